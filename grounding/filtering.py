@@ -1,0 +1,33 @@
+"""Pure functions on the regions of one image: which of them are kept. The order of what is kept never changes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from srum.geometry import iou
+from srum.records import Region, Size
+
+
+def by_area(regions: Sequence[Region], image_size: Size, low: float = 0.0, high: float = 1.0) -> list[Region]:
+    """The regions whose area is between the fractions ``low`` and ``high`` of an image of ``image_size`` (H, W)."""
+    pixels = image_size[0] * image_size[1]
+    return [region for region in regions if low * pixels <= region.area <= high * pixels]
+
+
+def without_overlaps(regions: Sequence[Region], threshold: float) -> list[Region]:
+    """Non-maximum suppression: a region goes when its box has an IoU above ``threshold`` with an earlier one kept."""
+    boxes = torch.tensor([region.box for region in regions], dtype=torch.float64).reshape(-1, 4)
+    overlaps = (iou(boxes, boxes) > threshold).tolist()
+    kept: list[int] = []
+    for index in range(len(regions)):
+        if not any(overlaps[index][earlier] for earlier in kept):
+            kept.append(index)
+    return [regions[index] for index in kept]
+
+
+def largest(regions: Sequence[Region], count: int) -> list[Region]:
+    """The ``count`` largest regions; of equal ones the earlier."""
+    kept = sorted(range(len(regions)), key=lambda index: -regions[index].area)[:count]
+    return [regions[index] for index in sorted(kept)]

@@ -1,0 +1,167 @@
+"""The ``srum`` command: one sub-command per stage, ``srum run`` for the loop.
+
+Imports of weight happen inside the commands, so that ``srum --help`` answers at once. What the user can put right is
+one line and exit code 2; anything else is a traceback.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    from srum.config import RunConfig
+    from srum.loop import Run
+
+
+class OneLineErrors(TyperGroup):
+    """Shows expected errors as one line."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except _expected_errors() as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(2) from None
+
+
+def _expected_errors() -> tuple[type[Exception], ...]:
+    from train.trainer import TrainingError
+
+    return ValueError, OSError, TrainingError
+
+
+app = typer.Typer(
+    cls=OneLineErrors,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Self-rewarding post-training for unified multimodal models, region by region.",
+)
+
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")]
+Round = Annotated[int, typer.Option("--round", min=0, help="Round, from 0.")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file; what it leaves out has its default.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Override; may be repeated.")]
+
+
+@app.command()
+def rollout(run: RunFolder, round_: Round = 0, config: ConfigFile = None, overrides: Overrides = None) -> None:
+    """Generate the candidates of a round."""
+    _stage("rollout", run, round_, config, overrides)
+
+
+@app.command()
+def ground(run: RunFolder, round_: Round = 0, config: ConfigFile = None, overrides: Overrides = None) -> None:
+    """Propose the regions of every candidate."""
+    _stage("ground", run, round_, config, overrides)
+
+
+@app.command()
+def judge(run: RunFolder, round_: Round = 0, config: ConfigFile = None, overrides: Overrides = None) -> None:
+    """Let the model score the regions and the layout of its own candidates."""
+    _stage("judge", run, round_, config, overrides)
+
+
+@app.command()
+def rasterize(run: RunFolder, round_: Round = 0, config: ConfigFile = None, overrides: Overrides = None) -> None:
+    """Turn judgements into reward maps on the latent grid."""
+    _stage("rasterize", run, round_, config, overrides)
+
+
+@app.command()
+def train(run: RunFolder, round_: Round = 0, config: ConfigFile = None, overrides: Overrides = None) -> None:
+    """Train every arm on the candidates of a round."""
+    _stage("train", run, round_, config, overrides)
+
+
+@app.command("eval")
+def eval_(
+    run: RunFolder,
+    round_: Annotated[int | None, typer.Option("--round", min=0, help="After this round (default: the last).")] = None,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+) -> None:
+    """Check the images of the base model and of every arm, with the exact checker.
+
+    After the last round this writes summary.json and the report; with --round, the folder eval/ of that round.
+    """
+    from srum import loop
+
+    opened = _open(run, config, overrides)
+    if round_ is None:
+        loop.conclude(opened)
+    else:
+        results = loop.evaluate_arms(opened, round_ + 1, opened.round(round_) / "eval")
+        loop.console.print(loop.summary_table(loop.summarize(results)))
+
+
+@app.command()
+def report(run: RunFolder) -> None:
+    """Write report.html from what the run has so far."""
+    from srum.report import write_report
+
+    typer.echo(write_report(run))
+
+
+@app.command("run")
+def run_(
+    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/default"),
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted.")] = False,
+    grounder: Annotated[str | None, typer.Option(help="classical, native, grid, or my_module:MyGrounder.")] = None,
+    objective: Annotated[str | None, typer.Option(help="What the arm srum trains: srum, sft or region_nft.")] = None,
+) -> None:
+    """Run all rounds, compare base, SFT, the paper's objective and the default; end in a table and a report."""
+    from srum.loop import run_loop
+
+    named = {"ground.grounder": grounder, "train.objective": objective}
+    flags = [f"{name}={value}" for name, value in named.items() if value is not None]
+    wanted = _config(out, config, [*(overrides or []), *flags], own=resume)
+    run_loop(wanted, out, resume, command=shlex.join(["srum", *sys.argv[1:]]))
+    typer.echo(f"{out / 'summary.json'}\n{out / 'report.html'}")
+
+
+@app.command()
+def pretrain(
+    out: Annotated[Path, typer.Option(help="Folder of the weights and of the checkpoints to resume from.")],
+    minutes: Annotated[float, typer.Option(min=0, help="Stop after so long; the same command goes on.")] = 120,
+    stage: Annotated[str | None, typer.Option(help="One stage of the recipe (default: all).")] = None,
+) -> None:
+    """Pretrain srum-tiny from scratch on the embedded world."""
+    from train import pretrain
+
+    pretrain.main(out=out, minutes=minutes, stage=stage)
+
+
+def _stage(name: str, run: Path, round_index: int, config: Path | None, overrides: list[str] | None) -> None:
+    from srum import loop
+
+    loop.perform(_open(run, config, overrides), name, round_index)
+
+
+def _open(folder: Path, config: Path | None, overrides: list[str] | None) -> Run:
+    """The run in ``folder``; a new one where there is none."""
+    from srum.loop import Run
+    from srum.run_dir import open_run
+
+    wanted = _config(folder, config, overrides or [], own=True)
+    open_run(folder, wanted, resume=True)
+    return Run(folder, wanted)
+
+
+def _config(folder: Path, config: Path | None, overrides: list[str], own: bool) -> RunConfig:
+    """What the command line asks for; where it asks for nothing and ``own`` allows it, what the folder's run has."""
+    from srum.config import load_config
+    from srum.run_dir import CONFIG
+
+    if own and config is None and not overrides and (folder / CONFIG).exists():
+        return load_config(folder / CONFIG)
+    return load_config(config, overrides)

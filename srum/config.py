@@ -1,0 +1,240 @@
+"""The one config of a run: a YAML file and dotted overrides become a frozen, checked ``RunConfig``.
+
+The defaults are those of the embedded model on the embedded world; the files in ``configs/`` name what differs.
+Contradictions are refused here, on construction, so that no stage has to.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class ConfigError(ValueError):
+    """A config that cannot be used; the message is one line and names the field."""
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, no unknown keys, NaN refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ImageConfig(Section):
+    """How images are sampled (``srum.models.base.Sampling``) and how many at a time."""
+
+    size: tuple[Count, Count] = (64, 64)  # (H, W) in pixels
+    timesteps: Annotated[int, Field(ge=2)] = 16  # points; one fewer Euler steps
+    timestep_shift: Positive = 1.0
+    guidance: Annotated[float, Field(ge=0.0)] = 2.0  # <= 1 is off
+    guidance_interval: tuple[Fraction, Fraction] = (0.0, 1.0)  # active where lo < t <= hi
+    renorm: Literal["global", "channel", "text_channel"] = "global"
+    plan: bool = False  # decode a planning text first; it conditions the image
+    batch_size: Count = 64  # images per call and per shard; no result depends on it
+
+    @model_validator(mode="after")
+    def _interval_is_ordered(self) -> ImageConfig:
+        low, high = self.guidance_interval
+        if low >= high:
+            raise ValueError(f"guidance_interval: ({low}, {high}) is empty; expected low < high")
+        return self
+
+    def sampling(self) -> dict[str, Any]:
+        """The fields of ``srum.models.base.Sampling``."""
+        return self.model_dump(exclude={"plan", "batch_size", "prompts", "count"})
+
+
+class RolloutConfig(ImageConfig):
+    """Rollout: the candidates of a round. They come from the stronger mode, with a plan, as the paper's do."""
+
+    plan: bool = True
+
+
+class GroundConfig(Section):
+    """Grounding: which region proposer, and how many regions an image may have."""
+
+    grounder: str = "classical"  # a shipped name, or my_module:MyGrounder
+    max_regions: Count = 8
+    batch_size: Count = 64  # images per shard
+
+
+class JudgeConfig(Section):
+    """Judging by the model itself."""
+
+    instructions: str = "compact"  # a shipped template, or the path of a .yaml file
+    soft: bool = True  # score = expectation under the model's token distribution
+    retries: Annotated[int, Field(ge=0)] = 1  # further attempts for a reply that cannot be parsed
+    max_tokens: Count = 256  # of one reply
+    batch_size: Count = 64  # images per call and per shard
+
+
+class RewardConfig(Section):
+    """From judgements to reward maps (specs/srum.md, 3)."""
+
+    mapping: Literal["signed", "unit"] = "signed"  # [-1, 1] (paper) or [0, 1] (released code)
+    overlap: Literal["smallest", "mean", "max", "min"] = "smallest"  # which region owns a shared cell
+    on_failure: Literal["skip", "keep"] = "skip"  # a candidate with a failed judgement: drop it, or keep what parsed
+
+
+class TrainConfig(Section):
+    """One training stage: the objective, the optimiser, what is trained."""
+
+    objective: Literal["sft", "srum", "region_nft"] = "region_nft"
+    constraint_weight: Annotated[float, Field(ge=0.0)] = 0.5  # srum: lambda_c of Eq. 3
+    use_layout: bool = True  # srum: the factor alpha of Eq. 1; False makes it 1
+    beta: Positive = 0.3  # region_nft: width of the trust region
+    credit: Literal["region", "sample"] = "region"  # where a candidate's score lands: on the blamed cells, or evenly
+    advantage_offset: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.0  # region_nft: added to every advantage
+    steps: Count = 150
+    batch_size: Count = 64  # samples per optimiser step
+    lr: Positive = 6e-4
+    schedule: Literal["constant", "linear", "cosine"] = "linear"  # after the warm-up; linear and cosine end at 0
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    eps: Positive = 1e-15
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    clip: Positive = 1.0  # norm of the gradient
+    text_dropout: Fraction = 0.1  # share of samples trained without text, for guidance
+    timestep_shift: Positive = 1.0
+    trainable: Literal["generation", "all"] = "generation"  # the generation expert only, or every weight
+    precision: Literal["fp32", "bf16"] = "fp32"
+    checkpoint_every: Count = 50  # steps
+    plan_in_context: bool = False  # train with the candidate's planning text before the image
+
+    @model_validator(mode="after")
+    def _warmup_ends(self) -> TrainConfig:
+        if self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps: {self.warmup_steps} leaves nothing of steps={self.steps}")
+        return self
+
+
+class EvalConfig(ImageConfig):
+    """Evaluation by the exact checker: which prompts, sampled how."""
+
+    prompts: str = "held_out"  # a set of the embedded world, or a .jsonl file with its metadata
+    count: Count = 600
+
+
+class RunConfig(Section):
+    """Everything a run depends on, beside the code."""
+
+    model: str = "srum-tiny"  # a shipped name, or a folder in the official layout
+    seed: Annotated[int, Field(ge=0)] = 0
+    rounds: Count = 3
+    prompts: str = "train"  # a set of the embedded world, or the path of a .jsonl or .txt file
+    prompt_count: Count = 320  # prompts per round, drawn anew each round; all of a file that has no more
+    candidates_per_prompt: Count = 4
+    rollout: RolloutConfig = RolloutConfig()
+    ground: GroundConfig = GroundConfig()
+    judge: JudgeConfig = JudgeConfig()
+    reward: RewardConfig = RewardConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+
+    @model_validator(mode="after")
+    def _no_contradiction(self) -> RunConfig:
+        if self.train.objective == "region_nft" and self.candidates_per_prompt < 2:
+            raise ValueError(
+                "candidates_per_prompt: region_nft compares the candidates of a prompt; it needs at least 2"
+            )
+        if self.train.plan_in_context and not self.rollout.plan:
+            raise ValueError("train.plan_in_context: there is no plan to train with while rollout.plan is false")
+        return self
+
+
+def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -> RunConfig:
+    """The config of a YAML file (None: the defaults) with overrides such as ``train.lr=1e-5`` applied in order.
+
+    Raises ConfigError, one line: an unreadable file, an unknown key (with the nearest known one), a value out of range,
+    a contradiction.
+    """
+    values = _read_yaml(Path(path)) if path is not None else {}
+    for override in overrides:
+        _apply(values, override)
+    return parse_config(values)
+
+
+def parse_config(values: Mapping[str, Any]) -> RunConfig:
+    """The config of nested plain values. Raises ConfigError."""
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(detail) for detail in error.errors())) from None
+
+
+def dump(config: RunConfig) -> str:
+    """The whole config as YAML; ``load_config`` of it gives the config back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def differing_fields(a: RunConfig, b: RunConfig) -> list[str]:
+    """``train.lr: 0.0006 != 1e-05`` for every field in which two configs differ."""
+    left, right = dict(_leaves(a.model_dump(mode="json"))), dict(_leaves(b.model_dump(mode="json")))
+    return [f"{name}: {left[name]} != {right[name]}" for name in left if left[name] != right[name]]
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot read the config {path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values or {}, dict):
+        raise ConfigError(f"{path}: expected keys and values, got {type(values).__name__}")
+    return values or {}
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    if not equals or not name:
+        raise ConfigError(f"{override!r} is not an override; expected name=value, such as train.lr=1e-5")
+    *sections, key = name.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"{name}: {section} is not a section")
+    try:
+        values[key] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"{name}: {text!r} is not a YAML value") from None
+
+
+def _explain(detail: Any) -> str:
+    name = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        return f"unknown key {name}{_suggest(name)}"
+    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "value_error":  # ours: the message names the field within its section
+        return f"{name}.{message}" if name else message
+    return f"{name}: {message}, got {detail['input']!r}"
+
+
+def _suggest(name: str) -> str:
+    """The nearest known key: one that is spelled alike in the same section, else of that name in another."""
+    *sections, key = name.split(".")
+    siblings: Any = RunConfig().model_dump()
+    for section in sections:
+        siblings = siblings[section]
+    if near := difflib.get_close_matches(key, siblings, n=1):
+        return f"; did you mean {'.'.join([*sections, *near])}?"
+    if elsewhere := [known for known, _ in _leaves(RunConfig().model_dump()) if known.split(".")[-1] == key]:
+        return f"; did you mean {' or '.join(elsewhere)}?"
+    return f"; known here are {', '.join(siblings)}"
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

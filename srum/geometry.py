@@ -1,0 +1,105 @@
+"""Boxes and masks, and the one place where they move between the image, model-input and latent frames.
+
+Boxes are ``(x0, y0, x1, y1)`` in continuous coordinates of a frame of size (H, W): x in [0, W], y in [0, H], origin at
+the top left corner, so that a box of whole numbers covers exactly its pixels ``[y0:y1, x0:x1]``. A change of frame is a
+change of size: the whole image is always the whole frame (specs/srum.md, section 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from srum.records import Box, MaskRLE, Size
+
+
+def clip_box(box: Sequence[float], size: Size) -> Box:
+    """``box`` cut to a frame of ``size`` (H, W); empty (x0 == x1 or y0 == y1) where it lies outside."""
+    height, width = size
+    x0, y0, x1, y1 = box
+    return min(max(x0, 0), width), min(max(y0, 0), height), min(max(x1, 0), width), min(max(y1, 0), height)
+
+
+def scale_box(box: Sequence[float], from_size: Size, to_size: Size) -> Box:
+    """``box`` of a frame of ``from_size`` (H, W) in the coordinates of a frame of ``to_size`` (H, W)."""
+    y_scale, x_scale = to_size[0] / from_size[0], to_size[1] / from_size[1]
+    x0, y0, x1, y1 = box
+    return x0 * x_scale, y0 * y_scale, x1 * x_scale, y1 * y_scale
+
+
+def box_area(boxes: Tensor) -> Tensor:
+    """Areas (...) of ``boxes`` (..., 4); 0 for an empty or inverted box."""
+    return (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(-1)
+
+
+def iou(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection over union (N, M), in [0, 1], of boxes ``a`` (N, 4) and ``b`` (M, 4); 0 where both are empty."""
+    top_left = torch.maximum(a[:, None, :2], b[None, :, :2])
+    bottom_right = torch.minimum(a[:, None, 2:], b[None, :, 2:])
+    intersection = (bottom_right - top_left).clamp(min=0).prod(-1)
+    union = box_area(a)[:, None] + box_area(b)[None, :] - intersection
+    return torch.where(union > 0, intersection / union, torch.zeros_like(union))
+
+
+def rle_encode(mask: np.ndarray) -> MaskRLE:
+    """Run lengths of a binary mask (H, W), row-major, the first run one of zeros (perhaps of length 0)."""
+    flat = np.concatenate(([False], np.asarray(mask, dtype=bool).ravel()))
+    edges = np.flatnonzero(flat[1:] != flat[:-1])
+    counts = np.diff(np.concatenate(([0], edges, [flat.size - 1])))
+    return MaskRLE(size=(mask.shape[0], mask.shape[1]), counts=counts.tolist())
+
+
+def rle_decode(rle: MaskRLE) -> np.ndarray:
+    """The bool mask (H, W). Raises ValueError when the runs do not fill the mask."""
+    height, width = rle.size
+    if sum(rle.counts) != height * width or min(rle.counts, default=0) < 0:
+        raise ValueError(f"runs of a mask {height}x{width} sum to {sum(rle.counts)}, expected {height * width}")
+    values = np.arange(len(rle.counts)) % 2 == 1
+    return np.repeat(values, rle.counts).reshape(height, width)
+
+
+def coverage(boxes: Tensor, image_size: Size, grid: Size) -> Tensor:
+    """Exact fraction (N, h, w), in [0, 1], of each cell of ``grid`` (h, w) that each box (N, 4) covers.
+
+    Boxes are in pixels of an image of ``image_size`` (H, W) and may reach outside it. Separable: the covered area of a
+    cell is the product of the covered lengths along y and x.
+    """
+    height, width = image_size
+    along_y = _covered_length(boxes[:, 1], boxes[:, 3], height, grid[0])
+    along_x = _covered_length(boxes[:, 0], boxes[:, 2], width, grid[1])
+    return along_y[:, :, None] * along_x[:, None, :]
+
+
+def mask_coverage(mask: np.ndarray, grid: Size) -> Tensor:
+    """Exact fraction (h, w), in [0, 1], of each cell of ``grid`` (h, w) that a binary mask (H, W) covers."""
+    return area_average(torch.from_numpy(np.asarray(mask, dtype=np.float64)), grid)
+
+
+def area_average(pixels: Tensor, grid: Size) -> Tensor:
+    """Mean (h, w) of a pixel map (H, W) over the area of each cell of ``grid`` (h, w).
+
+    Sides need not be multiples of the grid: a pixel cut by a cell's border counts with the part that lies inside.
+    """
+    height, width = pixels.shape
+    along_y = _pixels_in_cells(height, grid[0]).to(pixels)
+    along_x = _pixels_in_cells(width, grid[1]).to(pixels)
+    return along_y @ pixels @ along_x.T
+
+
+def _covered_length(start: Tensor, end: Tensor, length: int, cells: int) -> Tensor:
+    """Fraction (N, cells) of each of ``cells`` equal parts of [0, length] inside each interval [start, end] (N,)."""
+    position = torch.arange(cells, dtype=torch.float64)
+    scale = cells / length
+    start, end = start.to(torch.float64) * scale, end.to(torch.float64) * scale
+    left = torch.maximum(start[:, None], position)
+    right = torch.minimum(end[:, None], position + 1)
+    return (right - left).clamp(min=0)
+
+
+def _pixels_in_cells(length: int, cells: int) -> Tensor:
+    """Fraction (cells, length) of each of ``cells`` equal parts of [0, length] that each pixel fills."""
+    pixels = torch.arange(length)
+    return _covered_length(pixels, pixels + 1, length, cells).T

@@ -1,0 +1,329 @@
+"""The loop of the paper's Fig. 2: rollout -> ground -> judge -> rasterize -> train, again with the new weights.
+
+One function per stage, in order; each reads what the stages before it wrote into the round's folder, and writes its own
+file there. Beside the configured objective (arm ``srum``), whose weights make the next round's candidates, two arms
+train on the same candidates from their own weights: ``sft``, and ``srum_paper``, Eq. 1-3 as published.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import save_file
+from torch import Tensor
+
+from grounding.base import ground, load_grounder
+from judging.instructions import load_instructions
+from judging.self_judge import SelfJudge
+from srum import models
+from srum.config import RunConfig, TrainConfig
+from srum.evaluation.accuracy import EvalResult, evaluate, paired_bootstrap, require_metadata
+from srum.models.base import Decoding
+from srum.records import Candidate, Grounding, Judgement, Prompt, RewardMap
+from srum.report import write_report
+from srum.reward_map import Skipped, rasterize, sample_score
+from srum.rollout import choose_prompts, rollout
+from srum.run_dir import (
+    StageTimer,
+    atomic,
+    finished,
+    open_image,
+    open_run,
+    read_records,
+    round_dir,
+    run_stage,
+    write_json,
+    write_records,
+    write_text,
+)
+from srum.seeding import seed_for
+from train.data import load_training_records
+from train.trainer import train
+
+BASE, MAIN = "base", "srum"  # the model that entered; the arm whose weights make the candidates
+RASTERIZE_BATCH = 64  # candidates per shard
+console = Console()
+
+
+@dataclass(frozen=True)
+class Run:
+    """An open run: its folder and its config."""
+
+    folder: Path
+    config: RunConfig
+
+    def round(self, k: int) -> Path:
+        """The folder of round ``k``."""
+        return round_dir(self.folder, k)
+
+    @property
+    def timer(self) -> StageTimer:
+        """The times of the run."""
+        return StageTimer(self.folder / "timings.json")
+
+    def weights(self, arm: str, rounds: int) -> str:
+        """The weights of ``arm`` after so many rounds: a folder, or the model that entered."""
+        return self.config.model if arm == BASE or rounds == 0 else str(self.train_dir(arm, rounds - 1) / "model")
+
+    def train_dir(self, arm: str, k: int) -> Path:
+        """Where ``arm`` is trained in round ``k``."""
+        return self.round(k) / "train" / arm
+
+
+def arms(config: RunConfig) -> dict[str, TrainConfig]:
+    """What is trained in each round, on the same candidates and with the same number of steps.
+
+    ``srum_paper`` needs signed maps, and is left out of a run whose maps are not.
+    """
+    paper: dict[str, Any] = {"objective": "srum", "constraint_weight": 0.5, "use_layout": True, "credit": "region"}
+    found = {"sft": config.train.model_copy(update={"objective": "sft"})}
+    if config.reward.mapping == "signed":
+        found["srum_paper"] = config.train.model_copy(update=paper)
+    return found | {MAIN: config.train}
+
+
+# --- one round
+
+
+def rollout_stage(run: Run, k: int) -> None:
+    """prompts.jsonl, candidates.jsonl, images/, latents/: made with the newest weights."""
+    folder, config = run.round(k), run.config
+    if finished(folder, "candidates"):
+        return
+    if not finished(folder, "prompts"):
+        seed = seed_for(config.seed, k, "prompts")
+        write_records(folder / "prompts.jsonl", choose_prompts(config.prompts, config.prompt_count, seed))
+    prompts = read_records(folder / "prompts.jsonl", Prompt)
+    rollout(models.load(run.weights(MAIN, k)), prompts, config, k, folder)
+
+
+def ground_stage(run: Run, k: int) -> None:
+    """regions.jsonl: the region proposals of every candidate."""
+    folder, config = run.round(k), run.config.ground
+    if finished(folder, "regions"):
+        return
+    candidates = {c.id: c for c in read_records(folder / "candidates.jsonl", Candidate)}
+    grounder = load_grounder(config.grounder, models.load(run.weights(MAIN, k)))
+
+    def work(batch: Mapping[str, Candidate]) -> list[Grounding]:
+        images = [open_image(folder / candidate.image) for candidate in batch.values()]
+        found = ground(grounder, images, [candidate.prompt for candidate in batch.values()], config.max_regions)
+        return [
+            Grounding(candidate_id=name, regions=regions, error=error)
+            for name, (regions, error) in zip(batch, found, strict=True)
+        ]
+
+    run_stage(folder, "regions", Grounding, candidates, config.batch_size, work)
+
+
+def judge_stage(run: Run, k: int) -> None:
+    """judgements.jsonl: what the model, with the weights that made the images, says of every region and layout."""
+    folder, config = run.round(k), run.config.judge
+    if finished(folder, "judgements"):
+        return
+    candidates = {c.id: c for c in read_records(folder / "candidates.jsonl", Candidate)}
+    regions = {g.candidate_id: g.regions for g in read_records(folder / "regions.jsonl", Grounding)}
+    decoding = Decoding(max_tokens=config.max_tokens, seed=seed_for(run.config.seed, k, "judge"))
+    judge = SelfJudge(
+        models.load(run.weights(MAIN, k)), config.instructions, config.soft, decoding=decoding, retries=config.retries
+    )
+
+    def work(batch: Mapping[str, Candidate]) -> list[Judgement]:
+        images = [open_image(folder / candidate.image) for candidate in batch.values()]
+        prompts = [candidate.prompt for candidate in batch.values()]
+        said = judge.judge(images, prompts, [regions[name] for name in batch])
+        return [
+            Judgement(candidate_id=name, regions=of_regions, layout=of_layout)
+            for name, (of_regions, of_layout) in zip(batch, said, strict=True)
+        ]
+
+    run_stage(folder, "judgements", Judgement, candidates, config.batch_size, work)
+
+
+def rasterize_stage(run: Run, k: int) -> None:
+    """rewards.jsonl, rewards/, counts.json: a reward map for every candidate whose judgement allows one."""
+    folder, config = run.round(k), run.config.reward
+    if finished(folder, "rewards") and (folder / "counts.json").exists():
+        return
+    candidates = {c.id: c for c in read_records(folder / "candidates.jsonl", Candidate)}
+    groundings = {g.candidate_id: g for g in read_records(folder / "regions.jsonl", Grounding)}
+    judgements = {j.candidate_id: j for j in read_records(folder / "judgements.jsonl", Judgement)}
+    model = models.load(run.weights(MAIN, k))
+
+    def outcome(candidate: Candidate) -> tuple[Tensor, float] | Skipped:
+        grounding, judgement = groundings[candidate.id], judgements[candidate.id]
+        grid = model.latent_grid(candidate.size)
+        return rasterize(candidate, grounding, judgement, grid, config.mapping, config.overlap, config.on_failure)
+
+    def work(batch: Mapping[str, Candidate]) -> list[RewardMap]:
+        outcomes = {name: outcome(candidate) for name, candidate in batch.items()}
+        return [
+            _keep_reward(folder, judgements[name], config.mapping, *made)
+            for name, made in outcomes.items()
+            if not isinstance(made, Skipped)
+        ]
+
+    rewards = run_stage(folder, "rewards", RewardMap, candidates, RASTERIZE_BATCH, work)
+    rewarded = {reward.candidate_id for reward in rewards}
+    skipped = [str(outcome(candidate)) for name, candidate in candidates.items() if name not in rewarded]
+    counts = count_outcomes(list(groundings.values()), list(judgements.values()), skipped)
+    write_json(folder / "counts.json", counts)
+    console.print(f"{folder.name}: {json.dumps(counts)}")
+
+
+def _keep_reward(
+    folder: Path, judgement: Judgement, mapping: Literal["signed", "unit"], values: Tensor, alpha: float
+) -> RewardMap:
+    name = f"rewards/{judgement.candidate_id}.safetensors"
+    with atomic(folder / name) as partial:
+        save_file({"reward": values.contiguous()}, partial)
+    return RewardMap(
+        candidate_id=judgement.candidate_id,
+        values=name,
+        grid=(values.shape[0], values.shape[1]),
+        mapping=mapping,
+        alpha=alpha,
+        sample_score=sample_score(judgement),
+    )
+
+
+def count_outcomes(
+    groundings: Sequence[Grounding], judgements: Sequence[Judgement], skipped: Sequence[str]
+) -> dict[str, Any]:
+    """What became of a round's candidates: how many, and how many failed at what (``skipped``: why, each)."""
+    return {
+        "candidates": len(groundings),
+        "grounding_errors": sum(g.error is not None for g in groundings),
+        "without_regions": sum(g.error is None and all(region.id == 0 for region in g.regions) for g in groundings),
+        "regions_judged": sum(len(j.regions) for j in judgements),
+        "region_failures": _count(region.failure for j in judgements for region in j.regions),
+        "layout_failures": _count(j.layout.failure for j in judgements),
+        "skipped": _count(skipped),
+        "reward_maps": len(groundings) - len(skipped),
+    }
+
+
+def _count(kinds: Iterable[str | None]) -> dict[str, int]:
+    return {str(kind): number for kind, number in sorted(Counter(kind for kind in kinds if kind is not None).items())}
+
+
+def train_stage(run: Run, k: int) -> None:
+    """train/ARM/: every arm goes on from its own weights, on the same candidates, with the same noise."""
+    records, unrewarded = load_training_records(run.round(k))
+    console.print(f"{run.round(k).name}: training on {len(records)} candidates, {unrewarded} have no reward map")
+    for arm, config in arms(run.config).items():
+        folder = run.train_dir(arm, k)
+        if (folder / "model").exists():
+            continue
+        model = models.load(run.weights(arm, k))
+        train(model, records, config, folder, seed_for(run.config.seed, k, "train"), progress=sys.stderr.isatty())
+
+
+STAGES: dict[str, Callable[[Run, int], None]] = {
+    "rollout": rollout_stage,
+    "ground": ground_stage,
+    "judge": judge_stage,
+    "rasterize": rasterize_stage,
+    "train": train_stage,
+}
+
+
+def perform(run: Run, name: str, k: int) -> None:
+    """One stage of round ``k``, timed; nothing is done again that is finished."""
+    with run.timer.stage(f"{run.round(k).name}/{name}"):
+        STAGES[name](run, k)
+
+
+# --- the whole run
+
+
+def run_loop(config: RunConfig, folder: Path, resume: bool = False, command: str = "") -> dict[str, Any]:
+    """All rounds, then every arm on the held-out prompts: ``summary.json`` (returned) and ``report.html``.
+
+    ``command`` is what the report says the run was made with.
+
+    An interrupted run with ``resume`` ends in the same ``summary.json``, bit for bit. Raises ConfigError, RunError,
+    GrounderError and ValueError for inputs that cannot work, before anything is written.
+    """
+    check_inputs(config)
+    open_run(folder, config, resume)
+    if command and not resume:
+        write_text(folder / "command.txt", command + "\n")
+    run = Run(folder, config)
+    for k in range(config.rounds):
+        for name in STAGES:
+            perform(run, name, k)
+    return conclude(run)
+
+
+def check_inputs(config: RunConfig) -> None:
+    """Raise now what would else be raised after hours: prompts, model, grounder, instructions."""
+    choose_prompts(config.prompts, config.prompt_count, config.seed)
+    require_metadata(eval_prompts(config))
+    load_grounder(config.ground.grounder, models.load(config.model))
+    load_instructions(config.judge.instructions)
+
+
+def conclude(run: Run) -> dict[str, Any]:
+    """Evaluate every arm after the last round; write ``summary.json`` and ``report.html``, print the table."""
+    results = evaluate_arms(run, run.config.rounds, run.folder / "eval")
+    summary = summarize(results)
+    write_json(run.folder / "summary.json", summary)
+    write_report(run.folder)
+    console.print(summary_table(summary))
+    return summary
+
+
+def evaluate_arms(run: Run, rounds: int, folder: Path) -> dict[str, EvalResult]:
+    """The base model and every arm after so many rounds, on the same prompts with the same noise, in ``folder/ARM``."""
+    prompts, results = eval_prompts(run.config), {}
+    for arm in (BASE, *arms(run.config)):
+        with run.timer.stage(f"{folder.relative_to(run.folder)} {arm}"):
+            model = models.load(run.weights(arm, rounds))
+            results[arm] = evaluate(model, prompts, run.config.eval, folder / arm, run.config.seed)
+    return results
+
+
+def eval_prompts(config: RunConfig) -> list[Prompt]:
+    """The prompts of the evaluation: the same for every seed of the run."""
+    return choose_prompts(config.eval.prompts, config.eval.count, seed=0)
+
+
+def summarize(results: Mapping[str, EvalResult]) -> dict[str, Any]:
+    """Plain values of ``summary.json``: accuracies in percent, intervals of 95%, differences to ``base`` in points."""
+    summary = {
+        arm: asdict(result.overall)
+        | {"seed": result.seed, "per_category": {name: asdict(a) for name, a in result.per_category.items()}}
+        for arm, result in results.items()
+    }
+    for arm, result in results.items():
+        if arm != BASE:
+            points, low, high = paired_bootstrap(result.correct, results[BASE].correct)
+            summary[arm]["difference_to_base"] = {"points": points, "interval": (low, high)}
+    return summary
+
+
+def summary_table(summary: Mapping[str, Any]) -> Table:
+    """The summary as a table of the terminal: percent, points."""
+    categories = list(next(iter(summary.values()))["per_category"])
+    table = Table("arm", "accuracy %", "against base, points", *categories, title="held-out prompts, exact checker")
+    for arm, values in summary.items():
+        low, high = values["interval"]
+        cells = [f"{values['per_category'][category]['accuracy']:.1f}" for category in categories]
+        table.add_row(arm, f"{values['accuracy']:.1f} [{low:.1f}, {high:.1f}]", _difference(values), *cells)
+    return table
+
+
+def _difference(values: Mapping[str, Any]) -> str:
+    if "difference_to_base" not in values:
+        return ""
+    low, high = values["difference_to_base"]["interval"]
+    return f"{values['difference_to_base']['points']:+.1f} [{low:+.1f}, {high:+.1f}]"

@@ -1,0 +1,84 @@
+"""Keys and values of a batch of contexts, preallocated and shared by everything that attends to them.
+
+Rows are contexts of different lengths. Every append takes the same block of columns in all rows; ``valid`` says which
+columns hold a token of which row, so that no row is ever moved. A block that is not kept (a denoising step) is written
+over by the next one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class Cache:
+    """``keys[layer]``, ``values[layer]``: (rows, kv heads, capacity, head dim); ``position`` (rows,): next rope position."""
+
+    def __init__(
+        self, layers: int, rows: int, kv_heads: int, head_dim: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        shape = (rows, kv_heads, 0, head_dim)
+        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)]
+        self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)]
+        self.valid = torch.zeros(rows, 0, dtype=torch.bool, device=device)
+        self.position = torch.zeros(rows, dtype=torch.long, device=device)
+        self.used = 0
+
+    @property
+    def rows(self) -> int:
+        return self.valid.shape[0]
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens in each row. (rows,)"""
+        return self.valid[:, : self.used].sum(1)
+
+    def reserve(self, columns: int) -> None:
+        """Make room for ``columns`` more columns."""
+        missing = self.used + columns - self.valid.shape[1]
+        if missing > 0:
+            pad = (0, 0, 0, missing)
+            self.keys = [torch.nn.functional.pad(k, pad) for k in self.keys]
+            self.values = [torch.nn.functional.pad(v, pad) for v in self.values]
+            self.valid = torch.nn.functional.pad(self.valid, (0, missing))
+
+    def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Put (rows, kv heads, n, head dim) behind the used columns; returns all keys and values up to there."""
+        end = self.used + k.shape[2]
+        self.keys[layer][:, :, self.used : end] = k
+        self.values[layer][:, :, self.used : end] = v
+        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+
+    def keep(self, present: Tensor, advance: Tensor) -> None:
+        """Keep the block just written: ``present`` (rows, n) marks real tokens, ``advance`` (rows,) moves the positions."""
+        end = self.used + present.shape[1]
+        self.valid[:, self.used : end] = present
+        self.position = self.position + advance
+        self.used = end
+
+    def select(self, rows: Sequence[int] | Tensor) -> Cache:
+        """A copy with these rows, in this order, with repetition: one context shared by several continuations."""
+        index = torch.as_tensor(rows, device=self.valid.device)
+        copy = object.__new__(Cache)
+        copy.keys = [k[index, :, : self.used] for k in self.keys]
+        copy.values = [v[index, :, : self.used] for v in self.values]
+        copy.valid = self.valid[index, : self.used]
+        copy.position = self.position[index]
+        copy.used = self.used
+        return copy
+
+    @staticmethod
+    def stack(caches: Sequence[Cache]) -> Cache:
+        """One cache with the rows of all, padded on the right to the longest."""
+        used = max(c.used for c in caches)
+        for c in caches:
+            c.reserve(used - c.used)
+        joined = object.__new__(Cache)
+        joined.keys = [torch.cat([c.keys[i][:, :, :used] for c in caches]) for i in range(len(caches[0].keys))]
+        joined.values = [torch.cat([c.values[i][:, :, :used] for c in caches]) for i in range(len(caches[0].values))]
+        joined.valid = torch.cat([c.valid[:, :used] for c in caches])
+        joined.position = torch.cat([c.position for c in caches])
+        joined.used = used
+        return joined

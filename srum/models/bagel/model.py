@@ -1,0 +1,447 @@
+"""BAGEL behind the protocol of ``srum.models.base``: contexts, images, answers, and the training forward pass."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import torch
+from diffusers import AutoencoderKL
+from PIL.Image import Image
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
+
+from srum import flow
+from srum.models.bagel import images as pictures
+from srum.models.bagel.autoencoder import decode_latents, encode_mean
+from srum.models.bagel.cache import Cache
+from srum.models.bagel.checkpoint import load_autoencoder, load_network, load_tokenizer, save_checkpoint
+from srum.models.bagel.config import BagelConfig
+from srum.models.bagel.network import BagelNetwork, Layout
+from srum.models.bagel.sampler import initial_noise, sample
+from srum.models.bagel.sequence import Batch, ImageMarkers, Split, lay_out
+from srum.models.base import Decoding, Generated, Question, Sampling, Segment, TrainingForward
+
+Precision = Literal["fp32", "bf16"]
+DECODE_BATCH = 32  # images per autoencoder call
+
+
+class Bagel:
+    """A loaded BAGEL checkpoint of any size. Meets ``UnifiedModel``."""
+
+    def __init__(
+        self,
+        folder: Path,
+        config: BagelConfig,
+        network: BagelNetwork,
+        autoencoder: AutoencoderKL,
+        tokenizer: PreTrainedTokenizerFast,
+        precision: Precision = "fp32",
+    ) -> None:
+        self.folder, self.config, self.network = folder, config, network
+        self.autoencoder, self.tokenizer, self.precision = autoencoder, tokenizer, precision
+        self.bos, self.eos = self._id("<|im_start|>"), self._id("<|im_end|>")
+        self.markers = ImageMarkers(self._id("<|vision_start|>"), self._id("<|vision_end|>"))
+        self._ids = lru_cache(maxsize=65536)(lambda text: tuple(tokenizer.encode(text, add_special_tokens=False)))
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str | torch.device = "cpu", precision: Precision = "fp32") -> Bagel:
+        """Read a folder in the official layout. Errors name the missing file or the tensors that do not fit."""
+        folder = Path(folder)
+        config = BagelConfig.from_folder(folder)
+        network = load_network(folder, config).to(device).eval()
+        autoencoder = load_autoencoder(folder, config).to(device)
+        return cls(folder, config, network, autoencoder, load_tokenizer(folder), precision)
+
+    def save(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
+        """Write the official layout."""
+        save_checkpoint(Path(folder), self.config, self.network, self.autoencoder, self.folder, dtype)
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.llm2vae.weight.device
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the weights: which model made a record."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.network.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().float().cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """Everything that may be trained; the fixed position tables are not."""
+        return [(n, p) for n, p in self.network.named_parameters() if not n.endswith("pos_embed")]
+
+    def generation_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """The generation expert with its input and output layers."""
+        return self.network.generation_parameters()
+
+    # ---------------------------------------------------------------- images and latents
+
+    def latent_grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(h, w) in latent tokens of an (H, W) image."""
+        cell = self.config.pixels_per_token
+        if size[0] % cell or size[1] % cell:
+            raise ValueError(f"image size {size} is not a multiple of {cell} pixels")
+        return size[0] // cell, size[1] // cell
+
+    def tokens(self, latent: Tensor) -> Tensor:
+        """(C, h p, w p) to (h w, p p C)."""
+        return pictures.latent_to_tokens(latent, self.config.latent_patch_size)
+
+    def encode(self, images: Sequence[Image]) -> list[Tensor]:
+        """Clean scaled latents (C, h, w), the posterior mean, of images resized by the autoencoder's rule."""
+        pixels = [pictures.to_tensor(self._resized(image)) for image in images]
+        return [encode_mean(self.autoencoder, x[None].to(self.device))[0].cpu() for x in pixels]
+
+    def decode(self, latents: Sequence[Tensor]) -> list[Image]:
+        """Images of clean scaled latents (C, h, w); neighbours of one size go through the autoencoder together."""
+        decoded: list[Image] = []
+        for group in _runs(list(latents), lambda latent: latent.shape, DECODE_BATCH):
+            with self._compute():
+                pixels = decode_latents(self.autoencoder, torch.stack(group).to(self.device))
+            decoded += [pictures.to_image(x) for x in pixels]
+        return decoded
+
+    # ---------------------------------------------------------------- generation
+
+    @torch.no_grad()
+    def generate(
+        self, prompts: Sequence[str], sampling: Sampling, seeds: Sequence[int], plan: bool = False
+    ) -> list[Generated]:
+        """One image per prompt. With ``plan`` a planning text is decoded greedily first and conditions the image."""
+        with self._compute():
+            full, plans = self._generation_contexts(prompts, plan)
+            tokens = self.denoise(full, self.noise(seeds, sampling.size), [sampling.size] * len(prompts), sampling)
+        grid = self.latent_grid(sampling.size)
+        latents = [pictures.tokens_to_latent(x, grid, self.config.latent_patch_size).cpu() for x in tokens]
+        pairs = zip(self.decode(latents), latents, plans, strict=True)
+        return [Generated(image, latent, text) for image, latent, text in pairs]
+
+    def noise(self, seeds: Sequence[int], size: tuple[int, int]) -> list[Tensor]:
+        """Initial noise in token space, from each seed alone."""
+        h, w = self.latent_grid(size)
+        return initial_noise(seeds, [h * w] * len(seeds), self.config.latent_dim)
+
+    def denoise(
+        self,
+        contexts: Sequence[Cache],
+        noise: Sequence[Tensor],
+        sizes: Sequence[tuple[int, int]],
+        sampling: Sampling,
+    ) -> list[Tensor]:
+        """Clean latent tokens (h w, D) per image. ``contexts``: full, no text, no image (the last only if it is used)."""
+        grids = [self.latent_grid(size) for size in sizes]
+        flat = torch.cat(list(noise)).to(self.device)
+        owner = torch.cat([torch.full((len(x),), i) for i, x in enumerate(noise)]).to(self.device)
+        branches: dict[int, tuple[Cache, Batch]] = {}
+
+        def velocity(x: Tensor, t: float, count: int) -> Tensor:
+            if count not in branches:
+                cache = Cache.stack(contexts[:count]) if count > 1 else contexts[0]
+                splits = [[Split(kind="noisy", tokens=n, grid=g)] for n, g in zip(noise, grids, strict=True)]
+                branches[count] = cache, self._lay_out(splits * count, cache)
+            cache, batch = branches[count]
+            batch = replace(batch, latents=x.repeat(count, 1), timesteps=torch.full_like(batch.timesteps, t))
+            _, gen = self._forward(batch, cache)
+            return self.network.llm2vae(gen)
+
+        return list(sample(velocity, flat, owner, sampling).split([len(x) for x in noise]))
+
+    def _generation_contexts(self, prompts: Sequence[str], plan: bool) -> tuple[list[Cache], list[str | None]]:
+        """[full, no text, no image] contexts of the prompts, and the planning texts."""
+        full = self.empty_context(len(prompts))
+        if plan:
+            self.add_text(full, [self.config.plan_instruction] * len(prompts))
+        no_text = full.select(range(full.rows))
+        self.add_text(full, prompts)
+        no_image = full.select(range(full.rows))
+        plans: list[str | None] = [None] * len(prompts)
+        if plan:
+            plans = list(self.decode_text(full, Decoding()))
+            self.add_text(full, [text or "" for text in plans])
+        return [full, no_text, no_image], plans
+
+    # ---------------------------------------------------------------- understanding
+
+    @torch.no_grad()
+    def answer(
+        self, images: Sequence[Image], questions: Sequence[Sequence[Question]], decoding: Decoding
+    ) -> list[list[str]]:
+        """Replies ``[i][j]`` to question j about image i; the image's keys and values are computed once."""
+        if not any(questions):
+            return [[] for _ in images]
+        with self._compute():
+            context = self._question_contexts(images, questions)
+            prefixes = [q.reply_prefix for asked in questions for q in asked]
+            replies = iter(self.decode_text(context, decoding, prefixes))
+        return [[next(replies) for _ in asked] for asked in questions]
+
+    @torch.no_grad()
+    def continuation_logprobs(
+        self, images: Sequence[Image], questions: Sequence[Sequence[Question]], continuations: Sequence[str]
+    ) -> list[Tensor]:
+        """Per image (questions, continuations): log p(continuation | image, question, reply prefix).
+
+        The continuations of one question are branches of a tree over its context: one forward pass, nothing copied.
+        """
+        branches = [self._ids(text) for text in continuations]
+        if not any(questions):
+            return [torch.zeros(0, len(branches)) for _ in images]
+        with self._compute():
+            context = self._question_contexts(images, questions)
+            prefixes = [[self.bos, *self._ids(q.reply_prefix)] for asked in questions for q in asked]
+            states = self._extend(context, [[Split(kind="text", ids=ids)] for ids in prefixes])
+            ends = torch.tensor([len(ids) for ids in prefixes]).cumsum(0) - 1
+            first = self._log_softmax(states[ends.to(self.device)])  # (rows, V)
+            later = self._branch_logprobs(context, branches)  # (rows, continuations)
+        scores = first[:, [ids[0] for ids in branches]] + later
+        return list(scores.cpu().split([len(asked) for asked in questions]))
+
+    def _question_contexts(self, images: Sequence[Image], questions: Sequence[Sequence[Question]]) -> Cache:
+        """One row per question: the image, then the question."""
+        seen = self.empty_context(len(images))
+        self.add_seen(seen, [self._resized(image) for image in images])
+        context = seen.select([i for i, asked in enumerate(questions) for _ in asked])
+        self.add_text(context, [q.text for asked in questions for q in asked])
+        return context
+
+    def _branch_logprobs(self, context: Cache, branches: Sequence[Sequence[int]]) -> Tensor:
+        """(rows, branches): log-probability of each branch after its first token."""
+        inputs = [token for ids in branches for token in ids[:-1]]
+        targets = torch.tensor([token for ids in branches for token in ids[1:]], device=self.device)
+        if not inputs:
+            return torch.zeros(context.rows, len(branches), device=self.device)
+        branch = torch.tensor([b for b, ids in enumerate(branches) for _ in ids[:-1]], device=self.device)
+        depth = torch.tensor([d for ids in branches for d in range(len(ids) - 1)], device=self.device)
+        own = (branch[:, None] == branch[None, :]) & (depth[:, None] >= depth[None, :])
+        states = self._run_text(
+            context,
+            torch.tensor(inputs, device=self.device).repeat(context.rows, 1),
+            context.position[:, None] + depth,
+            own.expand(context.rows, -1, -1),
+        )
+        log_p = self._log_softmax(states)[..., :].gather(2, targets.expand(context.rows, -1)[..., None])[..., 0]
+        return torch.zeros(context.rows, len(branches), device=self.device).index_add_(1, branch, log_p)
+
+    # ---------------------------------------------------------------- contexts
+
+    def empty_context(self, rows: int) -> Cache:
+        llm = self.config.llm
+        dtype = torch.bfloat16 if self.precision == "bf16" else self.network.llm2vae.weight.dtype
+        return Cache(llm.num_hidden_layers, rows, llm.num_key_value_heads, llm.head_dim, self.device, dtype)
+
+    def add_text(self, context: Cache, texts: Sequence[str]) -> None:
+        """Append one text segment (bos, ids, eos) to every row."""
+        self._extend(context, [[self._text(text)] for text in texts])
+
+    def add_seen(self, context: Cache, images: Sequence[Image]) -> None:
+        """Append one image through the understanding encoder to every row."""
+        self._extend(context, [[self._seen(image)] for image in images])
+
+    def add_clean(self, context: Cache, latents: Sequence[Tensor]) -> None:
+        """Append one clean latent (C, h, w) to every row (timestep 0)."""
+        self._extend(context, [[self._clean(latent)] for latent in latents])
+
+    def decode_text(self, context: Cache, decoding: Decoding, prefixes: Sequence[str] | None = None) -> list[str]:
+        """One reply per row, without its prefix; the context itself is left as it was."""
+        starts = [[self.bos, *self._ids(p)] for p in prefixes] if prefixes else [[self.bos]] * context.rows
+        ids = self.decode_ids(context, decoding, starts=starts)
+        return [
+            self._reply(row)[len(prefixes[i]) if prefixes else 0 :] if prefixes and prefixes[i] else self._reply(row)
+            for i, row in enumerate(ids)
+        ]
+
+    def decode_ids(
+        self,
+        context: Cache,
+        decoding: Decoding,
+        stop: int | None = None,
+        starts: Sequence[Sequence[int]] | None = None,
+        logits_out: list[Tensor] | None = None,
+    ) -> list[list[int]]:
+        """Token ids per row, the start included and the stop token excluded, at most ``max_tokens`` with bos.
+
+        Each row stops by itself; rows that have stopped leave the batch. Sampled text is seeded per row.
+        """
+        stop = self.eos if stop is None else stop
+        ids = [list(s) for s in starts] if starts else [[self.bos] for _ in range(context.rows)]
+        limits = [decoding.max_tokens + len(row) - 1 for row in ids]
+        generators = [torch.Generator().manual_seed(decoding.seed + i) for i in range(len(ids))]
+        alive = list(range(len(ids)))
+        cache = context.select(alive)
+        if any(len(row) > 1 for row in ids):
+            self._extend(cache, [[Split(kind="text", ids=row[:-1])] if len(row) > 1 else [] for row in ids])
+        cache.reserve(decoding.max_tokens)
+        here = torch.ones(1, 1, 1, dtype=torch.bool, device=self.device)
+        rows = list(alive)  # rows of the cache: which reply each belongs to
+        while alive:
+            last = torch.tensor([[ids[i][-1]] for i in rows], device=self.device)
+            states = self._run_text(cache, last, cache.position[:, None], here.expand(len(rows), -1, -1))
+            cache.keep(torch.ones_like(last, dtype=torch.bool), torch.ones_like(cache.position))
+            logits = self.network.language_model.lm_head(states[:, 0])
+            if logits_out is not None:
+                logits_out.append(logits.float().cpu())
+            for i, token in zip(rows, self._pick(logits, rows, decoding, generators), strict=True):
+                if i not in alive:
+                    continue
+                if token == stop or len(ids[i]) >= limits[i]:
+                    alive.remove(i)
+                else:
+                    ids[i].append(token)
+            if alive and len(alive) <= len(rows) // 2:
+                keep = [r for r, i in enumerate(rows) if i in set(alive)]
+                cache, rows = cache.select(keep), [rows[r] for r in keep]
+                cache.reserve(decoding.max_tokens)
+        return ids
+
+    @staticmethod
+    def _pick(
+        logits: Tensor, rows: Sequence[int], decoding: Decoding, generators: Sequence[torch.Generator]
+    ) -> list[int]:
+        if decoding.temperature == 0:
+            return logits.argmax(1).tolist()
+        p = torch.softmax(logits.float() / decoding.temperature, dim=1).cpu()
+        return [int(torch.multinomial(p[r], 1, generator=generators[i])) for r, i in enumerate(rows)]
+
+    def _reply(self, ids: Sequence[int]) -> str:
+        """Text between the first bos and the next marker, as the reference cuts it."""
+        return self.tokenizer.decode(ids).split("<|im_end|>")[0].split("<|im_start|>")[1]
+
+    # ---------------------------------------------------------------- training
+
+    def pack(self, samples: Sequence[Sequence[Segment]], noise: Sequence[Tensor], t: Sequence[float]) -> Batch:
+        """Packed batch; noise (h w, D) and t in [0, 1] of each noisy segment in order."""
+        draws = iter(zip(noise, t, strict=True))
+        splits = [[self._split(segment, draws) for segment in sample] for sample in samples]
+        return self._lay_out(splits, None)
+
+    def velocity(self, batch: Batch) -> TrainingForward:
+        """Predicted velocity per loss token (N, D) in float32, text logits (M, V) with their labels."""
+        und, gen = self._forward(batch, None)
+        velocity = self.network.llm2vae(gen[batch.loss_tokens])
+        logits = self.network.language_model.lm_head(und[batch.ce_tokens])
+        return TrainingForward(velocity.float(), logits.float(), batch.labels)
+
+    def _split(self, segment: Segment, draws: Iterator[tuple[Tensor, float]]) -> Split:
+        if segment.kind == "text":
+            return replace(self._text(segment.text or ""), loss=segment.loss)
+        if segment.kind == "seen":
+            if segment.image is None:
+                raise ValueError("a seen segment needs an image")
+            return self._seen(segment.image)
+        if segment.latent is None:
+            raise ValueError(f"a {segment.kind} segment needs a latent")
+        if segment.kind == "clean":
+            return self._clean(segment.latent)
+        noise, t = next(draws)
+        clean = self._clean(segment.latent)
+        assert clean.tokens is not None
+        return replace(clean, kind="noisy", tokens=flow.interpolate(clean.tokens, noise, t), t=float(t), loss=segment.loss)
+
+    # ---------------------------------------------------------------- splits and the forward pass
+
+    def _text(self, text: str) -> Split:
+        return Split(kind="text", ids=(self.bos, *self._ids(text), self.eos))
+
+    def _seen(self, image: Image | Tensor) -> Split:
+        """An image, or pixels (3, H, W) in [-1, 1] whose size already fits the patches."""
+        if not isinstance(image, Tensor):
+            image = pictures.to_tensor(
+                pictures.resize(image, self.config.vit_transform, self.config.transform_max_pixels)
+            )
+        patch = self.config.vit.patch_size
+        grid = (image.shape[1] // patch, image.shape[2] // patch)
+        return Split(kind="seen", patches=pictures.patchify(image, patch), grid=grid)
+
+    def _clean(self, latent: Tensor) -> Split:
+        patch = self.config.latent_patch_size
+        return Split(kind="clean", tokens=self.tokens(latent), grid=(latent.shape[1] // patch, latent.shape[2] // patch))
+
+    def _lay_out(self, samples: Sequence[Sequence[Split]], cache: Cache | None) -> Batch:
+        return lay_out(
+            samples,
+            self.markers,
+            patch_side=self.config.vit_max_num_patch_per_side,
+            latent_side=self.config.max_latent_size,
+            dims=(3 * self.config.vit.patch_size**2, self.config.latent_dim),
+            cache=cache,
+            device=self.device,
+        )
+
+    def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Token inputs of the two streams: (U, H), (G, H)."""
+        und = self.network.embed_text(batch.text_ids)
+        if len(batch.patches):
+            und = torch.cat([und, self.network.embed_seen(batch.patches, batch.patch_ids, batch.patch_present)])
+        return und, self.network.embed_latents(batch.latents, batch.timesteps, batch.latent_ids)
+
+    def _forward(self, batch: Batch, cache: Cache | None) -> tuple[Tensor, Tensor]:
+        und, gen = self.embed(batch)
+        if cache is not None:
+            cache.reserve(batch.layout.index.shape[1])
+        return self.network.decoder(und, gen, batch.layout, cache)
+
+    def _extend(self, cache: Cache, samples: Sequence[Sequence[Split]]) -> Tensor:
+        """Append to the rows of a context; returns the final states (U, H) of the und stream."""
+        batch = self._lay_out(samples, cache)
+        states, _ = self._forward(batch, cache)
+        cache.keep(batch.layout.present, batch.advance)
+        return states
+
+    def _run_text(self, cache: Cache, ids: Tensor, positions: Tensor, visible: Tensor) -> Tensor:
+        """Run token ids (rows, n) at rope positions (rows, n) over the cache; ``visible`` (rows, n, n) among themselves.
+
+        Returns final states (rows, n, H). Nothing is kept: the caller decides.
+        """
+        rows, n = ids.shape
+        cache.reserve(n)
+        index = torch.arange(rows * n, device=self.device)
+        context = cache.valid[:, None, : cache.used].expand(-1, n, -1)
+        layout = Layout(
+            index=index.view(rows, n),
+            place=index,
+            visible=torch.cat([context, visible], dim=2)[:, None],
+            positions=positions.flatten(),
+            present=torch.ones(rows, n, dtype=torch.bool, device=self.device),
+        )
+        und = self.network.embed_text(ids.flatten())
+        states, _ = self.network.decoder(und, und[:0], layout, cache)
+        return states.view(rows, n, -1)
+
+    def _log_softmax(self, states: Tensor) -> Tensor:
+        return torch.log_softmax(self.network.language_model.lm_head(states).float(), dim=-1)
+
+    def _resized(self, image: Image) -> Image:
+        """The autoencoder's resize, which the reference applies to every input image first."""
+        return pictures.resize(image, self.config.vae_transform, self.config.transform_max_pixels)
+
+    def _id(self, token: str) -> int:
+        value = self.tokenizer.convert_tokens_to_ids(token)
+        if value is None:
+            raise ValueError(f"the tokenizer in {self.folder} has no token {token!r}")
+        return int(value)
+
+    @contextmanager
+    def _compute(self) -> Iterator[None]:
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+            yield
+
+
+def _runs(items: Sequence[Tensor], key: Callable[[Tensor], object], limit: int) -> Iterator[list[Tensor]]:
+    """Neighbours with an equal key, at most ``limit`` together."""
+    group: list[Tensor] = []
+    for item in items:
+        if group and (key(item) != key(group[0]) or len(group) == limit):
+            yield group
+            group = []
+        group.append(item)
+    if group:
+        yield group

@@ -1,0 +1,305 @@
+"""The weights of BAGEL under their official names, and the forward pass over a packed batch (specs/bagel.md, 5 and 6).
+
+Tokens run through the network in two streams: ``und`` (text, image markers, seen patches) and ``gen`` (latent tokens).
+Every layer exists twice, once per stream; the streams meet only in attention.
+
+Shapes: U und tokens, G gen tokens, T = U + G, H hidden, B rows, L longest row, S cached columns, d head dim.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from srum.models.bagel.cache import Cache
+from srum.models.bagel.config import BagelConfig, LlmConfig, VitConfig
+from srum.models.bagel.positions import rotary, rotate, timestep_sinusoid
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the T tokens of the two streams stand in the rows of the batch, and what each may see.
+
+    ``index`` (B, L): token at each place, an index into [und; gen], padding repeats token 0. ``place`` (T,): place of
+    each token in the flattened (B * L). ``visible`` (B, 1, L, S + L) bool. ``positions`` (T,): rope positions.
+    ``present`` (B, L): False on padding.
+    """
+
+    index: Tensor
+    place: Tensor
+    visible: Tensor
+    positions: Tensor
+    present: Tensor
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
+    """Grouped-query attention: q (B, heads, L, d), k and v (B, kv heads, S, d), visible (B, 1, L, S) or None.
+
+    With gradients on a CPU the scores are formed explicitly: torch's fused CPU kernel has a backward pass several
+    times slower than two matrix products (benchmarks/attention.py).
+    """
+    if q.device.type != "cpu" or not (torch.is_grad_enabled() and q.requires_grad):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, enable_gqa=True)
+    rows, heads, length, width = q.shape
+    groups = k.shape[1]
+    scores = (q * width**-0.5).reshape(rows, groups, -1, width) @ k.transpose(2, 3)  # (B, kv heads, heads / kv * L, S)
+    if visible is not None:
+        bias = torch.zeros_like(visible, dtype=q.dtype).masked_fill(~visible, -torch.inf)
+        scores = (scores.view(rows, heads, length, -1) + bias).view_as(scores)
+    return (scores.softmax(-1) @ v).view(rows, heads, length, width)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight, the statistics in float32."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), (x.shape[-1],), eps=self.eps).to(x.dtype) * self.weight.to(x.dtype)
+
+
+class MLP(nn.Module):
+    """down(silu(gate(x)) * up(x))"""
+
+    def __init__(self, config: LlmConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Attention(nn.Module):
+    """Joint attention of both streams; projections and q/k norms belong to the stream."""
+
+    def __init__(self, config: LlmConfig, index: int) -> None:
+        super().__init__()
+        self.index = index
+        self.heads, self.kv_heads, self.head_dim = (
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+        )
+        kv = self.kv_heads * self.head_dim
+        for suffix in ("", "_moe_gen"):
+            self.add_module("q_proj" + suffix, nn.Linear(config.hidden_size, config.hidden_size))
+            self.add_module("k_proj" + suffix, nn.Linear(config.hidden_size, kv))
+            self.add_module("v_proj" + suffix, nn.Linear(config.hidden_size, kv))
+            self.add_module("o_proj" + suffix, nn.Linear(config.hidden_size, config.hidden_size, bias=False))
+            self.add_module("q_norm" + suffix, RMSNorm(self.head_dim, config.rms_norm_eps))
+            self.add_module("k_norm" + suffix, RMSNorm(self.head_dim, config.rms_norm_eps))
+
+    def project(self, x: Tensor, suffix: str) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (N, heads, d), keys and values (N, kv heads, d) of one stream, before rope."""
+        module = self._modules
+        q = module["q_proj" + suffix](x).unflatten(1, (self.heads, self.head_dim))
+        k = module["k_proj" + suffix](x).unflatten(1, (self.kv_heads, self.head_dim))
+        v = module["v_proj" + suffix](x).unflatten(1, (self.kv_heads, self.head_dim))
+        return module["q_norm" + suffix](q), module["k_norm" + suffix](k), v
+
+    def forward(
+        self, und: Tensor, gen: Tensor, layout: Layout, cos: Tensor, sin: Tensor, cache: Cache | None
+    ) -> tuple[Tensor, Tensor]:
+        streams = [self.project(und, "")] + ([self.project(gen, "_moe_gen")] if len(gen) else [])
+        q, k, v = (torch.cat(parts) for parts in zip(*streams, strict=True))
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        v = v.to(q.dtype)
+        q, k, v = (x[layout.index].transpose(1, 2) for x in (q, k, v))  # (B, heads, L, d)
+        if cache is not None:
+            k, v = cache.write(self.index, k, v)
+        out = attend(q, k, v, layout.visible)
+        out = out.transpose(1, 2).flatten(0, 1)[layout.place].flatten(1)  # (T, H)
+        module = self._modules
+        out_gen = module["o_proj_moe_gen"](out[len(und) :]) if len(gen) else gen
+        return module["o_proj"](out[: len(und)]), out_gen
+
+
+class Layer(nn.Module):
+    """One decoder layer, both experts."""
+
+    def __init__(self, config: LlmConfig, index: int) -> None:
+        super().__init__()
+        self.self_attn = Attention(config, index)
+        self.mlp, self.mlp_moe_gen = MLP(config), MLP(config)
+        width, eps = config.hidden_size, config.rms_norm_eps
+        self.input_layernorm, self.input_layernorm_moe_gen = RMSNorm(width, eps), RMSNorm(width, eps)
+        self.post_attention_layernorm, self.post_attention_layernorm_moe_gen = RMSNorm(width, eps), RMSNorm(width, eps)
+
+    def forward(
+        self, und: Tensor, gen: Tensor, layout: Layout, cos: Tensor, sin: Tensor, cache: Cache | None
+    ) -> tuple[Tensor, Tensor]:
+        du, dg = self.self_attn(
+            self.input_layernorm(und), self.input_layernorm_moe_gen(gen), layout, cos, sin, cache
+        )
+        und = und + du
+        und = und + self.mlp(self.post_attention_layernorm(und))
+        if len(gen):
+            gen = gen + dg
+            gen = gen + self.mlp_moe_gen(self.post_attention_layernorm_moe_gen(gen))
+        return und, gen
+
+
+class Decoder(nn.Module):
+    """Embedding table, layers and the two final norms."""
+
+    def __init__(self, config: LlmConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm_moe_gen = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, und: Tensor, gen: Tensor, layout: Layout, cache: Cache | None = None) -> tuple[Tensor, Tensor]:
+        """(U, H), (G, H) embedded tokens to (U, H), (G, H) final-normed states."""
+        if torch.is_autocast_enabled(und.device.type):  # the residual stream is kept in the compute dtype
+            dtype = torch.get_autocast_dtype(und.device.type)
+            und, gen = und.to(dtype), gen.to(dtype)
+        cos, sin = rotary(layout.positions, self.config.head_dim, self.config.rope_theta)
+        cos, sin = cos.to(und.dtype), sin.to(und.dtype)
+        for layer in self.layers:
+            und, gen = layer(und, gen, layout, cos, sin, cache)
+        return self.norm(und), self.norm_moe_gen(gen)
+
+
+class LanguageModel(nn.Module):
+    def __init__(self, config: LlmConfig) -> None:
+        super().__init__()
+        self.model = Decoder(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+
+class VitAttention(nn.Module):
+    def __init__(self, config: VitConfig) -> None:
+        super().__init__()
+        self.heads = config.num_attention_heads
+        width = config.hidden_size
+        self.q_proj, self.k_proj = nn.Linear(width, width), nn.Linear(width, width)
+        self.v_proj, self.out_proj = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor, visible: Tensor | None) -> Tensor:
+        q, k, v = (
+            p(x).unflatten(2, (self.heads, -1)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        out = attend(q, k, v, visible)
+        return self.out_proj(out.transpose(1, 2).flatten(2))
+
+
+class VitMLP(nn.Module):
+    def __init__(self, config: VitConfig) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+class VitLayer(nn.Module):
+    def __init__(self, config: VitConfig) -> None:
+        super().__init__()
+        self.self_attn, self.mlp = VitAttention(config), VitMLP(config)
+        self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, x: Tensor, visible: Tensor | None) -> Tensor:
+        x = x + self.self_attn(self.layer_norm1(x), visible)
+        return x + self.mlp(self.layer_norm2(x))
+
+
+class VisionTransformer(nn.Module):
+    """SigLIP without its last layer and pooling head. Input is padded per image."""
+
+    def __init__(self, config: VitConfig, side: int) -> None:
+        super().__init__()
+        self.embeddings = nn.Module()
+        self.embeddings.patch_embedding = nn.Linear(3 * config.patch_size**2, config.hidden_size)
+        self.embeddings.position_embedding = nn.Embedding(side * side, config.hidden_size)
+        self.encoder = nn.Module()
+        self.encoder.layers = nn.ModuleList(VitLayer(config) for _ in range(config.num_hidden_layers - 1))
+        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, patches: Tensor, ids: Tensor, visible: Tensor | None) -> Tensor:
+        """patches (N, P, 3 p p), ids (N, P), visible (N, 1, 1, P) or None -> (N, P, width)."""
+        x = self.embeddings.patch_embedding(patches) + self.embeddings.position_embedding(ids)
+        for layer in self.encoder.layers:
+            x = layer(x, visible)
+        return self.post_layernorm(x)
+
+
+class Connector(nn.Module):
+    def __init__(self, source: int, target: int) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(source, target), nn.Linear(target, target)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+class PositionTable(nn.Module):
+    """A fixed sin-cos table that is nevertheless a tensor of the checkpoint."""
+
+    def __init__(self, side: int, width: int) -> None:
+        super().__init__()
+        self.pos_embed = nn.Parameter(torch.empty(side * side, width), requires_grad=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.pos_embed[ids]
+
+
+class TimestepEmbedder(nn.Module):
+    def __init__(self, width: int, frequencies: int = 256) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(frequencies, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, t: Tensor) -> Tensor:
+        return self.mlp(timestep_sinusoid(t).to(self.mlp[0].weight.dtype))
+
+
+class BagelNetwork(nn.Module):
+    """All tensors of ``ema.safetensors``; ``embed_*`` make token inputs, ``decoder`` runs them."""
+
+    def __init__(self, config: BagelConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.llm.hidden_size
+        self.language_model = LanguageModel(config.llm)
+        self.vit_model = nn.Module()
+        self.vit_model.vision_model = VisionTransformer(config.vit, config.vit_max_num_patch_per_side)
+        self.connector = Connector(config.vit.hidden_size, width)
+        self.vit_pos_embed = PositionTable(config.vit_max_num_patch_per_side, width)
+        self.latent_pos_embed = PositionTable(config.max_latent_size, width)
+        self.time_embedder = TimestepEmbedder(width)
+        self.vae2llm = nn.Linear(config.latent_dim, width)
+        self.llm2vae = nn.Linear(width, config.latent_dim)
+
+    @property
+    def decoder(self) -> Decoder:
+        return self.language_model.model
+
+    def embed_text(self, ids: Tensor) -> Tensor:
+        """(N,) token ids to (N, H)."""
+        return self.decoder.embed_tokens(ids)
+
+    def embed_seen(self, patches: Tensor, ids: Tensor, present: Tensor) -> Tensor:
+        """Patches of N images, padded (N, P, 3 p p), with ids and presence (N, P), to the present tokens (sum, H)."""
+        visible = None if bool(present.all()) else present[:, None, None, :]
+        features = self.vit_model.vision_model(patches, ids, visible)
+        return self.connector(features[present]) + self.vit_pos_embed(ids[present])
+
+    def embed_latents(self, tokens: Tensor, t: Tensor, ids: Tensor) -> Tensor:
+        """Latent tokens (G, D) at timesteps (G,) with position ids (G,), to (G, H)."""
+        return self.vae2llm(tokens) + self.time_embedder(t) + self.latent_pos_embed(ids)
+
+    def generation_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """The generation expert with its input and output layers: what post-training may change."""
+        own = ("vae2llm", "llm2vae", "time_embedder")
+        return [(n, p) for n, p in self.named_parameters() if "_moe_gen" in n or n.startswith(own)]

@@ -1,0 +1,62 @@
+"""The image sampler: Euler steps of the guided velocity over cached contexts (specs/bagel.md, section 10)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from srum import flow
+from srum.models.base import Sampling
+
+# velocity(x (n, D), t, branches) -> (branches * n, D): branch 0 is the full context, 1 no text, 2 no image
+BranchVelocity = Callable[[Tensor, float, int], Tensor]
+
+
+def sample(velocity: BranchVelocity, noise: Tensor, owner: Tensor, sampling: Sampling) -> Tensor:
+    """Integrate from noise (t = 1) to clean latent tokens (t = 0). noise (n, D) of all images, ``owner`` (n,) their image."""
+    x = noise.float()
+    timesteps = flow.schedule(sampling.timesteps, sampling.timestep_shift).tolist()
+    low, high = sampling.guidance_interval
+    for t, following in zip(timesteps[:-1], timesteps[1:], strict=True):
+        guided = low < t <= high and sampling.guidance > 1
+        branches = (2 + (sampling.image_guidance > 1)) if guided else 1
+        v = guide(velocity(x, t, branches).float().unflatten(0, (branches, -1)), owner, sampling)
+        x = flow.euler_step(x, v, following - t)
+    return x
+
+
+def guide(branches: Tensor, owner: Tensor, sampling: Sampling) -> Tensor:
+    """Combine (branches, n, D) velocities: text guidance, renormalisation, image guidance."""
+    if len(branches) == 1:
+        return branches[0]
+    v, u = branches[0], branches[1]
+    g = u + sampling.guidance * (v - u)
+    if sampling.renorm == "text_channel":
+        g = _renormalise(g, v, owner, sampling)
+    if len(branches) == 3:
+        w = branches[2]
+        g = w + sampling.image_guidance * (g - w)
+    return g if sampling.renorm == "text_channel" else _renormalise(g, v, owner, sampling)
+
+
+def _renormalise(g: Tensor, v: Tensor, owner: Tensor, sampling: Sampling) -> Tensor:
+    """g shrunk to at most the norm of v: per token, per image, or over the whole call."""
+    squares = torch.stack([v, g]).square().sum(2)  # (2, n)
+    if sampling.renorm == "global":
+        images = int(owner.max()) + 1
+        squares = torch.zeros(2, images, device=v.device).index_add_(1, owner, squares)[:, owner]
+    elif sampling.renorm == "global_batch":
+        squares = squares.sum(1, keepdim=True)
+    norm_v, norm_g = squares.sqrt()
+    scale = (norm_v / (norm_g + 1e-8)).clamp(min=sampling.renorm_min, max=1.0)
+    return g * scale[:, None]
+
+
+def initial_noise(seeds: Sequence[int], tokens: Sequence[int], dim: int) -> list[Tensor]:
+    """Standard normal noise in token space, (tokens_i, dim) from seed i alone."""
+    return [
+        torch.randn(n, dim, generator=torch.Generator().manual_seed(seed))
+        for seed, n in zip(seeds, tokens, strict=True)
+    ]

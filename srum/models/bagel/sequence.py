@@ -1,0 +1,244 @@
+"""Segments to a packed batch: token streams, rope positions, visibility and loss positions (specs/bagel.md, section 4).
+
+The same function lays out training samples (rows that start empty) and additions to cached contexts (rows that start
+where their context ends), so that there is one set of rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from srum.models.bagel.cache import Cache
+from srum.models.bagel.network import Layout
+from srum.models.bagel.positions import grid_ids
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """One segment, tokenised.
+
+    ``text``: ``ids`` with bos and eos as they stand in the sequence. ``seen``: ``patches`` (P, 3 p p) on ``grid``.
+    ``clean`` / ``noisy``: latent ``tokens`` (h * w, D) on ``grid``; a noisy split holds x_t and its timestep ``t``.
+    ``dropped``: the tokens are left out; the position of an image still advances. ``frame_delta`` and ``continues``
+    join the frames of a video into one split. ``end_label``: a target on the closing token.
+    """
+
+    kind: Literal["text", "seen", "clean", "noisy"]
+    ids: Sequence[int] = ()
+    patches: Tensor | None = None
+    tokens: Tensor | None = None
+    grid: tuple[int, int] = (0, 0)
+    t: float = 0.0
+    loss: bool = False
+    dropped: bool = False
+    frame_delta: int | None = None
+    continues: bool = False
+    end_label: int | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens in the sequence, markers included."""
+        return len(self.ids) if self.kind == "text" else self.grid[0] * self.grid[1] + 2
+
+
+@dataclass(frozen=True)
+class ImageMarkers:
+    """Ids of the tokens around an image."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Everything the network needs. Streams: und = [text; seen], gen = [latents]; see ``Layout``.
+
+    ``text_ids`` (Nt,); ``patches`` (N, P, 3 p p) padded with ``patch_ids``, ``patch_present`` (N, P); ``latents`` (G, D),
+    ``timesteps`` (G,), ``latent_ids`` (G,); ``loss_tokens``: indices into gen; ``ce_tokens``: indices into the text
+    stream with ``labels`` and ``ce_weights`` (1 / sqrt(targets of the segment)). ``row``, ``column`` (T,) say where
+    each token of [und; gen] stands.
+    """
+
+    layout: Layout
+    text_ids: Tensor
+    patches: Tensor
+    patch_ids: Tensor
+    patch_present: Tensor
+    latents: Tensor
+    timesteps: Tensor
+    latent_ids: Tensor
+    loss_tokens: Tensor
+    ce_tokens: Tensor
+    labels: Tensor
+    ce_weights: Tensor
+    row: Tensor
+    column: Tensor
+    advance: Tensor
+
+
+@dataclass
+class _Stream:
+    """Rows, columns and rope positions of the tokens of one stream, in order."""
+
+    row: list[np.ndarray] = field(default_factory=list)
+    column: list[np.ndarray] = field(default_factory=list)
+    position: list[np.ndarray] = field(default_factory=list)
+
+    def add(self, row: int, columns: np.ndarray, positions: np.ndarray) -> None:
+        self.row.append(np.full(len(columns), row))
+        self.column.append(columns)
+        self.position.append(positions)
+
+
+def lay_out(
+    samples: Sequence[Sequence[Split]],
+    markers: ImageMarkers,
+    *,
+    patch_side: int,
+    latent_side: int,
+    dims: tuple[int, int],
+    cache: Cache | None = None,
+    device: torch.device | None = None,
+) -> Batch:
+    """Pack ``samples``, one per row; with ``cache`` row r continues context r and sees all of it.
+
+    ``patch_side``, ``latent_side``: sides of the position tables; ``dims``: numbers per patch and per latent token.
+    """
+    starts = np.zeros(len(samples), dtype=np.int64) if cache is None else cache.position.cpu().numpy()
+    text, seen, gen = _Stream(), _Stream(), _Stream()
+    text_ids: list[int] = []
+    seen_splits: list[Split] = []
+    latent_splits: list[Split] = []
+    ce: list[tuple[int, int, float]] = []
+    loss_tokens: list[np.ndarray] = []
+    spans: list[list[tuple[int, str]]] = []  # per row: (length, mode) of each visible split
+    advance = []
+    generated = 0
+    for row, splits in enumerate(samples):
+        column, position = 0, int(starts[row])
+        row_spans: list[tuple[int, str]] = []
+        for split in splits:
+            if split.dropped:
+                position += split.kind in ("seen", "clean")
+                continue
+            n = split.length
+            columns = np.arange(column, column + n)
+            if split.kind == "text":
+                first = len(text_ids)
+                text_ids.extend(split.ids)
+                text.add(row, columns, np.arange(position, position + n))
+                if split.loss:
+                    ce += [(first + i, label, (n - 1) ** -0.5) for i, label in enumerate(split.ids[1:])]
+                mode, step = "causal", n
+            else:
+                positions = np.full(n, position)
+                text_ids += [markers.start, markers.end]
+                text.add(row, columns[[0, -1]], positions[[0, -1]])
+                if split.kind == "seen":
+                    seen.add(row, columns[1:-1], positions[1:-1])
+                    seen_splits.append(split)
+                else:
+                    gen.add(row, columns[1:-1], positions[1:-1])
+                    latent_splits.append(split)
+                    if split.loss:
+                        loss_tokens.append(np.arange(generated, generated + n - 2))
+                    generated += n - 2
+                mode = "noise" if split.kind == "noisy" and split.frame_delta is None else "full"
+                step = split.frame_delta if split.frame_delta is not None else int(split.kind != "noisy")
+            if split.end_label is not None:
+                ce.append((len(text_ids) - 1, split.end_label, 1.0))
+            if split.continues:
+                row_spans[-1] = (row_spans[-1][0] + n, row_spans[-1][1])
+            else:
+                row_spans.append((n, mode))
+            column, position = column + n, position + step
+        spans.append(row_spans)
+        advance.append(position - int(starts[row]))
+
+    streams = (text, seen, gen)
+    rows, columns, positions = (
+        torch.from_numpy(np.concatenate([a for s in streams for a in getattr(s, name)] or [np.zeros(0, np.int64)]))
+        for name in ("row", "column", "position")
+    )
+    layout = _layout(rows, columns, positions, spans, cache)
+    patches, patch_ids, patch_present = _pad_patches(seen_splits, patch_side, dims[0])
+    batch = Batch(
+        layout=layout,
+        text_ids=torch.tensor(text_ids, dtype=torch.long),
+        patches=patches,
+        patch_ids=patch_ids,
+        patch_present=patch_present,
+        latents=torch.cat([s.tokens for s in latent_splits if s.tokens is not None] or [torch.zeros(0, dims[1])]),
+        timesteps=torch.cat([torch.full((s.length - 2,), s.t) for s in latent_splits] or [torch.zeros(0)]),
+        latent_ids=torch.cat(
+            [grid_ids(s.grid, latent_side) for s in latent_splits] or [torch.zeros(0, dtype=torch.long)]
+        ),
+        loss_tokens=torch.from_numpy(np.concatenate(loss_tokens or [np.zeros(0, np.int64)])),
+        ce_tokens=torch.tensor([i for i, _, _ in ce], dtype=torch.long),
+        labels=torch.tensor([label for _, label, _ in ce], dtype=torch.long),
+        ce_weights=torch.tensor([w for _, _, w in ce]),
+        row=rows,
+        column=columns,
+        advance=torch.tensor(advance, dtype=torch.long),
+    )
+    return _to(batch, device) if device is not None else batch
+
+
+def visibility(spans: Sequence[Sequence[tuple[int, str]]], length: int) -> Tensor:
+    """(B, L, L) bool, query by key: specs/bagel.md section 4. Padding sees only itself.
+
+    ``spans``: per row the (length, mode) of its splits, mode in causal, full, noise.
+    """
+    split = np.full((len(spans), length), -1)
+    full, noise = np.zeros((2, len(spans), length), dtype=bool)
+    for row, row_spans in enumerate(spans):
+        column = 0
+        for number, (n, mode) in enumerate(row_spans):
+            split[row, column : column + n] = number
+            full[row, column : column + n] = mode != "causal"
+            noise[row, column : column + n] = mode == "noise"
+            column += n
+    split_t, full_t, noise_t = (torch.from_numpy(a) for a in (split, full, noise))
+    same = split_t[:, :, None] == split_t[:, None, :]
+    earlier = torch.ones(length, length, dtype=torch.bool).tril()
+    allowed = (earlier | (same & full_t[:, :, None])) & ~(noise_t[:, None, :] & ~same)
+    present = split_t >= 0
+    return (allowed & present[:, :, None] & present[:, None, :]) | torch.eye(length, dtype=torch.bool)
+
+
+def _layout(
+    rows: Tensor, columns: Tensor, positions: Tensor, spans: list[list[tuple[int, str]]], cache: Cache | None
+) -> Layout:
+    count, length = len(spans), max(sum(n for n, _ in row) for row in spans)
+    place = rows * length + columns
+    index = torch.zeros(count * length, dtype=torch.long)
+    index[place] = torch.arange(len(place))
+    present = torch.zeros(count * length, dtype=torch.bool)
+    present[place] = True
+    visible = visibility(spans, length)
+    if cache is not None:
+        context = cache.valid[:, None, : cache.used].cpu().expand(-1, length, -1)
+        visible = torch.cat([context, visible], dim=2)
+    return Layout(index.view(count, length), place, visible[:, None], positions, present.view(count, length))
+
+
+def _pad_patches(splits: list[Split], side: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    longest = max((s.length - 2 for s in splits), default=0)
+    patches = torch.zeros(len(splits), longest, dim)
+    ids = torch.zeros(len(splits), longest, dtype=torch.long)
+    present = torch.zeros(len(splits), longest, dtype=torch.bool)
+    for i, split in enumerate(splits):
+        n = split.length - 2
+        patches[i, :n], ids[i, :n], present[i, :n] = split.patches, grid_ids(split.grid, side), True
+    return patches, ids, present
+
+
+def _to(batch: Batch, device: torch.device) -> Batch:
+    layout = Layout(**{k: v.to(device) for k, v in vars(batch.layout).items()})
+    return Batch(layout=layout, **{k: v.to(device) for k, v in vars(batch).items() if k != "layout"})

@@ -1,0 +1,155 @@
+"""What one stage hands to the next: prompt, candidate, regions, judgement, reward map.
+
+Every record is frozen, validated on construction and one line of JSON in a run's folder (``srum.run_dir``).
+Arrays (images, latents, reward maps) are files beside the lines, addressed by candidate id.
+
+Frames: boxes and masks are in *image pixels* of the candidate's own image, continuous coordinates
+``(x0, y0, x1, y1)`` with x in [0, W], y in [0, H], the origin at the top left corner. Sizes are (H, W).
+Scores are in [-1, 1] (specs: -1 contradicts the prompt, 0 neutral, 1 perfect).
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+SCHEMA_VERSION = 1
+
+Score = Annotated[float, Field(ge=-1.0, le=1.0, allow_inf_nan=False)]
+Size = tuple[int, int]  # (H, W)
+Box = tuple[float, float, float, float]  # (x0, y0, x1, y1), image pixels
+
+
+class Record(BaseModel):
+    """Base of all records: immutable, no unknown fields, NaN refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Prompt(Record):
+    """A text that requests an image. ``metadata`` is free (the embedded world stores GenEval's format there)."""
+
+    id: str = Field(min_length=1)
+    text: str = Field(min_length=1)
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+
+class Candidate(Record):
+    """One generated image of one prompt.
+
+    ``image`` and ``latent`` are paths relative to the round's folder; the latent is the sampler's own clean latent
+    (C, h, w) in the model's scaled latent space, never a re-encoding.
+    """
+
+    id: str = Field(min_length=1)
+    prompt_id: str
+    prompt: str
+    index: int = Field(ge=0, description="number of this candidate among those of its prompt")
+    seed: int
+    plan: str | None = None
+    image: str
+    latent: str
+    size: Size
+    sampling: dict[str, Any] = Field(default_factory=dict)
+
+
+class MaskRLE(Record):
+    """Binary mask (H, W), run lengths in row-major order, starting with the length of the first run of zeros."""
+
+    size: Size
+    counts: list[int]
+
+
+class Region(Record):
+    """A region proposal in image pixels. ``id`` counts from 1 inside one image; 0 is the background region."""
+
+    id: int = Field(ge=0)
+    box: Box
+    mask: MaskRLE | None = None
+    area: float = Field(gt=0, description="pixels of the mask, or of the box where there is none")
+    source: str
+    label: str | None = None
+
+    @model_validator(mode="after")
+    def _box_is_ordered(self) -> Region:
+        x0, y0, x1, y1 = self.box
+        if not (x0 < x1 and y0 < y1):
+            raise ValueError(f"box {self.box} is empty or inverted; expected x0 < x1 and y0 < y1")
+        return self
+
+
+class Grounding(Record):
+    """All region proposals of one candidate. No region found is a valid, counted outcome; ``error`` is not."""
+
+    candidate_id: str
+    regions: list[Region]
+    error: str | None = None
+
+
+class Failure(StrEnum):
+    """Why a reply gave no score. Never a number: a failed judgement is not a neutral one."""
+
+    EMPTY = "empty_reply"
+    TRUNCATED_THOUGHT = "truncated_thought"
+    NO_SCORE = "no_score"
+    OUT_OF_RANGE = "score_out_of_range"
+    MISSING_REGION = "missing_region"
+
+
+class RegionJudgement(Record):
+    """What the judge says of one region: either a score or a failure, with the raw reply either way."""
+
+    region_id: int = Field(ge=0)
+    score: Score | None
+    label: str | None = None
+    reason: str | None = None
+    failure: Failure | None = None
+    raw: str = ""
+    attempts: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _score_or_failure(self) -> RegionJudgement:
+        if (self.score is None) == (self.failure is None):
+            raise ValueError(f"exactly one of score and failure must be set, got {self.score} and {self.failure}")
+        return self
+
+
+class LayoutJudgement(Record):
+    """The judge's view of the whole composition: either a score or a failure."""
+
+    score: Score | None
+    reason: str | None = None
+    failure: Failure | None = None
+    raw: str = ""
+    attempts: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _score_or_failure(self) -> LayoutJudgement:
+        if (self.score is None) == (self.failure is None):
+            raise ValueError(f"exactly one of score and failure must be set, got {self.score} and {self.failure}")
+        return self
+
+
+class Judgement(Record):
+    """Everything the judge said of one candidate. Region 0, where present, is the background."""
+
+    candidate_id: str
+    regions: list[RegionJudgement]
+    layout: LayoutJudgement
+
+
+class RewardMap(Record):
+    """A reward map on the latent grid: the array is in ``values`` (a safetensors path), the facts are here.
+
+    ``alpha`` = (layout + 1) / 2 in [0, 1]. ``mapping`` says the range of the array: ``signed`` [-1, 1], ``unit`` [0, 1].
+    ``sample_score`` is the candidate's one score in [-1, 1]: the minimum over its judged regions and its layout.
+    """
+
+    candidate_id: str
+    values: str
+    grid: Size
+    mapping: Literal["signed", "unit"]
+    alpha: float = Field(ge=0.0, le=1.0)
+    sample_score: Score

@@ -1,0 +1,77 @@
+"""Rollout: prompts -> candidates, each an image, its clean latent and its planning text."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from srum.config import RunConfig
+from srum.models.base import Generated, Sampling, UnifiedModel
+from srum.records import Candidate, Prompt
+from srum.run_dir import atomic, read_prompts, run_stage, save_image
+from srum.seeding import seed_for
+from srum.shapes.prompts import prompt_set
+
+
+def choose_prompts(source: str, count: int, seed: int) -> list[Prompt]:
+    """``count`` prompts of a set of the embedded world, or of a .jsonl or .txt file, drawn by ``seed``.
+
+    A file that has no more gives all of its prompts; those drawn stay in the order of the file. Raises RunError for a
+    file that cannot be read and ValueError for an unknown set.
+    """
+    if not source.endswith((".jsonl", ".txt")):
+        return prompt_set(source, count, seed)
+    prompts = read_prompts(Path(source))
+    drawn = random.Random(seed).sample(range(len(prompts)), min(count, len(prompts)))
+    return [prompts[index] for index in sorted(drawn)]
+
+
+def rollout(
+    model: UnifiedModel, prompts: Sequence[Prompt], config: RunConfig, round_index: int, folder: Path
+) -> list[Candidate]:
+    """``candidates_per_prompt`` images of each prompt: ``candidates.jsonl``, ``images/``, ``latents/`` in ``folder``.
+
+    A candidate's seed depends on the run's seed, the round and its id alone. Finished batches of an interrupted rollout
+    are kept.
+    """
+    wanted = {
+        f"{prompt.id}-{index}": (prompt, index) for prompt in prompts for index in range(config.candidates_per_prompt)
+    }
+    sampling = Sampling(**config.rollout.sampling())
+    facts = config.rollout.model_dump(mode="json", exclude={"batch_size"})
+
+    def work(batch: Mapping[str, tuple[Prompt, int]]) -> list[Candidate]:
+        seeds = [seed_for(config.seed, round_index, name, "rollout") for name in batch]
+        texts = [prompt.text for prompt, _ in batch.values()]
+        images = model.generate(texts, sampling, seeds, config.rollout.plan)
+        return [
+            _keep(folder, generated, name, prompt, index, seed, facts)
+            for generated, (name, (prompt, index)), seed in zip(images, batch.items(), seeds, strict=True)
+        ]
+
+    return run_stage(folder, "candidates", Candidate, wanted, config.rollout.batch_size, work)
+
+
+def _keep(
+    folder: Path, generated: Generated, name: str, prompt: Prompt, index: int, seed: int, facts: dict[str, Any]
+) -> Candidate:
+    candidate = Candidate(
+        id=name,
+        prompt_id=prompt.id,
+        prompt=prompt.text,
+        index=index,
+        seed=seed,
+        plan=generated.plan,
+        image=f"images/{name}.png",
+        latent=f"latents/{name}.safetensors",
+        size=(generated.image.height, generated.image.width),
+        sampling=facts,
+    )
+    save_image(generated.image, folder / candidate.image)
+    with atomic(folder / candidate.latent) as partial:
+        save_file({"latent": generated.latent.detach().cpu().contiguous()}, partial)
+    return candidate

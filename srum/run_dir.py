@@ -1,0 +1,292 @@
+"""The folder of a run: what is in it, how it is written, how it is read back after an interruption.
+
+    runs/NAME/
+      config.yaml  timings.json  summary.json  report.html
+      eval/ARM/                  verdicts.jsonl, images/: every arm after the last round, on the held-out prompts
+      round-000/
+        prompts.jsonl candidates.jsonl regions.jsonl judgements.jsonl rewards.jsonl  counts.json
+        images/ latents/ rewards/         PNG and safetensors, addressed by candidate id
+        train/ARM/                        metrics.jsonl, checkpoints/, model/ (official layout)
+
+A stage cuts its items into fixed batches, in order. A finished batch is one shard, ``candidates.parts/00003.jsonl``;
+when all are there they become ``candidates.jsonl``, and the stage is finished. Files and shards appear by rename, so a
+kill at any moment loses at most one batch, and the next attempt does that batch again with the same members. A stage
+is repeated after its file has been deleted. Lines are records with the schema's version.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from PIL import Image
+from pydantic import ValidationError
+from tqdm import tqdm
+
+from srum.config import RunConfig, differing_fields, dump, load_config
+from srum.records import SCHEMA_VERSION, Prompt, Record
+
+CONFIG = "config.yaml"
+T = TypeVar("T")
+R = TypeVar("R", bound=Record)
+
+FILE_SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+class RunError(ValueError):
+    """A file or folder that a run cannot go on with; the message is one line and names it."""
+
+
+# --- the folder
+
+
+def open_run(folder: Path, config: RunConfig, resume: bool = False) -> None:
+    """Make ``folder`` the folder of a run with this config, or go on in it where ``resume`` allows that.
+
+    Raises RunError, and writes nothing, for a folder of another config (naming the fields), for an existing run without
+    ``resume``, and for a folder that holds something else.
+    """
+    if (folder / CONFIG).exists():
+        existing = load_config(folder / CONFIG)
+        if different := differing_fields(existing, config):
+            raise RunError(f"{folder} is a run of another config ({'; '.join(different)}); choose another folder")
+        if not resume:
+            raise RunError(f"{folder} already holds this run; pass --resume to go on with it")
+        return
+    if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
+        raise RunError(f"{folder} is not empty and has no {CONFIG}; choose another folder")
+    write_text(folder / CONFIG, dump(config))
+
+
+def round_dir(folder: Path, round_index: int) -> Path:
+    """``round-000`` of a run."""
+    return folder / f"round-{round_index:03d}"
+
+
+# --- files
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A path beside ``path`` to write to; the file takes its name, and its folder exists, once it is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    yield partial
+    partial.replace(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file at once."""
+    with atomic(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file at once."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_records(path: Path, records: Iterable[Record]) -> None:
+    """Write records as JSON lines at once, each with the schema's version."""
+    lines = ({"schema": SCHEMA_VERSION} | record.model_dump(mode="json") for record in records)
+    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def read_records(path: Path, kind: type[R]) -> list[R]:
+    """The records of a file of JSON lines; a torn last line is dropped with a warning.
+
+    Raises RunError, naming file and line, for a missing file and for any other malformed line.
+    """
+    return _read_whole_lines(path, kind)[0]
+
+
+def _read_whole_lines(path: Path, kind: type[R]) -> tuple[list[R], bool]:
+    """The records, and whether a torn last line followed them."""
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:
+        raise RunError(f"{path} is missing: the stage that writes it has not finished") from None
+    records: list[R] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            values = json.loads(line)
+        except ValueError:
+            if number == len(lines) and not line.endswith(b"\n"):
+                warnings.warn(f"{path}:{number}: a torn last line was dropped; its work is done again", stacklevel=3)
+                return records, True
+            raise RunError(f"{path}:{number}: not JSON: {line[:80]!r}") from None
+        records.append(_parse_record(values, kind, f"{path}:{number}"))
+    return records, False
+
+
+def _parse_record(values: Any, kind: type[R], where: str) -> R:
+    if not isinstance(values, dict) or values.pop("schema", None) != SCHEMA_VERSION:
+        raise RunError(f"{where}: not a record of schema version {SCHEMA_VERSION}")
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        detail = error.errors()[0]
+        field = ".".join(map(str, detail["loc"])) or kind.__name__
+        raise RunError(f"{where}: {field}: {detail['msg'].removeprefix('Value error, ')}") from None
+
+
+def save_image(image: Image.Image, path: Path) -> None:
+    """Write a PNG at once."""
+    with atomic(path) as partial:
+        image.save(partial, format="png")
+
+
+def open_image(path: Path) -> Image.Image:
+    """The RGB image of a file. Raises RunError, naming the file, where it cannot be read."""
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except OSError as error:  # Pillow's UnidentifiedImageError is one
+        raise RunError(f"{path} is not a readable image: {error}") from None
+
+
+# --- stages
+
+
+def run_stage(
+    folder: Path,
+    name: str,
+    kind: type[R],
+    items: Mapping[str, T],
+    batch_size: int,
+    work: Callable[[Mapping[str, T]], list[R]],
+) -> list[R]:
+    """The records of a stage: read from ``NAME.jsonl`` where finished, else computed batch by batch and kept.
+
+    ``items`` are by id, in order; ``work`` turns a batch of them into records, at most one for each. The first field of
+    a record is the id of its item.
+    """
+    final, parts = folder / f"{name}.jsonl", folder / f"{name}.parts"
+    pairs = list(items.items())
+    batches = [dict(pairs[start : start + batch_size]) for start in range(0, len(pairs), batch_size)]
+    if final.exists():
+        records, torn = _read_whole_lines(final, kind)
+        if not torn:
+            return records
+        _back_to_parts(final, parts, batches, records)
+    records = []
+    with tqdm(total=len(items), desc=name, disable=None) as bar:
+        for number, batch in enumerate(batches):
+            records += _run_batch(parts / f"{number:05d}.jsonl", kind, batch, work)
+            bar.update(len(batch))
+    write_records(final, records)
+    shutil.rmtree(parts, ignore_errors=True)
+    return records
+
+
+def _run_batch(
+    shard: Path, kind: type[R], batch: Mapping[str, T], work: Callable[[Mapping[str, T]], list[R]]
+) -> list[R]:
+    if shard.exists():
+        records, torn = _read_whole_lines(shard, kind)
+        if not torn:
+            return records
+    records = work(batch)
+    write_records(shard, records)
+    return records
+
+
+def _back_to_parts(final: Path, parts: Path, batches: list[dict[str, Any]], records: Sequence[Record]) -> None:
+    """Shards of the batches that a torn file still holds whole: those before the batch of its last record."""
+    number_of = {item: number for number, batch in enumerate(batches) for item in batch}
+    numbers = [number_of[record_id(record)] for record in records]
+    for number in range(max(numbers, default=0)):
+        write_records(parts / f"{number:05d}.jsonl", [r for r, n in zip(records, numbers, strict=True) if n == number])
+    final.unlink()
+
+
+def record_id(record: Record) -> str:
+    """The id of what a record is about: its first field."""
+    return str(getattr(record, next(iter(type(record).model_fields))))
+
+
+def finished(folder: Path, name: str) -> bool:
+    """Whether the stage has written its file, and whole: a torn last line sends it back to ``run_stage``."""
+    path = folder / f"{name}.jsonl"
+    return path.exists() and path.read_bytes()[-1:] in (b"", b"\n")
+
+
+# --- prompts
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """The prompts of a user's file, in order; blank lines are passed over.
+
+    ``.txt``: a prompt per line. ``.jsonl``: an object per line with ``prompt`` or ``text``, and perhaps an ``id``
+    (letters, digits and ``._-``; else it is ``line-0007``) and ``metadata``; other fields (GenEval's ``tag`` and
+    ``include``) are metadata themselves. Raises RunError, naming the line.
+    """
+    parse = {".txt": _text_prompt, ".jsonl": _json_prompt}.get(path.suffix)
+    if parse is None:
+        raise RunError(f"{path}: expected a .jsonl or .txt file of prompts")
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except OSError as error:
+        raise RunError(f"cannot read the prompts {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise RunError(f"{path}: not UTF-8 at byte {error.start}") from None
+    prompts: dict[str, Prompt] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        prompt = parse(line.strip(), number, f"{path}:{number}")
+        if prompt.id in prompts:
+            raise RunError(f"{path}:{number}: the id {prompt.id!r} is taken by an earlier line")
+        prompts[prompt.id] = prompt
+    if not prompts:
+        raise RunError(f"{path}: no prompts in it")
+    return list(prompts.values())
+
+
+def _text_prompt(line: str, number: int, where: str) -> Prompt:
+    return Prompt(id=f"line-{number:04d}", text=line)
+
+
+def _json_prompt(line: str, number: int, where: str) -> Prompt:
+    try:
+        values = json.loads(line)
+    except ValueError as error:
+        raise RunError(f"{where}: not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise RunError(f"{where}: expected an object with 'prompt', got {type(values).__name__}")
+    text = values.get("prompt", values.get("text"))
+    if not isinstance(text, str) or not text.strip():
+        raise RunError(f"{where}: expected a text in 'prompt' or 'text', got {text!r}")
+    name = values.pop("id", f"line-{number:04d}")
+    if not isinstance(name, str) or not FILE_SAFE.fullmatch(name):
+        raise RunError(f"{where}: id {name!r} cannot name a file; use letters, digits and ._-")
+    metadata = values.get("metadata", values if set(values) - {"prompt", "text"} else {})
+    if not isinstance(metadata, dict):
+        raise RunError(f"{where}: expected an object in 'metadata', got {type(metadata).__name__}")
+    return Prompt(id=name, text=text.strip(), metadata=metadata)
+
+
+# --- times
+
+
+class StageTimer:
+    """Seconds per stage, added up over interruptions, in ``timings.json``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the time that the block takes to ``name``."""
+        start = time.perf_counter()
+        yield
+        seconds = json.loads(self.path.read_text()) if self.path.exists() else {}
+        seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - start, 3)
+        write_json(self.path, seconds)

@@ -1,0 +1,118 @@
+"""A unified model of a few lines, for tests of the stages: it draws at random, judges at random, and can be trained."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from judging.instructions import layout_reply, region_reply
+from srum.flow import interpolate
+from srum.models.base import Decoding, Generated, Question, Sampling, Segment, TrainingForward
+from srum.seeding import seed_for
+from srum.shapes.render import render
+from srum.shapes.scenes import random_scene
+
+CHANNELS, PATCH = 3, 8  # latent channels; pixels per latent token and side
+
+
+class FakeModel(nn.Module):
+    """Images are scenes of the embedded world, drawn by the seed and the weights; the prompt is ignored.
+
+    Replies are scores drawn by image and question; about one in eight cannot be parsed. Latents (3, H / 8, W / 8).
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.understanding = nn.Linear(2, 2)
+        self.generation = nn.Linear(CHANNELS + 1, CHANNELS)
+
+    @classmethod
+    def load(cls, name_or_path: str, device: str | None = None) -> FakeModel:
+        """``srum-tiny`` is the untrained model; anything else is a folder that ``save`` wrote."""
+        model = cls()
+        if name_or_path != "srum-tiny":
+            model.load_state_dict(load_file(Path(name_or_path) / "ema.safetensors"))
+        return model
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        save_file(self.state_dict(), folder / "ema.safetensors")
+
+    def generate(
+        self, prompts: Sequence[str], sampling: Sampling, seeds: Sequence[int], plan: bool = False
+    ) -> list[Generated]:
+        weights = hashlib.sha256(self.generation.weight.detach().numpy().tobytes()).hexdigest()
+        plans = [f"a plan of {prompt}" if plan else None for prompt in prompts]
+        return [self._draw(seed_for(seed, weights), sampling, text) for seed, text in zip(seeds, plans, strict=True)]
+
+    def _draw(self, seed: int, sampling: Sampling, plan: str | None) -> Generated:
+        scene = random_scene(1 + seed % 2, np.random.default_rng(seed))
+        latent = torch.randn(CHANNELS, *self.latent_grid(sampling.size), generator=torch.Generator().manual_seed(seed))
+        return Generated(Image.fromarray(render(scene)), latent, plan)
+
+    def answer(
+        self, images: Sequence[Image.Image], questions: Sequence[Sequence[Question]], decoding: Decoding
+    ) -> list[list[str]]:
+        return [[_reply(_draw(image, q), q.text) for q in own] for image, own in zip(images, questions, strict=True)]
+
+    def continuation_logprobs(
+        self, images: Sequence[Image.Image], questions: Sequence[Sequence[Question]], continuations: Sequence[str]
+    ) -> list[Tensor]:
+        return [
+            torch.stack([_logprobs(_draw(image, question), len(continuations)) for question in own])
+            for image, own in zip(images, questions, strict=True)
+        ]
+
+    def encode(self, images: Sequence[Image.Image]) -> list[Tensor]:
+        raise NotImplementedError
+
+    def decode(self, latents: Sequence[Tensor]) -> list[Image.Image]:
+        raise NotImplementedError
+
+    def latent_grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        return size[0] // PATCH, size[1] // PATCH
+
+    def tokens(self, latent: Tensor) -> Tensor:
+        return latent.flatten(1).T
+
+    def pack(self, samples: Sequence[Sequence[Segment]], noise: Sequence[Tensor], t: Sequence[float]) -> Tensor:
+        latents = [segment.latent for sample in samples for segment in sample if segment.latent is not None]
+        rows = [
+            torch.cat([interpolate(self.tokens(latent), eps, time), torch.full((len(eps), 1), time)], dim=1)
+            for latent, eps, time in zip(latents, noise, t, strict=True)
+        ]
+        return torch.cat(rows)
+
+    def velocity(self, batch: Any) -> TrainingForward:
+        return TrainingForward(self.generation(batch), torch.empty(0))
+
+    def generation_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        return [(f"generation.{name}", parameter) for name, parameter in self.generation.named_parameters()]
+
+
+def _draw(image: Image.Image, question: Question) -> int:
+    return seed_for(hashlib.sha256(image.tobytes()).hexdigest(), question.text)
+
+
+def _reply(draw: int, question: str) -> str:
+    score = draw % 21 / 10 - 1
+    region = re.search(r"Region ID: (\d+)", question)
+    if draw // 21 % 8 == 0:
+        return "I cannot tell."
+    return region_reply(int(region[1]), "thing", score, "so drawn") if region else layout_reply(score, "so drawn")
+
+
+def _logprobs(draw: int, count: int) -> Tensor:
+    return torch.randn(count, generator=torch.Generator().manual_seed(draw)).log_softmax(0)

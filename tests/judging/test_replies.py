@@ -1,0 +1,312 @@
+"""Replies beside what is read of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from judging.instructions import layout_reply, load_instructions, region_reply
+from judging.replies import Reading, parse_layout, parse_regions
+from srum.records import Failure
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "bagel" / "srum_parser.json").read_text())
+E, T, N, O, M = (  # noqa: E741
+    Failure.EMPTY,
+    Failure.TRUNCATED_THOUGHT,
+    Failure.NO_SCORE,
+    Failure.OUT_OF_RANGE,
+    Failure.MISSING_REGION,
+)
+WELL_FORMED = "Region ID: 1\nIdentified Object: a cat\nScore: 0.9\nReason: It is asked for."
+
+
+def outcome(reading: Reading) -> float | Failure | None:
+    return reading.score if reading.failure is None else reading.failure
+
+
+# One question about region 1. Regions by name of the table: what varies is how the number is written.
+NUMBERS: list[tuple[str, float | Failure]] = [
+    ("Score: 0.9", 0.9),
+    ("Score: 1", 1.0),
+    ("Score: -1", -1.0),
+    ("Score: 0", 0.0),
+    ("score:0.5", 0.5),
+    ("SCORE : 0.5", 0.5),
+    ("Score = 0.5", 0.5),
+    ("Score: +0.5", 0.5),
+    ("Score: .5", 0.5),
+    ("Score: -.5", -0.5),
+    ("Score: 0,9", 0.9),
+    ("Score: \N{MINUS SIGN}0.4", -0.4),
+    ("Score: \N{EN DASH}0.4", -0.4),
+    ("Score\N{FULLWIDTH COLON}0.4", 0.4),
+    ("**Score:** 0.7", 0.7),
+    ("**Score**: 0.7", 0.7),
+    ("**Score: 0.7**", 0.7),
+    ("- Score: 0.7", 0.7),
+    ("- **Score:** `-0.7`", -0.7),
+    ("* Score: 0.7", 0.7),
+    ("2. Score: 0.7", 0.7),
+    ("### Score: 0.7", 0.7),
+    ("| Score: 0.7 |", 0.7),
+    ("Score: 0.9/1.0", 0.9),
+    ("Score: 0.9 / 1", 0.9),
+    ("Score: 0.9 out of 1", 0.9),
+    ("Score: 0.9 (good)", 0.9),
+    ("Score: 0.9, well drawn", 0.9),
+    ("Score: 0.9. Well drawn.", 0.9),
+    ("Score: (0.9)", 0.9),
+    ("Score: [0.9]", 0.9),
+    ("Score: ~0.9", 0.9),
+    ("Score:\n0.9", 0.9),
+    ('{"region_id": 1, "score": 0.9, "reason": "good"}', 0.9),
+    ("Score: 0.\nReason: none", 0.0),
+    ("Overall Score: 0.6, Score: 0.9", 0.6),
+    ("Overall score: 0.6\nScore: 0.9", 0.9),  # a line of its own comes first
+    ("Reason: the score: 3 goals is shown\nScore: 0.9", 0.9),
+    ("Score: 1.5", O),
+    ("Score: -2", O),
+    ("Score: 95", O),
+    ("Score: 9/10", O),
+    ("Score: 1/10", O),
+    ("Score: 1%", O),
+    ("Score: 1" + "0" * 5000, O),
+    ("Score: 0.5 to 0.7", N),
+    ("Score: 0.5-0.7", N),
+    ("Score: -1.0 \N{EN DASH} 1.0", N),
+    ("Score: [-1, 1]", N),
+    ("Score: a number from -1 to 1", N),
+    ("Score: high", N),
+    ("Score: N/A", N),
+    ("Score:", N),
+    ("Score: 1e5", N),
+    ("Score: 0.9x", N),
+    ("Score: 0.", N),  # cut off
+    ("Score: -0", N),  # cut off
+    ("Score: -", N),
+    ("Score 0.9", N),  # no colon: nothing says that this is the score
+    ("0.9", N),
+    ("I cannot see any regions.", N),
+    ("", E),
+    (" \n ", E),
+    ("<think>fine</think>", E),
+    ("<think>fine</think>Score: 0.9", 0.9),
+    ("<think>Score: 0.1</think>\nScore: 0.9", 0.9),
+    ("fine</think>\nScore: 0.9", 0.9),
+    ("<think>one</think> two </think> Score: 0.9", 0.9),
+    ("<think>Score: 0.1", T),
+    ("Score: 0.9\n<think>but", T),
+    ("<think>a</think>Score: 0.9<think>", T),
+]
+
+
+@pytest.mark.parametrize(("reply", "expected"), NUMBERS)
+def test_one_number(reply: str, expected: float | Failure) -> None:
+    """A question about one region may be answered with or without its id, and the layout in the same way."""
+    assert outcome(parse_regions(reply, [1])[1]) == expected
+    assert outcome(parse_layout(reply)) == expected
+
+
+def test_the_table_is_long_enough() -> None:
+    assert len(NUMBERS) + len(SEVERAL) >= 60
+
+
+# Several regions: the reply, and what is read of the regions 1 and 2.
+SEVERAL: list[tuple[str, float | Failure, float | Failure]] = [
+    ("Region ID: 1\nScore: 0.1\n\nRegion ID: 2\nScore: 0.2", 0.1, 0.2),
+    ("Region ID: 1\nScore: 0.1\n---\nRegion ID: 2\nScore: 0.2", 0.1, 0.2),
+    ("Region ID: 1\nScore: 0.1\nRegion ID: 2\nScore: 0.2", 0.1, 0.2),
+    ("Region ID: 2\nScore: 0.2\n\nRegion ID: 1\nScore: 0.1", 0.1, 0.2),
+    ("Region ID: 1\n\nIdentified Object: a boat\n\nScore: 0.1\n\nRegion ID: 2\n\nScore: 0.2", 0.1, 0.2),
+    ("**Region ID: 1**\n**Score:** 0.1\n\n**Region ID:** 2\nScore: 0.2", 0.1, 0.2),
+    ("### Region ID 1\n- Score: 0.1\n### Region ID 2\n- Score: 0.2", 0.1, 0.2),
+    ("1. Region ID: 1\n   Score: 0.1\n2. Region ID: 2\n   Score: 0.2", 0.1, 0.2),
+    ("Region ID: #1\nScore: 0.1\nRegion ID: #2\nScore: 0.2", 0.1, 0.2),
+    ("Region ID: 1 Score: 0.1 Region ID: 2 Score: 0.2", 0.1, 0.2),
+    ("Region ID: 1\r\nScore: 0.1\r\n\r\nRegion ID: 2\r\nScore: 0.2\r\n", 0.1, 0.2),
+    ('[{"region_id": 1, "score": 0.1}, {"region_id": 2, "score": 0.2}]', 0.1, 0.2),
+    ("Region ID: 1\nScore: 0.1\nReason: unlike Region ID: 2, good\n\nRegion ID: 2\nScore: 0.2", 0.1, 0.2),
+    ("Region ID: 1\nRegion ID: 2\n\nRegion ID: 1\nScore: 0.1\nRegion ID: 2\nScore: 0.2", 0.1, 0.2),  # list repeated
+    ("Region ID: 1\nScore: 0.3\nRegion ID: 2\nScore: 0.2\nRegion ID: 1\nScore: 0.1", 0.1, 0.2),  # the last counts
+    ("Region ID: 1\nScore: 0.1\nRegion ID: 2\nScore: 0.2\nRegion ID: 1\nScore:", 0.1, 0.2),  # cut off while repeating
+    ("Region ID: 1\nScore: 0.1", 0.1, M),
+    ("Region ID: 1\nScore: 0.1\nRegion ID: 12\nScore: 0.2", 0.1, M),
+    ("Region ID: 1\nRegion ID: 2\nScore: 0.2", N, 0.2),
+    ("Region ID: 1\nScore: 7\nRegion ID: 2\nScore: 0.2", O, 0.2),
+    ("Region ID: one\nScore: 0.1\nRegion ID: 2\nScore: 0.2", M, 0.2),
+    ("Region ID: 1\nRegion ID: two\nScore: 0.2", N, M),  # the score of an unknown region is nobody's
+    ("Region ID: " + "1" * 5000 + "\nScore: 0.1\nRegion ID: 2\nScore: 0.2", M, 0.2),
+    ("Score: 0.1\nScore: 0.2", M, M),
+    ("no regions", M, M),
+    ("", E, E),
+    ("<think>Region ID: 1\nScore: 0.1\nRegion ID: 2", T, T),
+]
+
+
+@pytest.mark.parametrize(("reply", "first", "second"), SEVERAL)
+def test_several_regions(reply: str, first: float | Failure, second: float | Failure) -> None:
+    readings = parse_regions(reply, [1, 2])
+    assert [outcome(readings[1]), outcome(readings[2])] == [first, second]
+
+
+def test_a_reply_about_another_region_is_no_answer() -> None:
+    assert outcome(parse_regions("Region ID: 3\nScore: 0.5", [1])[1]) == M
+
+
+@pytest.mark.parametrize(
+    ("reply", "label", "reason"),
+    [
+        (WELL_FORMED, "a cat", "It is asked for."),
+        (
+            "Region ID: 1\n**Identified Object:** `a cat`\n**Score:** 0.9\n**Reason:** good\nin two lines\n---",
+            "a cat",
+            "good\nin two lines",
+        ),
+        ("Object: hill Score: 0.6", "hill", None),
+        ("Score: 0.6 because it is blurred", None, "because it is blurred"),
+        ("Reason: it is blurred\nScore: 0.6", None, "it is blurred"),
+        ('{"object": "a cat", "score": 0.6, "reason": "blurred"}', "a cat", "blurred"),
+        ("Score: 0.6", None, None),
+    ],
+)
+def test_labels_and_reasons(reply: str, label: str | None, reason: str | None) -> None:
+    reading = parse_regions(reply, [1])[1]
+    assert (reading.label, reading.reason) == (label, reason)
+
+
+def test_the_start_of_the_score_is_a_place_in_the_reply() -> None:
+    reply = "<think>\N{MINUS SIGN}</think>Region ID: 1\nScore: \N{MINUS SIGN}0.4\n\nRegion ID: 2\n**Score:** +0.5"
+    readings = parse_regions(reply, [1, 2])
+    starts = [readings[index].score_start for index in (1, 2)]
+    assert [reply[start : start + 4] for start in starts if start is not None] == ["\N{MINUS SIGN}0.4", "+0.5"]
+
+
+def test_well_formed_replies_and_the_examples_of_the_instructions() -> None:
+    reading = parse_regions(region_reply(3, "small red circle", -0.5, "it should be blue"), [3])[3]
+    assert (reading.score, reading.label, reading.reason) == (-0.5, "small red circle", "it should be blue")
+    layout = parse_layout(layout_reply(0.4, "two things as asked"))
+    assert (layout.score, layout.reason) == (0.4, "two things as asked")
+    described = parse_layout(layout_reply(-1.0, "too few things", "a small red circle at 12, 20"))
+    assert (described.score, described.reason) == (-1.0, "too few things")
+    paper = load_instructions("paper")
+    example = parse_regions(paper.region[paper.region.index("exactly this format") :], [1, 2])
+    assert [(r.score, r.label) for r in example.values()] == [(0.9, "a red apple"), (-0.7, "a blurred second stalk")]
+    assert all(reading.reason for reading in example.values())
+    assert parse_layout(paper.layout[paper.layout.index("exactly this format") :]).score == 0.3
+
+
+# --- the released parser on the golden texts; {} stands for "no score"
+
+# case number, region: what we read instead, and why
+DIFFERENT_REGIONS: dict[tuple[int, int], float | Failure] = {
+    (1, 2): 0.1,  # blocks separated by --- are blocks
+    (1, 3): -0.8,
+    (3, 1): 0.5,  # blank lines inside a block
+    (4, 1): 0.5,  # plus sign
+    (4, 2): 0.5,  # .5
+    (4, 4): 0.7,  # bold key
+    (4, 5): -0.4,  # typographic minus
+    (5, 1): O,  # 95 is no score
+    (5, 2): O,  # nor is -2
+    (6, 1): T,  # numbers of an unfinished thought are none
+}
+DIFFERENT_LAYOUTS: dict[int, float | Failure] = {
+    4: 0.9,  # bold key
+    6: T,
+    9: O,
+}
+
+
+def reference_score(output: dict, key: str) -> float | Failure:  # type: ignore[type-arg]
+    return output.get(key, N)
+
+
+@pytest.mark.parametrize("number", range(len(GOLDEN["regions"])))
+def test_regions_like_the_released_parser_except_where_it_errs(number: int) -> None:
+    case = GOLDEN["regions"][number]
+    ids = sorted({int(key) for key in case["output"]} | {r for n, r in DIFFERENT_REGIONS if n == number} | {98, 99})
+    readings = parse_regions(case["input"], ids)
+    for index in ids:
+        expected = DIFFERENT_REGIONS.get((number, index))
+        if expected is None and str(index) in case["output"]:
+            expected = reference_score(case["output"][str(index)], "score")
+        if expected is None:
+            assert readings[index].failure in (M, E, T)
+        else:
+            assert outcome(readings[index]) == expected
+
+
+def test_labels_like_the_released_parser() -> None:
+    for number in (0, 1, 2, 4):
+        case = GOLDEN["regions"][number]
+        readings = parse_regions(case["input"], [int(key) for key in case["output"]])
+        for key, entry in case["output"].items():
+            assert readings[int(key)].label == entry["identified_object"]
+            assert "reason" not in entry or readings[int(key)].reason == entry["reason"]
+
+
+@pytest.mark.parametrize("number", range(len(GOLDEN["global_layout"])))
+def test_layouts_like_the_released_parser_except_where_it_errs(number: int) -> None:
+    case = GOLDEN["global_layout"][number]
+    reading = parse_layout(case["input"])
+    assert outcome(reading) == DIFFERENT_LAYOUTS.get(number, reference_score(case["output"], "global_layout_score"))
+    if number in (0, 1, 2, 3, 8):
+        assert reading.reason == case["output"]["reason"]
+
+
+# --- whatever the text
+
+PIECES = st.sampled_from(
+    [
+        "Region ID:",
+        "1",
+        "2",
+        "\n",
+        " ",
+        "Score:",
+        "0.9",
+        "-",
+        ".",
+        "1.5",
+        "Reason:",
+        "<think>",
+        "</think>",
+        "---",
+        "**",
+        "/",
+        "e9",
+    ]
+)
+TEXTS = st.one_of(st.text(), st.lists(PIECES, max_size=30).map("".join))
+
+
+def check(readings: list[Reading], reply: str) -> None:
+    for reading in readings:
+        assert (reading.score is None) == (reading.failure is not None)
+        assert (reading.score is None) == (reading.score_start is None)
+        if reading.score is not None and reading.score_start is not None:
+            assert -1 <= reading.score <= 1
+            assert reply[reading.score_start] not in " \n"
+
+
+@settings(max_examples=400, deadline=None)
+@given(TEXTS)
+def test_no_text_raises_or_gives_a_score_out_of_range(reply: str) -> None:
+    check([*parse_regions(reply, [1, 2]).values(), *parse_regions(reply, [1]).values(), parse_layout(reply)], reply)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.integers(0, 300), st.integers(0, 20), st.one_of(PIECES, st.text(max_size=5)))
+def test_no_mutation_of_a_good_reply_does_either(place: int, removed: int, inserted: str) -> None:
+    good = WELL_FORMED + "\n\n" + WELL_FORMED.replace("1", "2").replace("0.9", "-0.6")
+    reply = good[:place] + inserted + good[place + removed :]
+    check([*parse_regions(reply, [1, 2]).values(), parse_layout(reply)], reply)
+
+
+@pytest.mark.parametrize("filler", ["\n", " ", "*", "score", "region id", "score:", "Score: 0", "1", "- "])
+def test_long_degenerate_replies_take_no_time(filler: str) -> None:
+    parse_regions(filler * (20_000 // len(filler)), [1, 2])

@@ -1,0 +1,115 @@
+"""The command line: every stage, the loop, a plug-in grounder, and errors in one line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from srum import models
+from srum.cli import app
+from tests.fakes import FakeModel
+
+SMALL = [
+    "rounds=1",
+    "prompt_count=3",
+    "candidates_per_prompt=2",
+    "train.steps=2",
+    "train.batch_size=2",
+    "eval.count=3",
+    "reward.on_failure=keep",
+]
+SETS = [part for override in SMALL for part in ("--set", override)]
+GROUNDER = """
+from srum.records import Region
+
+class WholeImage:
+    def propose(self, images, prompts):
+        return [[Region(id=1, box=(0, 0, i.width, i.height / 2), area=1, source="mine")] for i in images]
+"""
+
+
+@pytest.fixture(autouse=True)
+def fake_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(models, "load", FakeModel.load, raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def srum(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def error_of(result: Result) -> str:
+    assert result.exit_code == 2, result.output
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    return line.removeprefix("error: ")
+
+
+def test_help_is_there_without_torch() -> None:
+    code = "import sys, srum.cli; sys.exit('torch' in sys.modules or 'pydantic' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1]).returncode == 0
+    commands = {"rollout", "ground", "judge", "rasterize", "train", "eval", "report", "run", "pretrain"}
+    assert all(command in srum("--help").output for command in commands)
+
+
+def test_run_ends_in_a_table_and_is_not_overwritten() -> None:
+    result = srum("run", *SETS)
+    assert result.exit_code == 0, result.output
+    assert "srum_paper" in result.output and Path("runs/default/report.html").is_file()
+    summary = Path("runs/default/summary.json").read_bytes()
+    assert "pass --resume" in error_of(srum("run", *SETS))
+    assert "(seed: 0 != 1)" in error_of(srum("run", *SETS, "--set", "seed=1", "--resume"))
+    assert srum("run", "--resume").exit_code == 0
+    assert Path("runs/default/summary.json").read_bytes() == summary
+
+
+def test_stages_are_the_run() -> None:
+    assert srum("run", "--out", "whole", *SETS).exit_code == 0
+    assert srum("rollout", "parts", *SETS).exit_code == 0
+    for stage in ("ground", "judge", "rasterize", "train"):
+        assert srum(stage, "parts", "--round", "0").exit_code == 0
+    assert srum("eval", "parts", "--round", "0").exit_code == 0
+    assert srum("eval", "parts").exit_code == 0
+    assert srum("report", "parts").output == "parts/report.html\n"
+    for name in ("summary.json", "round-000/rewards.jsonl", "round-000/counts.json", "config.yaml"):
+        assert Path("parts", name).read_bytes() == Path("whole", name).read_bytes()
+    assert (
+        Path("parts/round-000/eval/srum/verdicts.jsonl").read_bytes()
+        == Path("parts/eval/srum/verdicts.jsonl").read_bytes()
+    )
+
+
+def test_a_users_grounder_and_objective() -> None:
+    Path("my_regions.py").write_text(GROUNDER)
+    flags = ["--grounder", "my_regions:WholeImage", "--objective", "srum"]
+    assert srum("run", "--out", "mine", *SETS, *flags).exit_code == 0
+    (first, *_) = Path("mine/round-000/regions.jsonl").read_text().splitlines()
+    assert {region["source"] for region in json.loads(first)["regions"]} == {"mine", "background"}
+    assert Path("mine/config.yaml").read_text().count("objective: srum") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--set", "train.lrr=1"], "unknown key train.lrr; did you mean train.lr?"),
+        (["run", "--objective", "ppo"], "train.objective: Input should be 'sft', 'srum' or 'region_nft'"),
+        (["run", "--config", "nowhere.yaml"], "cannot read the config nowhere.yaml"),
+        (["run", "--grounder", "nothing:Here"], "grounder 'nothing:Here': no module 'nothing'"),
+        (["run", "--set", "prompts=bad.jsonl"], "bad.jsonl:2: not JSON"),
+        (["run", "--set", "prompts=empty.txt"], "empty.txt: no prompts in it"),
+        (["judge", "new"], "new/round-000/candidates.jsonl is missing"),
+        (["rollout", "other"], "other is not empty and has no config.yaml"),
+    ],
+)
+def test_errors_are_one_line(arguments: list[str], message: str) -> None:
+    Path("bad.jsonl").write_text('{"prompt": "a red circle"}\nnonsense\n')
+    Path("empty.txt").touch()
+    Path("other").mkdir()
+    Path("other/file").touch()
+    assert error_of(srum(*arguments)).startswith(message)
+    assert not Path("runs").exists()

@@ -1,0 +1,93 @@
+"""The config: round trip, overrides, what is refused and how it is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from srum.config import ConfigError, RunConfig, TrainConfig, differing_fields, dump, load_config
+from srum.models.base import Sampling
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def test_dump_and_load_is_the_identity(tmp_path: Path) -> None:
+    config = load_config(None, ["train.lr=1e-5", "rollout.size=[32, 48]", "eval.guidance_interval=[0.2, 0.9]"])
+    (tmp_path / "config.yaml").write_text(dump(config))
+    assert load_config(tmp_path / "config.yaml") == config
+    assert config.train.lr == 1e-5 and config.rollout.size == (32, 48)
+
+
+def test_overrides_win_over_the_file_and_later_ones_over_earlier(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("seed: 1\ntrain:\n  lr: 1e-3\n  steps: 7\n")
+    config = load_config(tmp_path / "c.yaml", ["train.lr=2e-3", "train.lr=3e-3"])
+    assert (config.seed, config.train.lr, config.train.steps) == (1, 3e-3, 7)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_presets_load(path: Path) -> None:
+    load_config(path)
+
+
+def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("# nothing\n")
+    assert load_config(tmp_path / "c.yaml") == RunConfig()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("lr=1", "unknown key lr; did you mean train.lr?"),
+        ("trian.lr=1", "unknown key trian; did you mean train?"),
+        ("judge.retrys=2", "unknown key judge.retrys; did you mean judge.retries?"),
+        ("reward.xyzzy=2", "unknown key reward.xyzzy; known here are mapping, overlap, on_failure"),
+        ("train.lr=-1", "train.lr: Input should be greater than 0, got -1"),
+        ("train.lr=.nan", "train.lr: Input should be a finite number, got nan"),
+        ("train.steps=two", "train.steps: "),
+        ("train=3", "train: "),
+        ("train.objective=sgd", "train.objective: Input should be 'sft', 'srum' or 'region_nft', got 'sgd'"),
+        ("seed.x=3", "seed: "),
+        ("train.lr", "'train.lr' is not an override"),
+        ("train.lr=[", "train.lr: '[' is not a YAML value"),
+        ("train.warmup_steps=150", "train.warmup_steps: 150 leaves nothing of steps=150"),
+        ("eval.guidance_interval=[0.5, 0.5]", "eval.guidance_interval: (0.5, 0.5) is empty"),
+        ("candidates_per_prompt=1", "candidates_per_prompt: region_nft compares"),
+    ],
+)
+def test_what_is_refused_is_named_in_one_line(override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config(None, [override])
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+def test_a_plan_to_train_with_needs_a_plan() -> None:
+    with pytest.raises(ConfigError, match=r"train\.plan_in_context"):
+        load_config(None, ["train.plan_in_context=true", "rollout.plan=false"])
+
+
+@pytest.mark.parametrize(("text", "message"), [("- 1\n", "expected keys"), ("a: [", "is not YAML")])
+def test_a_file_that_is_no_config(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_config(tmp_path / "c.yaml")
+    with pytest.raises(ConfigError, match="cannot read the config"):
+        load_config(tmp_path / "missing.yaml")
+
+
+def test_configs_are_frozen() -> None:
+    with pytest.raises(ValidationError):
+        TrainConfig().lr = 1.0  # type: ignore[misc]
+
+
+def test_differing_fields_are_named() -> None:
+    assert differing_fields(RunConfig(), RunConfig()) == []
+    other = load_config(None, ["seed=3", "train.lr=0.5"])
+    assert differing_fields(RunConfig(), other) == ["seed: 0 != 3", f"train.lr: {TrainConfig().lr} != 0.5"]
+
+
+def test_sampling_fields_are_those_of_the_sampler() -> None:
+    config = RunConfig()
+    assert Sampling(**config.rollout.sampling()).size == config.rollout.size
+    assert config.eval.sampling().keys() == config.rollout.sampling().keys()

@@ -1,0 +1,237 @@
+"""The loop on a fake model: what it writes, and that a kill at any moment changes nothing in the end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from srum import models
+from srum.config import RunConfig, load_config
+from srum.evaluation.accuracy import Accuracy, EvalResult
+from srum.loop import STAGES, Run, arms, count_outcomes, perform, run_loop, summarize
+from srum.records import Candidate, Failure, Grounding, Judgement, LayoutJudgement, Region, RegionJudgement, RewardMap
+from srum.run_dir import RunError, read_records
+from tests.fakes import FakeModel
+
+SMALL = [
+    "rounds=2",
+    "prompt_count=5",
+    "candidates_per_prompt=2",
+    "rollout.batch_size=4",
+    "ground.batch_size=4",
+    "judge.batch_size=4",
+    "reward.on_failure=keep",
+    "train.steps=4",
+    "train.batch_size=4",
+    "train.checkpoint_every=2",
+    "eval.count=7",
+    "eval.batch_size=3",
+]
+ARMS = ["base", "sft", "srum_paper", "srum"]
+
+
+@pytest.fixture(autouse=True)
+def fake_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "load", FakeModel.load, raising=False)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An uninterrupted run."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "load", FakeModel.load, raising=False)
+        run_loop(load_config(None, SMALL), folder)
+    yield folder
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Every file of a run by name, but for those that say how long it took."""
+    timed = {"timings.json", "report.html"}
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.name not in timed)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(paths)}
+
+
+def test_a_run_leaves_the_files_of_the_design(whole: Path) -> None:
+    names = files_of(whole).keys()
+    for k in ("round-000", "round-001"):
+        stages = ["prompts", "candidates", "regions", "judgements", "rewards"]
+        assert {f"{k}/{name}.jsonl" for name in stages} | {f"{k}/counts.json"} <= names
+        assert {f"{k}/train/{arm}/model/ema.safetensors" for arm in ARMS[1:]} <= names
+        assert {f"{k}/train/{arm}/metrics.jsonl" for arm in ARMS[1:]} <= names
+        candidates = read_records(whole / k / "candidates.jsonl", Candidate)
+        assert (
+            len(candidates) == 10
+            and {name for c in candidates for name in (f"{k}/{c.image}", f"{k}/{c.latent}")} <= names
+        )
+        assert {f"{k}/{r.values}" for r in read_records(whole / k / "rewards.jsonl", RewardMap)} <= names
+    assert {f"eval/{arm}/verdicts.jsonl" for arm in ARMS} | {"config.yaml", "summary.json"} <= names
+    assert not [name for name in names if ".parts" in name or ".partial" in name]
+    assert (whole / "report.html").stat().st_size > 10_000
+    assert {"round-000/rollout", "round-001/train", "eval srum"} <= json.loads(
+        (whole / "timings.json").read_text()
+    ).keys()
+
+
+def test_the_summary(whole: Path) -> None:
+    summary = json.loads((whole / "summary.json").read_text())
+    assert list(summary) == ARMS
+    for arm, values in summary.items():
+        assert 0 <= values["interval"][0] <= values["accuracy"] <= values["interval"][1] <= 100
+        assert (values["n"], values["seed"]) == (7, 0)
+        assert sum(category["n"] for category in values["per_category"].values()) == 7
+        assert ("difference_to_base" in values) == (arm != "base")
+
+
+def test_rounds_draw_new_prompts_with_new_weights(whole: Path) -> None:
+    first, second = (read_records(whole / k / "candidates.jsonl", Candidate) for k in ("round-000", "round-001"))
+    assert {c.prompt for c in first} != {c.prompt for c in second}
+    weights = [(whole / k / "train/srum/model/ema.safetensors").read_bytes() for k in ("round-000", "round-001")]
+    assert weights[0] != weights[1]
+    run = Run(whole, load_config(whole / "config.yaml"))
+    assert run.weights("srum", 0) == run.weights("base", 2) == "srum-tiny"
+    assert run.weights("sft", 2) == str(whole / "round-001/train/sft/model")
+
+
+def test_counts_are_those_of_the_records(whole: Path) -> None:
+    counts = json.loads((whole / "round-000/counts.json").read_text())
+    judgements = read_records(whole / "round-000/judgements.jsonl", Judgement)
+    rewards = read_records(whole / "round-000/rewards.jsonl", RewardMap)
+    failed = [r for j in judgements for r in j.regions if r.failure]
+    assert counts["candidates"] == 10 and counts["reward_maps"] == len(rewards) == 10 - sum(counts["skipped"].values())
+    assert sum(counts["region_failures"].values()) == len(failed)
+    assert sum(counts["layout_failures"].values()) == sum(j.layout.failure is not None for j in judgements)
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing in the code handles it."""
+
+
+def kill_before(patch: pytest.MonkeyPatch, place: str) -> None:
+    """Die when the file or folder ``place`` of the run is about to take its name."""
+    for method in ("replace", "rename"):
+        original = getattr(Path, method)
+
+        def dying(path: Path, target: Any, original: Any = original) -> Any:
+            if str(target).endswith(place):
+                raise Killed
+            return original(path, target)
+
+        patch.setattr(Path, method, dying)
+
+
+PLACES = [
+    "run/config.yaml",
+    "round-000/prompts.jsonl",
+    "round-000/latents/train-0002-1.safetensors",
+    "round-000/candidates.parts/00001.jsonl",
+    "round-000/candidates.jsonl",
+    "round-000/regions.parts/00002.jsonl",
+    "round-000/judgements.parts/00001.jsonl",
+    "round-000/judgements.jsonl",
+    "round-000/rewards.jsonl",
+    "round-000/counts.json",
+    "round-000/train/sft/checkpoints/step-00000004",
+    "round-000/train/srum/checkpoints/step-00000002",
+    "round-000/train/srum/model",
+    "round-001/judgements.parts/00002.jsonl",
+    "round-001/train/srum_paper/checkpoints/step-00000004",
+    "eval/base/verdicts.parts/00002.jsonl",
+    "eval/srum/images/held_out-0004.png",
+    "run/summary.json",
+    "run/report.html",
+]
+
+
+def test_kills_at_any_moment_change_no_file(whole: Path, tmp_path: Path) -> None:
+    folder, config = tmp_path / "run", load_config(None, SMALL)
+    for place in PLACES:
+        with pytest.MonkeyPatch.context() as patch:
+            kill_before(patch, place)
+            with pytest.raises(Killed):
+                run_loop(config, folder, resume=True)
+    run_loop(config, folder, resume=True)
+    expected, found = files_of(whole), files_of(folder)
+    assert found.keys() == expected.keys()
+    assert [name for name in expected if found[name] != expected[name]] == []
+
+
+def test_stages_one_by_one_are_the_round(whole: Path, tmp_path: Path) -> None:
+    run = Run(tmp_path, load_config(None, SMALL))
+    for name in STAGES:
+        perform(run, name, 0)
+    assert files_of(tmp_path / "round-000") == files_of(whole / "round-000")
+
+
+def test_a_stage_needs_the_one_before_it(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"candidates\.jsonl is missing"):
+        perform(Run(tmp_path, load_config(None, SMALL)), "ground", 0)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["prompts=no_such_set", "eval.prompts=nowhere.jsonl", "ground.grounder=no.such:Thing", "judge.instructions=x"],
+)
+def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path: Path, override: str) -> None:
+    with pytest.raises((ValueError, OSError)):
+        run_loop(load_config(None, [*SMALL, override]), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_arms_differ_in_their_objective_alone() -> None:
+    config = load_config(None, ["train.steps=9", "train.use_layout=false"])
+    found = arms(config)
+    assert [(name, arm.objective) for name, arm in found.items()] == [
+        ("sft", "sft"),
+        ("srum_paper", "srum"),
+        ("srum", "region_nft"),
+    ]
+    assert {arm.steps for arm in found.values()} == {9}
+    assert found["srum_paper"].use_layout and found["srum_paper"].constraint_weight == 0.5
+    assert "srum_paper" not in arms(load_config(None, ["reward.mapping=unit"]))
+    assert arms(RunConfig())["srum"] == RunConfig().train
+
+
+def test_failures_are_counted_by_kind() -> None:
+    background = Region(id=0, box=(0, 0, 8, 8), area=64, source="background")
+    layout = LayoutJudgement(score=0.5)
+    groundings = [
+        Grounding(candidate_id="a", regions=[background]),
+        Grounding(candidate_id="b", regions=[], error="broken"),
+    ]
+    failed = RegionJudgement(region_id=0, score=None, failure=Failure.NO_SCORE)
+    judgements = [
+        Judgement(candidate_id="a", regions=[failed], layout=layout),
+        Judgement(candidate_id="b", regions=[], layout=layout),
+    ]
+    assert count_outcomes(groundings, judgements, ["nothing_judged", "grounding_failed"]) == {
+        "candidates": 2,
+        "grounding_errors": 1,
+        "without_regions": 1,
+        "regions_judged": 1,
+        "region_failures": {"no_score": 1},
+        "layout_failures": {},
+        "skipped": {"grounding_failed": 1, "nothing_judged": 1},
+        "reward_maps": 0,
+    }
+
+
+def test_summarize_compares_with_base() -> None:
+    def result(correct: list[bool]) -> EvalResult:
+        accuracy = Accuracy(100 * sum(correct) / len(correct), (0.0, 100.0), len(correct))
+        return EvalResult(accuracy, {"colors": accuracy}, 3, correct)
+
+    summary = summarize({"base": result([True, False] * 50), "srum": result([True] * 100)})
+    assert summary["base"] == {
+        "accuracy": 50.0,
+        "interval": (0.0, 100.0),
+        "n": 100,
+        "seed": 3,
+        "per_category": {"colors": {"accuracy": 50.0, "interval": (0.0, 100.0), "n": 100}},
+    }
+    difference = summary["srum"]["difference_to_base"]
+    assert difference["points"] == 50.0 and 35 < difference["interval"][0] < 45 < 55 < difference["interval"][1] < 65

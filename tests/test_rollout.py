@@ -1,0 +1,153 @@
+"""Rollout: prompts, seeds per record, what is written, resume. Accuracy: the checker, categories, intervals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from srum.config import EvalConfig, RunConfig, load_config
+from srum.evaluation.accuracy import accuracy_of, evaluate, paired_bootstrap
+from srum.models.base import Generated, Sampling
+from srum.records import Candidate, Prompt
+from srum.rollout import choose_prompts, rollout
+from srum.run_dir import open_image, read_records
+from srum.seeding import seed_for
+from srum.shapes.prompts import from_metadata
+from srum.shapes.render import render
+from srum.shapes.scenes import sample_scene
+from tests.fakes import FakeModel
+
+PROMPTS = [Prompt(id=f"p{number}", text=f"prompt {number}") for number in range(3)]
+
+
+def config(*overrides: str) -> RunConfig:
+    return load_config(None, ["candidates_per_prompt=2", "rollout.batch_size=4", *overrides])
+
+
+def test_candidates_are_in_order_and_their_files_are_there(tmp_path: Path) -> None:
+    candidates = rollout(FakeModel(), PROMPTS, config(), 1, tmp_path)
+    assert [c.id for c in candidates] == ["p0-0", "p0-1", "p1-0", "p1-1", "p2-0", "p2-1"]
+    assert read_records(tmp_path / "candidates.jsonl", Candidate) == candidates
+    for c in candidates:
+        assert c.seed == seed_for(0, 1, c.id, "rollout")
+        assert c.plan == f"a plan of {c.prompt}" and c.size == (64, 64) and c.sampling["timesteps"] == 16
+        assert open_image(tmp_path / c.image).size == (64, 64)
+        assert load_file(tmp_path / c.latent)["latent"].shape == (3, 8, 8)
+
+
+def test_the_latent_is_the_samplers_own(tmp_path: Path) -> None:
+    (candidate, *_) = rollout(FakeModel(), PROMPTS, config(), 0, tmp_path)
+    (again,) = FakeModel().generate([candidate.prompt], Sampling(**config().rollout.sampling()), [candidate.seed])
+    assert torch.equal(load_file(tmp_path / candidate.latent)["latent"], again.latent)
+    assert open_image(tmp_path / candidate.image).tobytes() == again.image.tobytes()
+
+
+def test_batch_size_and_company_change_no_candidate(tmp_path: Path) -> None:
+    all_at_once = rollout(FakeModel(), PROMPTS, config("rollout.batch_size=64"), 0, tmp_path / "a")
+    alone = rollout(FakeModel(), PROMPTS[2:], config("rollout.batch_size=1"), 0, tmp_path / "b")
+    assert all_at_once[4:] == alone
+    assert (tmp_path / "a" / alone[0].image).read_bytes() == (tmp_path / "b" / alone[0].image).read_bytes()
+
+
+def test_rounds_and_run_seeds_draw_anew(tmp_path: Path) -> None:
+    seeds = [
+        rollout(FakeModel(), PROMPTS, config(f"seed={seed}"), k, tmp_path / f"{seed}-{k}")[0].seed
+        for seed in (0, 1)
+        for k in (0, 1)
+    ]
+    assert len(set(seeds)) == 4
+
+
+class Dies(FakeModel):
+    """Dies in its second batch."""
+
+    calls = 0
+
+    def generate(self, *arguments: object) -> list[Generated]:  # type: ignore[override]
+        self.calls += 1
+        if self.calls == 2:
+            raise KeyboardInterrupt
+        return super().generate(*arguments)  # type: ignore[arg-type]
+
+
+def test_an_interrupted_rollout_ends_in_the_same_files(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        rollout(Dies(), PROMPTS, config(), 0, tmp_path / "a")
+    rollout(FakeModel(), PROMPTS, config(), 0, tmp_path / "a")
+    rollout(FakeModel(), PROMPTS, config(), 0, tmp_path / "b")
+    files = sorted(path.relative_to(tmp_path / "b") for path in (tmp_path / "b").rglob("*") if path.is_file())
+    assert len(files) == 1 + 6 + 6
+    assert files == sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file())
+    assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in files)
+
+
+def test_prompts_are_drawn_from_a_set_or_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "p.txt"
+    path.write_text("".join(f"prompt {number}\n" for number in range(50)))
+    assert [p.text for p in choose_prompts(str(path), 100, 0)] == [f"prompt {number}" for number in range(50)]
+    some = choose_prompts(str(path), 10, 0)
+    assert len(some) == 10 and some == sorted(some, key=lambda p: p.id)
+    assert some == choose_prompts(str(path), 10, 0) != choose_prompts(str(path), 10, 1)
+    assert len(choose_prompts("development", 5, 3)) == 5
+    with pytest.raises(ValueError, match="no_such_set"):
+        choose_prompts("no_such_set", 5, 0)
+
+
+class Painter(FakeModel):
+    """Draws every other prompt of its list right, and nothing for the rest."""
+
+    def __init__(self, prompts: list[Prompt]) -> None:
+        super().__init__()
+        self.specs = {prompt.text: from_metadata(prompt.metadata) for prompt in prompts[::2]}
+
+    def generate(self, prompts, sampling, seeds, plan=False):  # type: ignore[no-untyped-def, override]
+        return [
+            Generated(Image.fromarray(self._paint(p, s)), torch.zeros(1)) for p, s in zip(prompts, seeds, strict=True)
+        ]
+
+    def _paint(self, prompt: str, seed: int) -> np.ndarray:
+        if prompt not in self.specs:
+            return np.zeros((64, 64, 3), np.uint8)
+        return render(sample_scene(self.specs[prompt], np.random.default_rng(seed)))
+
+
+def test_accuracy_is_what_the_model_drew(tmp_path: Path) -> None:
+    prompts = choose_prompts("development", 21, 0)
+    result = evaluate(Painter(prompts), prompts, EvalConfig(batch_size=8), tmp_path, seed=0)
+    assert result.correct == [index % 2 == 0 for index in range(21)]
+    assert result.overall.accuracy == pytest.approx(100 * 11 / 21) and result.overall.n == 21
+    assert sum(a.n for a in result.per_category.values()) == 21 and len(result.per_category) == 7
+    assert evaluate(FakeModel(), prompts, EvalConfig(batch_size=8), tmp_path, seed=0) == result  # kept, not done again
+    assert len(list((tmp_path / "images").iterdir())) == 21
+
+
+def test_prompts_without_metadata_cannot_be_checked(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"prompt 'p0' .* not of the embedded world: include"):
+        evaluate(FakeModel(), PROMPTS, EvalConfig(), tmp_path, seed=0)
+
+
+def test_the_wilson_interval() -> None:
+    """n = 10, half of them correct: centre 1/2, half width z sqrt(1/40 + z^2/400) / (1 + z^2/10) = 0.26341."""
+    accuracy = accuracy_of([True, False] * 5)
+    assert accuracy.accuracy == 50.0
+    assert accuracy.interval == pytest.approx((50 - 26.3407, 50 + 26.3407), abs=1e-3)
+    assert accuracy_of([True]).interval[1] == 100.0
+    with pytest.raises(ValueError, match="no verdicts"):
+        accuracy_of([])
+
+
+def test_the_paired_bootstrap() -> None:
+    """30 prompts gained and 10 lost of 100: 20 points, standard error sqrt(0.4 - 0.04) / 10 = 6 points."""
+    a = [True] * 30 + [False] * 10 + [True] * 60
+    b = [False] * 30 + [True] * 10 + [True] * 60
+    difference, low, high = paired_bootstrap(a, b)
+    assert difference == pytest.approx(20.0)
+    assert low == pytest.approx(20 - 1.96 * 6, abs=1.0) and high == pytest.approx(20 + 1.96 * 6, abs=1.0)
+    assert paired_bootstrap(a, b) == (difference, low, high)
+    assert paired_bootstrap(b, a)[0] == pytest.approx(-20.0)
+    assert paired_bootstrap(a, a) == (0.0, 0.0, 0.0)

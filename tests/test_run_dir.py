@@ -1,0 +1,235 @@
+"""The folder of a run: nothing half-written, nothing lost, nothing overwritten, errors that name the line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from srum.config import RunConfig, load_config
+from srum.records import Prompt
+from srum.run_dir import (
+    RunError,
+    StageTimer,
+    atomic,
+    finished,
+    open_image,
+    open_run,
+    read_prompts,
+    read_records,
+    run_stage,
+    write_records,
+)
+from srum.seeding import seed_for
+
+ITEMS = {f"p{number}": number for number in range(7)}
+
+
+class Work:
+    """Turns numbers into prompts and remembers the batches; dies at the item ``fail_at``, leaves out ``skip``."""
+
+    def __init__(self, fail_at: str = "", skip: frozenset[str] = frozenset()) -> None:
+        self.fail_at, self.skip = fail_at, skip
+        self.batches: list[list[str]] = []
+
+    def __call__(self, batch: Mapping[str, int]) -> list[Prompt]:
+        if self.fail_at in batch:
+            raise KeyboardInterrupt
+        self.batches.append(list(batch))
+        return [
+            Prompt(id=name, text=f"number {number} é\u2028") for name, number in batch.items() if name not in self.skip
+        ]
+
+
+def stage(folder: Path, work: Work) -> list[Prompt]:
+    return run_stage(folder, "things", Prompt, ITEMS, 3, work)
+
+
+def test_a_stage_writes_one_file_and_is_not_done_again(tmp_path: Path) -> None:
+    records = stage(tmp_path, Work())
+    assert [r.id for r in records] == list(ITEMS) and finished(tmp_path, "things")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["things.jsonl"]
+    again = Work()
+    assert stage(tmp_path, again) == records and again.batches == []
+
+
+def test_an_interrupted_stage_goes_on_with_the_same_batches(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        stage(tmp_path / "a", Work(fail_at="p4"))
+    assert not finished(tmp_path / "a", "things")
+    rest = Work()
+    stage(tmp_path / "a", rest)
+    stage(tmp_path / "b", Work())
+    assert rest.batches == [["p3", "p4", "p5"], ["p6"]]
+    assert (tmp_path / "a/things.jsonl").read_bytes() == (tmp_path / "b/things.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("skip", [frozenset(), frozenset({"p0", "p4"})])
+@pytest.mark.parametrize("cut", [1, 20, 90, 150, 300])
+def test_a_torn_last_line_costs_its_batch_and_no_other(tmp_path: Path, skip: frozenset[str], cut: int) -> None:
+    stage(tmp_path, Work(skip=skip))
+    path = tmp_path / "things.jsonl"
+    whole = path.read_bytes()
+    torn = whole[:-cut]
+    assert not torn.endswith(b"\n")
+    path.write_bytes(torn)
+    again = Work(skip=skip)
+    if cut == 1:  # only the line's end is missing: the record is whole
+        assert len(stage(tmp_path, again)) == len(ITEMS) - len(skip) and again.batches == []
+        return
+    assert not finished(tmp_path, "things")
+    with pytest.warns(UserWarning, match="torn last line"):
+        stage(tmp_path, again)
+    assert path.read_bytes() == whole
+    kept = [json.loads(line)["id"] for line in torn.split(b"\n")[:-1]]
+    lost = [batch for batch in (["p0", "p1", "p2"], ["p3", "p4", "p5"], ["p6"]) if not kept or batch[-1] >= kept[-1]]
+    assert again.batches == lost
+
+
+def test_a_torn_shard_is_done_again(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        stage(tmp_path, Work(fail_at="p6"))
+    shard = tmp_path / "things.parts" / "00001.jsonl"
+    shard.write_bytes(shard.read_bytes()[:-5])
+    again = Work()
+    with pytest.warns(UserWarning, match=r"00001.jsonl:3"):
+        assert len(stage(tmp_path, again)) == len(ITEMS)
+    assert again.batches == [["p3", "p4", "p5"], ["p6"]]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"schema": 1, "id": "x"', "not JSON"),
+        ('{"id": "x", "text": "y"}', "not a record of schema version 1"),
+        ('{"schema": 2, "id": "x", "text": "y"}', "not a record of schema version 1"),
+        ('{"schema": 1, "id": "x"}', "text: Field required"),
+        ("[]", "not a record"),
+    ],
+)
+def test_a_malformed_line_is_named(tmp_path: Path, line: str, message: str) -> None:
+    good = '{"schema": 1, "id": "a", "text": "b"}'
+    (tmp_path / "p.jsonl").write_text(f"{good}\n{line}\n{good}\n")
+    with pytest.raises(RunError, match=rf"p\.jsonl:2: {message}"):
+        read_records(tmp_path / "p.jsonl", Prompt)
+
+
+def test_records_come_back_as_they_were(tmp_path: Path) -> None:
+    prompts = [Prompt(id="a", text="é\n\u2028 b", metadata={"x": [1, None, {"y": 0.1}]})]
+    write_records(tmp_path / "p.jsonl", prompts)
+    assert read_records(tmp_path / "p.jsonl", Prompt) == prompts
+    with pytest.raises(RunError, match=r"missing\.jsonl is missing"):
+        read_records(tmp_path / "missing.jsonl", Prompt)
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "file.txt"
+    with pytest.raises(KeyboardInterrupt), atomic(path) as partial:
+        partial.write_text("half")
+        raise KeyboardInterrupt
+    assert not path.exists()
+    with atomic(path) as partial:
+        partial.write_text("whole")
+    assert path.read_text() == "whole" and list(path.parent.glob(".*.partial")) == []
+
+
+def test_open_run_refuses_what_it_would_overwrite(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    open_run(run, RunConfig())
+    with pytest.raises(RunError, match="--resume"):
+        open_run(run, RunConfig())
+    open_run(run, RunConfig(), resume=True)
+    before = (run / "config.yaml").read_bytes()
+    with pytest.raises(RunError, match=r"another config \(seed: 0 != 3; train.beta: 0.3 != 0.5\)"):
+        open_run(run, load_config(None, ["seed=3", "train.beta=0.5"]), resume=True)
+    assert (run / "config.yaml").read_bytes() == before
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").touch()
+    with pytest.raises(RunError, match="not empty"):
+        open_run(tmp_path / "full", RunConfig(), resume=True)
+
+
+def test_a_run_killed_before_its_config_was_there_starts(tmp_path: Path) -> None:
+    (tmp_path / ".config.yaml.partial").write_text("half")
+    open_run(tmp_path, RunConfig(), resume=True)
+    assert load_config(tmp_path / "config.yaml") == RunConfig()
+
+
+def test_prompts_of_a_text_file(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_bytes("\ufeffa red square\r\n\r\n  two é  \n".encode())
+    assert [(p.id, p.text) for p in read_prompts(tmp_path / "p.txt")] == [
+        ("line-0001", "a red square"),
+        ("line-0003", "two é"),
+    ]
+
+
+def test_prompts_of_json_lines(tmp_path: Path) -> None:
+    lines = [
+        {"prompt": "a"},
+        {"text": "b", "id": "b.1"},
+        {"prompt": "c", "metadata": {"k": 1}},
+        {"tag": "single_object", "include": [{"class": "circle", "count": 1}], "prompt": "d"},
+    ]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    prompts = read_prompts(tmp_path / "p.jsonl")
+    assert [(p.id, p.text) for p in prompts] == [
+        ("line-0001", "a"),
+        ("b.1", "b"),
+        ("line-0003", "c"),
+        ("line-0004", "d"),
+    ]
+    assert [p.metadata for p in prompts] == [{}, {}, {"k": 1}, lines[3]]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("p.txt", "\n \n", "no prompts in it"),
+        ("p.jsonl", "", "no prompts in it"),
+        ("p.csv", "a", "expected a .jsonl or .txt file"),
+        ("p.jsonl", '{"prompt": "a"}\n{"prompt": ', r"p\.jsonl:2: not JSON"),
+        ("p.jsonl", '{"prompt": "a"}\n"b"', r"p\.jsonl:2: expected an object"),
+        ("p.jsonl", '{"prompt": " "}', r"p\.jsonl:1: expected a text"),
+        ("p.jsonl", '{"prompt": 3}', r"p\.jsonl:1: expected a text"),
+        ("p.jsonl", '{"prompt": "a", "id": "../x"}', r"p\.jsonl:1: id '../x' cannot name a file"),
+        ("p.jsonl", '{"prompt": "a", "id": "x"}\n{"prompt": "b", "id": "x"}', r"p\.jsonl:2: the id 'x' is taken"),
+        ("p.jsonl", '{"prompt": "a", "metadata": 3}', r"p\.jsonl:1: expected an object in 'metadata'"),
+    ],
+)
+def test_a_malformed_prompts_file_is_named(tmp_path: Path, name: str, text: str, message: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(RunError, match=message):
+        read_prompts(tmp_path / name)
+
+
+def test_prompts_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="cannot read the prompts"):
+        read_prompts(tmp_path / "missing.txt")
+    (tmp_path / "p.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(RunError, match="not UTF-8 at byte 3"):
+        read_prompts(tmp_path / "p.txt")
+
+
+def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(b"no image")
+    with pytest.raises(RunError, match=r"x\.png is not a readable image"):
+        open_image(tmp_path / "x.png")
+
+
+def test_times_add_up_over_interruptions(tmp_path: Path) -> None:
+    path = tmp_path / "timings.json"
+    path.write_text('{"judge": 5.0}')
+    with StageTimer(path).stage("judge"):
+        pass
+    with StageTimer(path).stage("ground"):
+        pass
+    times = json.loads(path.read_text())
+    assert 5.0 <= times["judge"] < 6.0 and 0.0 <= times["ground"] < 1.0
+
+
+def test_seeds_are_stable_and_their_parts_count() -> None:
+    assert seed_for(0, 1, "p-0", "rollout") == 5056254892708178496
+    assert len({seed_for(1, 23), seed_for(12, 3), seed_for("1", "23"), seed_for("1", 23), seed_for(123)}) == 5
+    assert all(0 <= seed_for(number) < 2**63 for number in range(100))

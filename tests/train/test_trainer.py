@@ -1,0 +1,345 @@
+"""The trainer on a model of a few lines: determinism, resume, what is trained, how it fails."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import train.trainer as trainer
+from srum.config import TrainConfig
+from srum.flow import interpolate
+from srum.models.base import Segment, TrainingForward
+from srum.records import Candidate, RewardMap
+from srum.run_dir import write_records
+from train.checkpoint import CheckpointMismatch, list_checkpoints
+from train.data import TrainingRecord, load_training_records
+from train.metrics import keep_rows, loss_by_timestep
+from train.trainer import NonFiniteError, TrainingError, TrainResult
+
+CHANNELS, SIDE = 3, 2
+
+
+class TinyModel(nn.Module):
+    """Velocity of a token: a small network on x_t, t and the sum of the texts' embeddings."""
+
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.understanding = nn.Embedding(8, 4)
+        self.generation = nn.Sequential(nn.Linear(CHANNELS + 5, 16), nn.Tanh(), nn.Linear(16, CHANNELS))
+        self.table = nn.Parameter(torch.ones(1), requires_grad=False)
+
+    def tokens(self, latent: Tensor) -> Tensor:
+        return latent.flatten(1).T
+
+    def pack(self, samples: Sequence[Sequence[Segment]], noise: Sequence[Tensor], t: Sequence[float]) -> list[Any]:
+        return [
+            ([len(s.text) % 8 for s in sample if s.text], interpolate(self.tokens(sample[-1].latent), eps, time), time)
+            for sample, eps, time in zip(samples, noise, t, strict=True)
+        ]
+
+    def velocity(self, batch: list[Any]) -> TrainingForward:
+        inputs = []
+        for texts, x, time in batch:
+            text = self.understanding(torch.tensor(texts, dtype=torch.long)).sum(dim=0)
+            inputs.append(torch.cat([x, torch.full((len(x), 1), time), text.expand(len(x), -1)], dim=1))
+        return TrainingForward(self.generation(torch.cat(inputs)) * self.table, torch.empty(0))
+
+    def generation_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        return [(f"generation.{name}", parameter) for name, parameter in self.generation.named_parameters()]
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        save_file(self.state_dict(), folder / "ema.safetensors")
+
+
+def candidate(number: int) -> Candidate:
+    return Candidate(
+        id=f"c{number}",
+        prompt_id=f"p{number // 2}",
+        prompt="red square"[: 3 + number],
+        index=number % 2,
+        seed=number,
+        plan="plan",
+        image=f"images/c{number}.png",
+        latent=f"latents/c{number}.safetensors",
+        size=(SIDE, SIDE),
+    )
+
+
+def make_records(count: int = 6) -> list[TrainingRecord]:
+    generator = torch.Generator().manual_seed(5)
+    return [
+        TrainingRecord(
+            candidate=candidate(number),
+            latent=torch.randn(CHANNELS, SIDE, SIDE, generator=generator),
+            reward_map=torch.rand(SIDE, SIDE, generator=generator) * 2 - 1,
+            mapping="signed",
+            alpha=0.75,
+            sample_score=torch.rand((), generator=generator).item() * 2 - 1,
+        )
+        for number in range(count)
+    ]
+
+
+def settings(**values: Any) -> TrainConfig:
+    return TrainConfig(**({"steps": 6, "batch_size": 4, "lr": 1e-2, "checkpoint_every": 2} | values))
+
+
+def run(folder: Path, config: TrainConfig, model: TinyModel | None = None, **values: Any) -> TrainResult:
+    arguments = {"records": make_records(), "seed": 1, "progress": False} | values
+    return trainer.train(model or TinyModel(), config=config, folder=folder, **arguments)
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / "model" / "ema.safetensors")
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in a | b)
+
+
+OBJECTIVES = ["sft", "srum", "region_nft"]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("stop", [1, 2, 5, 6])
+def test_resume_is_the_uninterrupted_run_bit_for_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective: str, stop: int
+) -> None:
+    config = settings(objective=objective, schedule="cosine", warmup_steps=2)
+    whole = run(tmp_path / "whole", config)
+
+    def torn(path: Path, row: dict[str, Any]) -> None:
+        if row["step"] == stop:
+            path.write_text(path.read_text() + '{"step":' if path.exists() else '{"st')
+            raise KeyboardInterrupt
+        append_row(path, row)
+
+    append_row = trainer.append_row
+    monkeypatch.setattr(trainer, "append_row", torn)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", config)
+    monkeypatch.undo()
+    assert not (tmp_path / "cut" / "model").exists()
+
+    resumed = run(tmp_path / "cut", config)
+    assert resumed.start == (stop - 1) // 2 * 2
+    assert resumed.losses == whole.losses
+    assert same(weights(tmp_path / "cut"), weights(tmp_path / "whole"))
+    assert (tmp_path / "cut" / "metrics.jsonl").read_text() == (tmp_path / "whole" / "metrics.jsonl").read_text()
+
+
+def test_a_finished_folder_returns_at_once_with_its_weights(tmp_path: Path) -> None:
+    trained, fresh = TinyModel(), TinyModel()
+    first = run(tmp_path, settings(), trained)
+    written = (tmp_path / "model").stat().st_mtime_ns
+    for model in (fresh, trained):
+        again = run(tmp_path, settings(), model)
+        assert (again.start, again.losses, again.model) == (6, first.losses, tmp_path / "model")
+        assert same(dict(model.state_dict()), weights(tmp_path))
+    assert (tmp_path / "model").stat().st_mtime_ns == written
+
+
+def test_the_last_two_checkpoints_are_kept_and_nothing_partial(tmp_path: Path) -> None:
+    run(tmp_path, settings())
+    assert [path.name for path in list_checkpoints(tmp_path / "checkpoints")] == ["step-00000004", "step-00000006"]
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"config": settings(lr=1e-3)}, "config"),
+        ({"seed": 2}, "seed"),
+        ({"records": make_records(5)}, "records"),
+    ],
+)
+def test_the_checkpoints_of_another_run_are_refused(tmp_path: Path, change: dict[str, Any], named: str) -> None:
+    run(tmp_path, settings())
+    with pytest.raises(CheckpointMismatch, match=f"different: {named}"):
+        run(tmp_path, **({"config": settings()} | change))
+
+
+def test_resuming_with_a_model_other_than_the_one_that_entered_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, update = TinyModel(), trainer.update
+    monkeypatch.setattr(trainer, "update", lambda *a: update(*a) if a[-1] < 3 else (_ for _ in ()).throw(OSError()))
+    with pytest.raises(OSError):
+        run(tmp_path, settings(), model)
+    monkeypatch.undo()
+    with pytest.raises(CheckpointMismatch, match="different: model"):
+        run(tmp_path, settings(), model)
+
+
+def test_draws_depend_on_neither_batch_size_nor_step() -> None:
+    """Samples 0-3 in one step of four are those of two steps of two: order, dropout, timestep and noise."""
+    model, records = TinyModel(), make_records(3)  # an epoch ends inside the batch
+    config = settings(text_dropout=0.5)
+    credits = trainer.token_credits(records, config)
+    whole = trainer.make_batch(model, records, credits, config, seed=1, step=0)
+    small = config.model_copy(update={"batch_size": 2})
+    halves = [trainer.make_batch(model, records, credits, small, seed=1, step=step) for step in (0, 1)]
+    assert whole.ids == halves[0].ids + halves[1].ids
+    for name in ("v_target", "credit", "alpha", "t"):
+        assert torch.equal(getattr(whole, name), torch.cat([getattr(half, name) for half in halves]))
+    joined = [sample for half in halves for sample in half.packed]
+    assert all(a[0] == b[0] and torch.equal(a[1], b[1]) for a, b in zip(whole.packed, joined, strict=True))
+
+
+def test_every_epoch_sees_every_record_and_draws_anew() -> None:
+    stream = trainer.draw_order(5, 0, 15, seed=3)
+    for epoch in range(3):
+        assert sorted(stream[5 * epoch : 5 * epoch + 5]) == [(epoch, index) for index in range(5)]
+    assert trainer.draw_order(5, 7, 12, seed=3) == stream[7:12]
+    records = make_records(1)
+    config = settings(batch_size=2)
+    batch = trainer.make_batch(TinyModel(), records, trainer.token_credits(records, config), config, seed=1, step=0)
+    assert batch.t[0] != batch.t[-1]
+
+
+def test_sft_on_one_record_lowers_its_loss(tmp_path: Path) -> None:
+    record = replace(make_records(1)[0], latent=torch.full((CHANNELS, SIDE, SIDE), 2.0))
+    config = settings(objective="sft", steps=120, batch_size=8, checkpoint_every=120)
+    losses = run(tmp_path, config, records=[record]).losses
+    assert sum(losses[-10:]) < 0.3 * sum(losses[:10])
+
+
+def test_region_nft_without_advantage_changes_nothing(tmp_path: Path) -> None:
+    records = [replace(record, sample_score=0.3) for record in make_records()]
+    with pytest.raises(TrainingError, match="changed no weight"):
+        run(tmp_path, settings(objective="region_nft"), records=records)
+    rows = keep_rows(tmp_path / "metrics.jsonl", 6)
+    assert [row["grad_norm"] for row in rows] == [0.0] * 6
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("scope", ["generation", "all"])
+def test_only_the_chosen_weights_are_trained(tmp_path: Path, scope: str) -> None:
+    model, before = TinyModel(), dict(TinyModel().state_dict())
+    run(tmp_path, settings(trainable=scope, text_dropout=0.0), model)
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert {name.split(".")[0] for name in changed} == {"generation"} | ({"understanding"} if scope == "all" else set())
+    assert [name for name, parameter in model.named_parameters() if not parameter.requires_grad] == ["table"]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_non_finite_loss_names_its_candidate(tmp_path: Path, objective: str) -> None:
+    records = make_records()
+    records[4].latent[0, 0, 0] = torch.nan
+    with pytest.raises(NonFiniteError, match="loss in step 0") as caught:
+        run(tmp_path, settings(objective=objective, batch_size=6), records=records)
+    assert caught.value.candidate_ids == ["c4"]
+
+
+def test_a_non_finite_gradient_stops_before_the_weights_change(tmp_path: Path) -> None:
+    model = TinyModel()
+    model.generation[0].weight.register_hook(lambda grad: grad * torch.inf)
+    with pytest.raises(NonFiniteError, match="gradient in step 0"):
+        run(tmp_path, settings(), model)
+    assert same(dict(model.state_dict()), dict(TinyModel().state_dict()))
+
+
+def test_a_map_of_another_size_is_refused(tmp_path: Path) -> None:
+    records = [replace(record, reward_map=torch.zeros(3, 2)) for record in make_records()]
+    with pytest.raises(TrainingError, match=r"reward map \(3, 2\) on 4 latent tokens"):
+        run(tmp_path, settings(), records=records)
+
+
+def test_credit_is_the_map_or_the_samples_one_score() -> None:
+    record = make_records()[0]
+    for mapping, score in (("signed", record.sample_score), ("unit", (record.sample_score + 1) / 2)):
+        changed = replace(record, mapping=mapping)  # type: ignore[arg-type]
+        (region,) = trainer.token_credits([changed], settings(objective="srum"))
+        (sample,) = trainer.token_credits([changed], settings(objective="srum", credit="sample"))
+        assert torch.equal(region, record.reward_map)
+        torch.testing.assert_close(sample, torch.full((SIDE, SIDE), score))
+
+
+def test_region_nft_blames_regions_or_the_sample() -> None:
+    records = [replace(r, sample_score=0.5 - i % 2) for i, r in enumerate(make_records(2))]
+    region, sample = (
+        trainer.token_credits(records, settings(objective="region_nft", credit=credit))
+        for credit in ("region", "sample")
+    )
+    assert sample[0].eq(0.5).all() and sample[1].eq(-0.5).all()
+    assert torch.equal(region[0], sample[0])
+    assert region[1].std() > 0 and region[1].flatten().argmin() == records[1].reward_map.flatten().argmin()
+
+
+def test_texts_are_dropped_together_and_the_plan_is_there_on_request() -> None:
+    model, records = TinyModel(), make_records(4)
+    for plan, dropout, texts in ((False, 0.0, 1), (True, 0.0, 2), (True, 1.0, 0)):
+        config = settings(plan_in_context=plan, text_dropout=dropout)
+        batch = trainer.make_batch(model, records, trainer.token_credits(records, config), config, seed=1, step=0)
+        assert [len(sample[0]) for sample in batch.packed] == [texts] * 4
+
+
+def test_learning_rate_schedules() -> None:
+    """Four steps after a warm-up of two: linear 1, 3/4, 1/2, 1/4; cosine 1, (1 + 2^-1/2) / 2, 1/2, (1 - 2^-1/2) / 2."""
+    for schedule, after in {
+        "constant": [1.0] * 4,
+        "linear": [1.0, 0.75, 0.5, 0.25],
+        "cosine": [1.0, (1 + 0.5**0.5) / 2, 0.5, (1 - 0.5**0.5) / 2],
+    }.items():
+        config = settings(schedule=schedule, warmup_steps=2)
+        assert [trainer.lr_factor(step, config) for step in range(6)] == pytest.approx([0.5, 1.0, *after])
+
+
+def test_metrics_hold_the_parts_of_the_loss(tmp_path: Path) -> None:
+    run(tmp_path, settings(objective="srum", precision="bf16"))
+    rows = keep_rows(tmp_path / "metrics.jsonl", 6)
+    assert [row["step"] for row in rows] == list(range(1, 7))
+    for row in rows:
+        assert set(row) == {"step", "loss", "parts", "grad_norm", "lr", "mean_weight", "loss_by_timestep"}
+        assert row["loss"] == pytest.approx(row["parts"]["reward"] + row["parts"]["reference"], rel=1e-5)
+
+
+def test_loss_by_timestep_bins() -> None:
+    t, terms = torch.tensor([0.0, 0.2, 0.3, 1.0]), torch.tensor([1.0, 3.0, 5.0, 7.0])
+    assert loss_by_timestep(t, terms) == [2.0, 5.0, None, 7.0]
+
+
+def write_round(folder: Path, values: Tensor) -> None:
+    for name in ("latents", "rewards"):
+        (folder / name).mkdir(parents=True)
+    candidates = [candidate(number) for number in range(3)]
+    for number, made in enumerate(candidates):
+        save_file({"latent": torch.full((CHANNELS, SIDE, SIDE), float(number))}, folder / made.latent)
+    facts: dict[str, Any] = {"grid": (SIDE, SIDE), "mapping": "signed", "alpha": 0.5, "sample_score": -0.5}
+    rewards = [RewardMap(candidate_id=name, values=f"rewards/{name}.safetensors", **facts) for name in ("c2", "c0")]
+    for reward in rewards:
+        save_file({"values": values}, folder / reward.values)
+    write_records(folder / "candidates.jsonl", candidates)
+    write_records(folder / "rewards.jsonl", rewards)
+
+
+def test_loading_skips_candidates_without_a_map(tmp_path: Path) -> None:
+    values = torch.tensor([[1.0, -1.0], [0.0, 0.5]])
+    write_round(tmp_path, values)
+    records, skipped = load_training_records(tmp_path)
+    assert ([record.candidate.id for record in records], skipped) == (["c0", "c2"], 1)
+    assert all(torch.equal(record.reward_map, values) for record in records)
+    assert records[1].latent.unique().tolist() == [2.0]
+    assert (records[0].alpha, records[0].sample_score, records[0].mapped_score) == (0.5, -0.5, -0.5)
+
+
+def test_a_map_outside_its_range_is_refused(tmp_path: Path) -> None:
+    write_round(tmp_path, torch.tensor([[1.0, -1.5], [0.0, 0.5]]))
+    with pytest.raises(ValueError, match="expected"):
+        load_training_records(tmp_path)
+
+
+def test_nothing_to_train_on_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="no candidate"):
+        run(tmp_path, settings(), records=[])

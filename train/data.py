@@ -1,0 +1,71 @@
+"""What training reads of a round: candidates, their latents, their reward maps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from srum.records import Candidate, RewardMap
+from srum.run_dir import read_records
+
+ROUNDING = 1e-5  # how far float32 arithmetic may carry a reward past its range
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """One candidate, ready to train on.
+
+    ``latent`` (C, H', W') clean, scaled, float32; ``reward_map`` (h, w) float32 on the grid of latent tokens, in
+    [-1, 1] (``mapping`` signed) or [0, 1] (unit); ``alpha`` in [0, 1]; ``sample_score`` in [-1, 1] (``RewardMap``).
+    """
+
+    candidate: Candidate
+    latent: Tensor
+    reward_map: Tensor
+    mapping: Literal["signed", "unit"]
+    alpha: float
+    sample_score: float
+
+    @property
+    def mapped_score(self) -> float:
+        """The sample's one score on the scale of its reward map."""
+        return self.sample_score if self.mapping == "signed" else (self.sample_score + 1) / 2
+
+
+def load_training_records(round_dir: Path | str) -> tuple[list[TrainingRecord], int]:
+    """The training records of a round in the order of its candidates, and how many candidates have no reward map.
+
+    Reads ``candidates.jsonl`` and ``rewards.jsonl``; a candidate whose judgement failed is in the first only. Raises
+    RunError for a missing or malformed file and ValueError where a reward map is not what its line says.
+    """
+    folder = Path(round_dir)
+    candidates = read_records(folder / "candidates.jsonl", Candidate)
+    rewards = {reward.candidate_id: reward for reward in read_records(folder / "rewards.jsonl", RewardMap)}
+    judged = [candidate for candidate in candidates if candidate.id in rewards]
+    return [_load(folder, candidate, rewards[candidate.id]) for candidate in judged], len(candidates) - len(judged)
+
+
+def _load(folder: Path, candidate: Candidate, reward: RewardMap) -> TrainingRecord:
+    values = _read_tensor(folder / reward.values)
+    low = -1.0 if reward.mapping == "signed" else 0.0
+    in_range = bool(((values >= low - ROUNDING) & (values <= 1 + ROUNDING)).all())
+    if tuple(values.shape) != reward.grid or not in_range:
+        raise ValueError(f"{reward.values}: expected {reward.grid} in [{low}, 1], got {tuple(values.shape)}: {values}")
+    return TrainingRecord(
+        candidate=candidate,
+        latent=_read_tensor(folder / candidate.latent),
+        reward_map=values,
+        mapping=reward.mapping,
+        alpha=reward.alpha,
+        sample_score=reward.sample_score,
+    )
+
+
+def _read_tensor(path: Path) -> Tensor:
+    """The one tensor of a safetensors file, as float32."""
+    (values,) = load_file(path).values()
+    return values.float()
