@@ -2,12 +2,13 @@
 # make test   install with the development tools, then run the tests
 # make check  what CI runs: lint, format, types, tests
 # make lab    the experiments behind the claims (hours)
+# make pictures  the picture of the README, from runs/demo
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check lab clean
+.PHONY: demo test check lab pictures clean
 
 demo: $(VENV)/.installed
 	$(BIN)/srum run --out runs/demo
@@ -23,6 +24,9 @@ check: $(VENV)/.installed-dev
 
 lab: $(VENV)/.installed
 	$(BIN)/python benchmarks/lab.py
+
+pictures: $(VENV)/.installed
+	$(BIN)/python docs/make_pictures.py runs/demo
 
 clean:
 	rm -rf $(VENV)

@@ -54,7 +54,7 @@ def region_reply(region_id: int, label: str, score: float, reason: str) -> str:
 
 
 def layout_reply(score: float, reason: str, analysis: str = "") -> str:
-    """A well-formed reply to the layout instruction; what ``replies.parse_layout`` reads. An analysis may come first."""
+    """A well-formed reply to the layout instruction; what ``replies.parse_layout`` reads. An analysis may precede."""
     described = f"Composition Analysis: {analysis}\n" if analysis else ""
     return f"{described}Score: {score:.1f}\nReason: {reason}"
 

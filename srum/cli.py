@@ -6,6 +6,7 @@ one line and exit code 2; anything else is a traceback.
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from pathlib import Path
@@ -131,14 +132,16 @@ def run_(
 
 @app.command()
 def pretrain(
-    out: Annotated[Path, typer.Option(help="Folder of the weights and of the checkpoints to resume from.")],
-    minutes: Annotated[float, typer.Option(min=0, help="Stop after so long; the same command goes on.")] = 120,
-    stage: Annotated[str | None, typer.Option(help="One stage of the recipe (default: all).")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the states to resume from; the model is its model/.")],
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights and data.")] = 0,
+    minutes: Annotated[
+        float | None, typer.Option(min=0, help="Stop the network after so long; the same command goes on.")
+    ] = None,
 ) -> None:
-    """Pretrain srum-tiny from scratch on the embedded world."""
-    from train import pretrain
+    """Pretrain srum-tiny from scratch on the embedded world: tokenizer, autoencoder, network."""
+    from train.pretrain import pretrain as run_stages
 
-    pretrain.main(out=out, minutes=minutes, stage=stage)
+    run_stages(out, seed=seed, minutes=math.inf if minutes is None else minutes)
 
 
 def _stage(name: str, run: Path, round_index: int, config: Path | None, overrides: list[str] | None) -> None:

@@ -39,6 +39,7 @@ class ImageConfig(Section):
     guidance_interval: tuple[Fraction, Fraction] = (0.0, 1.0)  # active where lo < t <= hi
     renorm: Literal["global", "channel", "text_channel"] = "global"
     plan: bool = False  # decode a planning text first; it conditions the image
+    plan_temperature: Annotated[float, Field(ge=0.0)] = 0.0  # of that text; 0 is greedy
     batch_size: Count = 64  # images per call and per shard; no result depends on it
 
     @model_validator(mode="after")
@@ -57,6 +58,7 @@ class RolloutConfig(ImageConfig):
     """Rollout: the candidates of a round. They come from the stronger mode, with a plan, as the paper's do."""
 
     plan: bool = True
+    plan_temperature: Annotated[float, Field(ge=0.0)] = 1.0  # candidates of one prompt get different plans
 
 
 class GroundConfig(Section):

@@ -35,7 +35,7 @@ class WholeImage:
 
 @pytest.fixture(autouse=True)
 def fake_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(models, "load", FakeModel.load, raising=False)
+    monkeypatch.setattr(models, "load", FakeModel.load)
     monkeypatch.chdir(tmp_path)
 
 

@@ -36,7 +36,7 @@ ARMS = ["base", "sft", "srum_paper", "srum"]
 
 @pytest.fixture(autouse=True)
 def fake_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "load", FakeModel.load, raising=False)
+    monkeypatch.setattr(models, "load", FakeModel.load)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """An uninterrupted run."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models, "load", FakeModel.load, raising=False)
+        patch.setattr(models, "load", FakeModel.load)
         run_loop(load_config(None, SMALL), folder)
     yield folder
 

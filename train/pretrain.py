@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,7 +24,7 @@ from tqdm import tqdm
 from srum import flow
 from srum.models.bagel.autoencoder import decode_latents, encode_mean
 from srum.models.bagel.checkpoint import load_tokenizer
-from srum.models.bagel.config import AutoencoderConfig, BagelConfig
+from srum.models.bagel.config import AutoencoderConfig, BagelConfig, LlmConfig, VitConfig
 from srum.models.bagel.model import Bagel
 from srum.models.bagel.network import BagelNetwork
 from srum.models.bagel.positions import sincos_table
@@ -37,25 +39,44 @@ QWEN2_SPLIT = (
 VOCABULARY = 768
 
 LLM = {
-    "model_type": "qwen2", "hidden_size": 256, "intermediate_size": 640, "num_hidden_layers": 6,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": VOCABULARY, "rms_norm_eps": 1e-6,
+    "model_type": "qwen2", "hidden_size": 192, "intermediate_size": 576, "num_hidden_layers": 6,
+    "num_attention_heads": 3, "num_key_value_heads": 3, "vocab_size": VOCABULARY, "rms_norm_eps": 1e-6,
     "rope_theta": 10000.0, "hidden_act": "silu", "tie_word_embeddings": False, "qk_norm": True,
 }  # fmt: skip
 VIT = {
-    "model_type": "siglip_vision_model", "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 5,
+    "model_type": "siglip_vision_model", "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 5,
     "num_attention_heads": 4, "patch_size": 8, "image_size": 64, "num_channels": 3, "layer_norm_eps": 1e-6,
     "hidden_act": "gelu_pytorch_tanh",
 }  # fmt: skip
+AUTOENCODER_STEPS = 1200
 AUTOENCODER = AutoencoderConfig(
     ch=32, ch_mult=(1, 1, 2), num_res_blocks=1, z_channels=8, scale_factor=1.0, shift_factor=0.0
 )
 
 BATCH = 96
-PEAK_LR = 2e-3
+PACKS = 3
 WARMUP = 100
 TEXT_DROPOUT = 0.1
-RECONSTRUCTED = 0.4  # share of the seen images that went through the autoencoder, as the model's own images did
+RECONSTRUCTED = 0.3  # share of the seen images that went through the autoencoder, as the model's own images did
 LATENT_NOISE = 0.25  # largest standard deviation of the noise on those latents
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of the network's training: what it trains, on which mix of tasks (weights by name; None: as listed)."""
+
+    name: str
+    steps: int
+    trainable: Literal["all", "generation"]
+    weights: Mapping[str, float] | None = None
+    peak_lr: float = 1.5e-3
+
+
+# Understanding is learned in the first phase and then left alone; drawing 64 latent tokens takes longer.
+PHASES = (
+    Phase("joint", 900, "all"),
+    Phase("generation", 1500, "generation", {"caption_to_image": 0.5, "plan_then_image": 0.5}),
+)
 
 
 # --- tokenizer
@@ -78,7 +99,9 @@ def train_tokenizer(folder: Path, seed: int = 0, samples: int = 20000) -> None:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator(
         texts,
-        trainers.BpeTrainer(vocab_size=VOCABULARY - 16, min_frequency=20, initial_alphabet=alphabet, show_progress=False),
+        trainers.BpeTrainer(
+            vocab_size=VOCABULARY - 16, min_frequency=20, initial_alphabet=alphabet, show_progress=False
+        ),
     )
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
     folder.mkdir(parents=True, exist_ok=True)
@@ -88,8 +111,8 @@ def train_tokenizer(folder: Path, seed: int = 0, samples: int = 20000) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(described, indent=2) + "\n")
 
 
-def _samples(rng: np.random.Generator, n: int) -> Iterator[Sample]:
-    weights = np.array([task.weight for task in TASKS])
+def _samples(rng: np.random.Generator, n: int, mix: Mapping[str, float] | None = None) -> Iterator[Sample]:
+    weights = np.array([task.weight if mix is None else mix.get(task.name, 0.0) for task in TASKS])
     for choice in rng.choice(len(TASKS), size=n, p=weights / weights.sum()):
         yield TASKS[choice].draw(rng)
 
@@ -99,7 +122,7 @@ def _samples(rng: np.random.Generator, n: int) -> Iterator[Sample]:
 
 def tiny_config(autoencoder: AutoencoderConfig) -> BagelConfig:
     """The config of ``srum-tiny``: 64x64 px, 8x8 latent tokens of 8x8 px, 8x8 seen patches."""
-    own = {
+    own: dict[str, Any] = {
         "autoencoder": json.loads(autoencoder.model_dump_json()),
         "latent_patch_size": 2,
         "max_latent_size": 8,
@@ -109,7 +132,7 @@ def tiny_config(autoencoder: AutoencoderConfig) -> BagelConfig:
         "plan_instruction": PLAN_INSTRUCTION,
     }
     raw = {"llm_config.json": LLM, "vit_config.json": VIT, "bagel_config.json": own}
-    return BagelConfig(llm=LLM, vit=VIT, raw=raw, **own)
+    return BagelConfig(llm=LlmConfig.model_validate(LLM), vit=VitConfig.model_validate(VIT), raw=raw, **own)
 
 
 def fresh_network(config: BagelConfig, seed: int) -> BagelNetwork:
@@ -122,7 +145,7 @@ def fresh_network(config: BagelConfig, seed: int) -> BagelNetwork:
         if name.endswith("bias"):
             torch.nn.init.zeros_(parameter)
         elif parameter.ndim == 2:
-            residual = any(part in name for part in ("o_proj", "down_proj", "out_proj", "fc2"))
+            residual = ".layers." in name and any(part in name for part in ("o_proj", "down_proj", "out_proj", "fc2"))
             torch.nn.init.normal_(parameter, std=0.04 * (depth if residual else 1.0))
     torch.nn.init.zeros_(network.llm2vae.weight)
     network.vit_pos_embed.pos_embed.data = 0.5 * sincos_table(config.vit_max_num_patch_per_side, config.llm.hidden_size)
@@ -131,7 +154,7 @@ def fresh_network(config: BagelConfig, seed: int) -> BagelNetwork:
 
 
 def prepare(model: Bagel, samples: Sequence[Sample], rng: np.random.Generator) -> list[list[Segment]]:
-    """Tasks to segments: drawn images become latents, some of the seen ones go through the autoencoder, texts drop out."""
+    """Tasks to segments: drawn images become latents, some seen ones go through the autoencoder, texts drop."""
     drawn = [part.drawn for sample in samples for part in sample if part.drawn is not None]
     seen = [part.seen for sample in samples for part in sample if part.seen is not None]
     reconstruct = rng.random(len(seen)) < RECONSTRUCTED
@@ -142,7 +165,8 @@ def prepare(model: Bagel, samples: Sequence[Sample], rng: np.random.Generator) -
         copies = latents[len(drawn) :]
         level = LATENT_NOISE * torch.rand(len(copies), 1, 1, 1, generator=generator)
         noisy = copies + level * torch.randn(copies.shape, generator=generator)
-        copied = iter(decode_latents(model.autoencoder, noisy).float().clamp(-1, 1) if len(copies) else [])
+        decoded = decode_latents(model.autoencoder, noisy).float().clamp(-1, 1) if len(copies) else torch.empty(0)
+        copied = iter(decoded)
     plain = iter(_pixels(seen))
     views = iter([next(copied) if chosen else image for image, chosen in zip(plain, reconstruct, strict=True)])
     targets = iter(latents[: len(drawn)])
@@ -168,75 +192,119 @@ def _pixels(images: Sequence[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def losses(model: Bagel, segments: list[list[Segment]], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """(flow matching, cross-entropy), each a mean over its tokens."""
+def backward(model: Bagel, samples: list[list[Segment]], rng: np.random.Generator) -> tuple[float, float]:
+    """Gradients of (flow matching + cross-entropy), each a mean over its tokens in the batch; returns both.
+
+    Rows of a pack are padded to the longest, so samples of similar length go together, in ``PACKS`` packs.
+    """
     generator = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
-    clean = [model.tokens(s.latent) for sample in segments for s in sample if s.latent is not None]
-    noise = [torch.randn(x.shape, generator=generator) for x in clean]
-    t = flow.sample_timesteps(len(clean), 1.0, generator)
-    batch = model.pack(segments, noise, t.tolist())
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = model.velocity(batch)
-    target = flow.velocity_target(torch.cat(clean), torch.cat(noise))
-    return (out.velocity - target).square().mean(), F.cross_entropy(out.logits, out.labels)
+    by_length = sorted(samples, key=lambda sample: sum(len(s.text or "") for s in sample))
+    size = -(-len(samples) // PACKS)
+    packs = []
+    for pack in (by_length[first : first + size] for first in range(0, len(samples), size)):
+        clean = [model.tokens(s.latent) for sample in pack for s in sample if s.latent is not None]
+        noise = [torch.randn(x.shape, generator=generator) for x in clean]
+        t = flow.sample_timesteps(len(clean), 1.0, generator)
+        empty = [torch.zeros(0, model.config.latent_dim)]
+        target = flow.velocity_target(torch.cat(clean or empty), torch.cat(noise or empty))
+        packs.append((model.pack(pack, noise, t.tolist()), target))
+    numbers = sum(target.numel() for _, target in packs)
+    labels = max(1, sum(len(batch.labels) for batch, _ in packs))
+    total_mse = total_ce = 0.0
+    for batch, target in packs:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out = model.velocity(batch)
+        mse = (out.velocity - target).square().sum() / numbers
+        ce = F.cross_entropy(out.logits, out.labels, reduction="sum") / labels
+        (mse + ce).backward()
+        total_mse, total_ce = total_mse + mse.item(), total_ce + ce.item()
+    return total_mse, total_ce
 
 
-def learning_rate(step: int, steps: int) -> float:
-    """Warm-up, constant, then linear to zero over the last 40%."""
-    return PEAK_LR * min(1.0, (step + 1) / WARMUP, (steps - step) / (0.4 * steps))
+def learning_rate(step: int, phase: Phase) -> float:
+    """Warm-up, constant, then linear to zero over the last 40% of the phase."""
+    return phase.peak_lr * min(1.0, (step + 1) / WARMUP, (phase.steps - step) / (0.4 * phase.steps))
 
 
-def pretrain_network(folder: Path, steps: int, seed: int = 0, stop_after: float = math.inf) -> None:
-    """Train the network for ``steps`` (at most ``stop_after`` seconds now), resuming from ``folder``; write the checkpoint."""
+def pretrain_network(
+    folder: Path, phases: Sequence[Phase] = PHASES, seed: int = 0, stop_after: float = math.inf
+) -> None:
+    """Train the network (at most ``stop_after`` seconds now), going on from ``folder``; write ``model/``."""
     autoencoder_config = AutoencoderConfig.model_validate_json((folder / "ae_config.json").read_text())
     config = tiny_config(autoencoder_config)
     network = fresh_network(config, seed)
     model = Bagel(folder, config, network, read_autoencoder(folder, autoencoder_config), load_tokenizer(folder), "bf16")
-    trainable = [p for _, p in model.named_parameters()]
-    decayed = [p for p in trainable if p.ndim == 2]
-    plain = [p for p in trainable if p.ndim != 2]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.02}, {"params": plain, "weight_decay": 0.0}], lr=PEAK_LR, betas=(0.9, 0.98),
-        fused=True,
-    )  # fmt: skip
     state_file = folder / "network_state.pt"
-    done = 0
+    state: dict[str, Any] = {"phase": 0, "step": 0}
     if state_file.is_file():
         state = torch.load(state_file, weights_only=True)
+    if "model" in state:
         network.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        done = state["step"]
-    started = time.monotonic()
-    averages: dict[str, float] = {}
-    log = (folder / "pretrain.jsonl").open("a")
-    for step in tqdm(range(done, steps), initial=done, total=steps, desc="network", disable=None):
-        rng = np.random.default_rng((seed, 1, step))
-        segments = prepare(model, list(_samples(rng, BATCH)), rng)
-        mse, ce = losses(model, segments, rng)
+    deadline = time.monotonic() + stop_after
+    for number, phase in enumerate(phases):
+        if number >= state["phase"]:
+            resumed = state if number == state["phase"] else {"step": 0}
+            if not _run_phase(model, folder, number, phase, resumed, seed, deadline):
+                return
+
+
+def _run_phase(
+    model: Bagel, folder: Path, number: int, phase: Phase, resumed: dict[str, Any], seed: int, deadline: float
+) -> bool:
+    """Train one phase from step ``resumed["step"]``; False if the deadline came first."""
+    parameters = model.named_parameters() if phase.trainable == "all" else model.generation_parameters()
+    for _, parameter in model.named_parameters():
+        parameter.requires_grad_(False)
+    for _, parameter in parameters:
+        parameter.requires_grad_(True)
+    trained = [parameter for _, parameter in parameters]
+    groups = [
+        {"params": [p for p in trained if p.ndim == 2], "weight_decay": 0.02},
+        {"params": [p for p in trained if p.ndim != 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=phase.peak_lr, betas=(0.9, 0.98), fused=True)
+    if "optimizer" in resumed:
+        optimizer.load_state_dict(resumed["optimizer"])
+    started, averages = time.monotonic(), dict[str, float]()
+    steps = range(resumed["step"], phase.steps)
+    for step in tqdm(steps, phase.name, phase.steps, initial=resumed["step"], disable=None):
+        rng = np.random.default_rng((seed, number + 1, step))
+        segments = prepare(model, list(_samples(rng, BATCH, phase.weights)), rng)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps)
+            group["lr"] = learning_rate(step, phase)
         optimizer.zero_grad(set_to_none=True)
-        (mse + ce).backward()
-        norm = torch.nn.utils.clip_grad_norm_(trainable, 1.0)
+        mse, ce = backward(model, segments, rng)
+        norm = torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
-        for name, value in (("mse", mse.item()), ("ce", ce.item()), ("norm", norm.item())):
+        for name, value in (("mse", mse), ("ce", ce), ("norm", norm.item())):
             averages[name] = 0.98 * averages.get(name, value) + 0.02 * value
         if (step + 1) % 20 == 0:
-            row = {"step": step + 1, "seconds": round(time.monotonic() - started, 1)}
-            log.write(json.dumps(row | {k: round(v, 4) for k, v in averages.items()}) + "\n")
-            log.flush()
-        stopping = time.monotonic() - started > stop_after
-        if (step + 1) % 500 == 0 or step + 1 == steps or stopping:
-            partial = state_file.with_suffix(".tmp")
-            state = {"model": network.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
-            torch.save(state, partial)
-            partial.replace(state_file)
-            model.save(folder / "model")
-        if stopping:
-            break
+            row = {"phase": phase.name, "step": step + 1, "seconds": round(time.monotonic() - started, 1)}
+            with (folder / "pretrain.jsonl").open("a") as log:
+                log.write(json.dumps(row | {k: round(v, 4) for k, v in averages.items()}) + "\n")
+        late = time.monotonic() > deadline
+        if (step + 1) % 250 == 0 or step + 1 == phase.steps or late:
+            _keep(model, optimizer, folder, number, step + 1)
+        if late:
+            return False
+    return True
 
 
-def pretrain(folder: Path, autoencoder_steps: int, steps: int, seed: int = 0, minutes: float = math.inf) -> None:
+def _keep(model: Bagel, optimizer: torch.optim.Optimizer, folder: Path, phase: int, step: int) -> None:
+    partial = folder / "network_state.tmp"
+    state = {"model": model.network.state_dict(), "optimizer": optimizer.state_dict(), "phase": phase, "step": step}
+    torch.save(state, partial)
+    partial.replace(folder / "network_state.pt")
+    model.save(folder / "model", torch.bfloat16)
+
+
+def pretrain(
+    folder: Path,
+    autoencoder_steps: int = AUTOENCODER_STEPS,
+    phases: Sequence[Phase] = PHASES,
+    seed: int = 0,
+    minutes: float = math.inf,
+) -> None:
     """All stages in order; those that are done are skipped. ``minutes`` bounds the network stage of this sitting."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "tokenizer.json").is_file():
@@ -244,4 +312,4 @@ def pretrain(folder: Path, autoencoder_steps: int, steps: int, seed: int = 0, mi
     if not (folder / "ae_config.json").is_file():
         config = pretrain_autoencoder(folder, AUTOENCODER, autoencoder_steps, seed)
         (folder / "ae_config.json").write_text(config.model_dump_json())
-    pretrain_network(folder, steps, seed, stop_after=60 * minutes)
+    pretrain_network(folder, phases, seed, stop_after=60 * minutes)

@@ -55,8 +55,8 @@ def loss_of(autoencoder: AutoencoderKL, x: Tensor) -> Tensor:
 
 
 def pretrain_autoencoder(folder: Path, config: AutoencoderConfig, steps: int, seed: int = 0) -> AutoencoderConfig:
-    """Train for ``steps`` (resuming from ``folder``), write ``ae.safetensors`` and return the config with scale and shift
-    set so that latents have zero mean and unit variance."""
+    """Train for ``steps`` (resuming from ``folder``), write ``ae.safetensors`` and return the config, its scale
+    and shift set so that latents have zero mean and unit variance."""
     torch.manual_seed(seed)
     autoencoder = build_autoencoder(config)
     optimizer = torch.optim.AdamW(autoencoder.parameters(), lr=PEAK_LR, betas=(0.9, 0.99), weight_decay=0.0)

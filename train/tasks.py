@@ -21,7 +21,17 @@ from srum.shapes.hard_negatives import corrupt_spec, perturb
 from srum.shapes.matching import matches
 from srum.shapes.prompts import phrase, sample_prompt
 from srum.shapes.render import render, render_distorted
-from srum.shapes.scenes import COLOURS, RELATIONS, SHAPES, Scene, Spec, Thing, random_scene, relation_holds, sample_scene
+from srum.shapes.scenes import (
+    COLOURS,
+    RELATIONS,
+    SHAPES,
+    Scene,
+    Spec,
+    Thing,
+    random_scene,
+    relation_holds,
+    sample_scene,
+)
 from srum.shapes.truth import STRAY_BLOB, Truth, layout_truth, region_truth
 
 WRONG_CAPTIONS = 0.4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from PIL.Image import Image
@@ -26,6 +26,7 @@ class Sampling:
     guidance_interval: tuple[float, float] = (0.4, 1.0)  # active where lo < t <= hi, t the shifted timestep
     renorm: Renorm = "global"
     renorm_min: float = 0.0
+    plan_temperature: float = 0.0  # of the planning text; 0 is greedy (every candidate of a prompt has the same plan)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,7 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Generated:
-    """One generated image: pixels, the sampler's clean latent (C, h, w) in scaled latent space, and the planning text."""
+    """One generated image: pixels, the sampler's clean, scaled latent (C, h, w), and the planning text."""
 
     image: Image
     latent: Tensor
@@ -58,8 +59,8 @@ class Question:
 class Segment:
     """One segment of a training sample (DESIGN.md 3).
 
-    kind ``text``: ``text``; ``seen``: ``image`` through the understanding encoder; ``clean`` / ``noisy``: a scaled latent
-    (C, h, w) as context / as target. ``loss``: cross-entropy on the text, flow matching on a noisy latent.
+    kind ``text``: ``text``; ``seen``: ``image`` through the understanding encoder; ``clean`` / ``noisy``: a scaled
+    latent (C, h, w) as context / as target. ``loss``: cross-entropy on the text, flow matching on a noisy latent.
     ``droppable``: may be dropped to train guidance.
     """
 
@@ -85,9 +86,12 @@ class TrainingForward:
 
 
 class UnifiedModel(Protocol):
-    """One network that understands and generates images. All methods are batched, seeded per item, and on one device."""
+    """One network that understands and generates images. Methods are batched, seeded per item, and on one device."""
 
-    device: torch.device
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        ...
 
     def generate(
         self, prompts: Sequence[str], sampling: Sampling, seeds: Sequence[int], plan: bool = False
@@ -108,7 +112,7 @@ class UnifiedModel(Protocol):
         ...
 
     def encode(self, images: Sequence[Image]) -> list[Tensor]:
-        """Clean latents (C, h, w) in scaled latent space: the posterior mean, so that the result is a function of the image."""
+        """Clean, scaled latents (C, h, w): the posterior mean, so that the result is a function of the image."""
         ...
 
     def decode(self, latents: Sequence[Tensor]) -> list[Image]:
@@ -123,10 +127,10 @@ class UnifiedModel(Protocol):
         """A latent (C, h*p, w*p) as tokens (h*w, p*p*C), row-major, channel fastest."""
         ...
 
-    def pack(self, samples: Sequence[Sequence[Segment]], noise: Sequence[Tensor], t: Sequence[float]) -> object:
-        """A batch for ``velocity``: samples of segments; noise (h*w, D) and timestep t in [0, 1] for each noisy segment."""
+    def pack(self, samples: Sequence[Sequence[Segment]], noise: Sequence[Tensor], t: Sequence[float]) -> Any:
+        """A batch for ``velocity``: samples of segments; noise (h*w, D) and t in [0, 1] for each noisy segment."""
         ...
 
-    def velocity(self, batch: object) -> TrainingForward:
+    def velocity(self, batch: Any) -> TrainingForward:
         """The training forward pass over a packed batch; differentiable."""
         ...

@@ -98,7 +98,8 @@ def packed(batch: Batch, stream: str) -> torch.Tensor:
     lengths = batch.layout.present.sum(1)
     place = (lengths.cumsum(0) - lengths)[batch.row] + batch.column
     texts, seen = len(batch.text_ids), int(batch.patch_present.sum())
-    return {"text": place[:texts], "seen": place[texts : texts + seen], "gen": place[texts + seen :], "all": place}[stream]
+    parts = {"text": place[:texts], "seen": place[texts : texts + seen], "gen": place[texts + seen :], "all": place}
+    return parts[stream]
 
 
 def in_order(batch: Batch, und: torch.Tensor, gen: torch.Tensor) -> torch.Tensor:
@@ -130,7 +131,7 @@ def golden_split(model: Bagel, plan: dict, dropped: dict) -> Split:
 def test_packing(model: Bagel, case: dict) -> None:
     splits = [golden_split(model, plan, case["dropped_probabilities"]) for plan in case["plan"]]
     batch = lay_out([splits], model.markers, patch_side=8, latent_side=8, dims=(588, 64))
-    assert batch.layout.index.shape[1] == case["sample_len"]
+    assert batch.layout.present.shape[1] == case["sample_len"]
     order = packed(batch, "all").argsort()
     assert batch.layout.positions[order].tolist() == case["position_ids"]
     assert batch.text_ids.tolist() == case["text_ids"]
@@ -253,7 +254,7 @@ def test_text_to_image(model: Bagel, name: str) -> None:
     golden, recorded = numbers("t2i"), facts("t2i")
     case = recorded["cases"][name]
     with torch.no_grad():
-        contexts, _ = model._generation_contexts([recorded["prompt"]], False)
+        contexts, _ = model._generation_contexts([recorded["prompt"]], None, [0])
         if case["settings"].get("think"):
             full = model.empty_context(1)
             model.add_text(full, [model.config.plan_instruction])
@@ -285,7 +286,7 @@ def test_text_to_image_batch(model: Bagel, renorm: str) -> None:
         renorm="global_batch" if renorm == "global" else "channel",
     )
     with torch.no_grad():
-        contexts, _ = model._generation_contexts(recorded["prompts"], False)
+        contexts, _ = model._generation_contexts(recorded["prompts"], None, [0, 0])
         noise = list(golden["initial_noise"].split(24))
         latents = model.denoise(contexts, noise, [sampling.size] * 2, sampling)
     for i, latent in enumerate(latents):

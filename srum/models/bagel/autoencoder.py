@@ -57,7 +57,7 @@ def official_state(autoencoder: AutoencoderKL, config: AutoencoderConfig) -> dic
 
 @torch.no_grad()
 def encode_mean(autoencoder: AutoencoderKL, pixels: Tensor) -> Tensor:
-    """(N, 3, H, W) in [-1, 1] to scaled latents (N, C, h, w), the posterior mean (the reference samples: not reproducible)."""
+    """(N, 3, H, W) in [-1, 1] to scaled latents (N, C, h, w), the posterior mean (the reference samples)."""
     config = autoencoder.config
     mean = autoencoder.encode(pixels).latent_dist.mean
     return config.scaling_factor * (mean - config.shift_factor)

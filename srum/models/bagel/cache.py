@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class Cache:
-    """``keys[layer]``, ``values[layer]``: (rows, kv heads, capacity, head dim); ``position`` (rows,): next rope position."""
+    """``keys[i]``, ``values[i]``, layer i: (rows, kv heads, capacity, head dim); ``position`` (rows,): next of rope."""
 
     def __init__(
         self, layers: int, rows: int, kv_heads: int, head_dim: int, device: torch.device, dtype: torch.dtype
@@ -52,7 +52,7 @@ class Cache:
         return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
 
     def keep(self, present: Tensor, advance: Tensor) -> None:
-        """Keep the block just written: ``present`` (rows, n) marks real tokens, ``advance`` (rows,) moves the positions."""
+        """Keep the block just written: ``present`` (rows, n) marks real tokens, ``advance`` (rows,) moves positions."""
         end = self.used + present.shape[1]
         self.valid[:, self.used : end] = present
         self.position = self.position + advance

@@ -1,4 +1,4 @@
-"""The official file layout: config files, ``ema.safetensors`` (or ``model.safetensors``), ``ae.safetensors``, tokenizer."""
+"""The official file layout: configs, ``ema.safetensors`` (or ``model.safetensors``), ``ae.safetensors``, tokenizer."""
 
 from __future__ import annotations
 
@@ -38,10 +38,14 @@ def load_network(folder: Path, config: BagelConfig, dtype: torch.dtype = torch.f
             state[name] = sincos_table(side, config.llm.hidden_size)
     missing = sorted(set(expected) - set(state))
     unexpected = sorted(set(state) - set(expected))
-    misshapen = [f"{k}: {tuple(state[k].shape)}, expected {tuple(s)}" for k, s in expected.items()
-                 if k in state and state[k].shape != s]
+    misshapen = [
+        f"{k}: {tuple(state[k].shape)}, expected {tuple(s)}"
+        for k, s in expected.items()
+        if k in state and state[k].shape != s
+    ]
     if missing or unexpected or misshapen:
-        raise ValueError(f"{path} does not fit its config; missing {missing}, unexpected {unexpected}, misshapen {misshapen}")
+        faults = f"missing {missing}, unexpected {unexpected}, misshapen {misshapen}"
+        raise ValueError(f"{path} does not fit its config; {faults}")
     network.load_state_dict({k: v.to(dtype) for k, v in state.items()}, assign=True)
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name not in TABLES)
@@ -71,8 +75,10 @@ def save_checkpoint(
     """Write the official layout; ``tokenizer_folder`` is where the tokenizer's files are copied from."""
     folder.mkdir(parents=True, exist_ok=True)
     config.write(folder)
-    save_file({k: v.detach().to("cpu", dtype).contiguous() for k, v in network.state_dict().items()},
-              folder / "ema.safetensors")
+    save_file(
+        {k: v.detach().to("cpu", dtype).contiguous() for k, v in network.state_dict().items()},
+        folder / "ema.safetensors",
+    )
     save_file(official_state(autoencoder, config.autoencoder), folder / "ae.safetensors")
     for name in TOKENIZER_FILES:
         if (tokenizer_folder / name).is_file() and tokenizer_folder != folder:

@@ -1,4 +1,4 @@
-"""What a checkpoint folder says of itself, and the values that the official folder leaves to the code (specs/bagel.md, 1)."""
+"""What a checkpoint folder says of itself, and the values that it leaves to the code (specs/bagel.md, 1)."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class LlmConfig(_Part):
 
 
 class VitConfig(_Part):
-    """The understanding encoder. One layer fewer than ``num_hidden_layers`` is built: the feature is the last but one."""
+    """The understanding encoder. One layer fewer than ``num_hidden_layers`` is built: the last is not used."""
 
     hidden_size: int
     intermediate_size: int

@@ -116,9 +116,10 @@ class Bagel:
     def generate(
         self, prompts: Sequence[str], sampling: Sampling, seeds: Sequence[int], plan: bool = False
     ) -> list[Generated]:
-        """One image per prompt. With ``plan`` a planning text is decoded greedily first and conditions the image."""
+        """One image per prompt. With ``plan`` a planning text is decoded first and conditions the image."""
+        planning = Decoding(temperature=sampling.plan_temperature) if plan else None
         with self._compute():
-            full, plans = self._generation_contexts(prompts, plan)
+            full, plans = self._generation_contexts(prompts, planning, seeds)
             tokens = self.denoise(full, self.noise(seeds, sampling.size), [sampling.size] * len(prompts), sampling)
         grid = self.latent_grid(sampling.size)
         latents = [pictures.tokens_to_latent(x, grid, self.config.latent_patch_size).cpu() for x in tokens]
@@ -137,7 +138,7 @@ class Bagel:
         sizes: Sequence[tuple[int, int]],
         sampling: Sampling,
     ) -> list[Tensor]:
-        """Clean latent tokens (h w, D) per image. ``contexts``: full, no text, no image (the last only if it is used)."""
+        """Clean latent tokens (h w, D) per image. ``contexts``: full, no text, no image (if it is used)."""
         grids = [self.latent_grid(size) for size in sizes]
         flat = torch.cat(list(noise)).to(self.device)
         owner = torch.cat([torch.full((len(x),), i) for i, x in enumerate(noise)]).to(self.device)
@@ -155,18 +156,21 @@ class Bagel:
 
         return list(sample(velocity, flat, owner, sampling).split([len(x) for x in noise]))
 
-    def _generation_contexts(self, prompts: Sequence[str], plan: bool) -> tuple[list[Cache], list[str | None]]:
+    def _generation_contexts(
+        self, prompts: Sequence[str], planning: Decoding | None, seeds: Sequence[int]
+    ) -> tuple[list[Cache], list[str | None]]:
         """[full, no text, no image] contexts of the prompts, and the planning texts."""
         full = self.empty_context(len(prompts))
-        if plan:
+        if planning:
             self.add_text(full, [self.config.plan_instruction] * len(prompts))
         no_text = full.select(range(full.rows))
         self.add_text(full, prompts)
         no_image = full.select(range(full.rows))
         plans: list[str | None] = [None] * len(prompts)
-        if plan:
-            plans = list(self.decode_text(full, Decoding()))
-            self.add_text(full, [text or "" for text in plans])
+        if planning:
+            texts = self.decode_text(full, planning, seeds=seeds)
+            self.add_text(full, texts)
+            plans = list(texts)
         return [full, no_text, no_image], plans
 
     # ---------------------------------------------------------------- understanding
@@ -250,14 +254,18 @@ class Bagel:
         """Append one clean latent (C, h, w) to every row (timestep 0)."""
         self._extend(context, [[self._clean(latent)] for latent in latents])
 
-    def decode_text(self, context: Cache, decoding: Decoding, prefixes: Sequence[str] | None = None) -> list[str]:
+    def decode_text(
+        self,
+        context: Cache,
+        decoding: Decoding,
+        prefixes: Sequence[str] | None = None,
+        seeds: Sequence[int] | None = None,
+    ) -> list[str]:
         """One reply per row, without its prefix; the context itself is left as it was."""
-        starts = [[self.bos, *self._ids(p)] for p in prefixes] if prefixes else [[self.bos]] * context.rows
-        ids = self.decode_ids(context, decoding, starts=starts)
-        return [
-            self._reply(row)[len(prefixes[i]) if prefixes else 0 :] if prefixes and prefixes[i] else self._reply(row)
-            for i, row in enumerate(ids)
-        ]
+        prefixes = prefixes or [""] * context.rows
+        starts = [[self.bos, *self._ids(prefix)] for prefix in prefixes]
+        ids = self.decode_ids(context, decoding, starts=starts, seeds=seeds)
+        return [self._reply(row)[len(prefix) :] for row, prefix in zip(ids, prefixes, strict=True)]
 
     def decode_ids(
         self,
@@ -265,16 +273,19 @@ class Bagel:
         decoding: Decoding,
         stop: int | None = None,
         starts: Sequence[Sequence[int]] | None = None,
+        seeds: Sequence[int] | None = None,
         logits_out: list[Tensor] | None = None,
     ) -> list[list[int]]:
         """Token ids per row, the start included and the stop token excluded, at most ``max_tokens`` with bos.
 
-        Each row stops by itself; rows that have stopped leave the batch. Sampled text is seeded per row.
+        Each row stops by itself; rows that have stopped leave the batch. Sampled text is drawn from ``seeds``, one per
+        row (default: ``decoding.seed`` + row).
         """
         stop = self.eos if stop is None else stop
         ids = [list(s) for s in starts] if starts else [[self.bos] for _ in range(context.rows)]
         limits = [decoding.max_tokens + len(row) - 1 for row in ids]
-        generators = [torch.Generator().manual_seed(decoding.seed + i) for i in range(len(ids))]
+        seeds = [decoding.seed + i for i in range(len(ids))] if seeds is None else seeds
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         alive = list(range(len(ids)))
         cache = context.select(alive)
         if any(len(row) > 1 for row in ids):
@@ -344,7 +355,9 @@ class Bagel:
         noise, t = next(draws)
         clean = self._clean(segment.latent)
         assert clean.tokens is not None
-        return replace(clean, kind="noisy", tokens=flow.interpolate(clean.tokens, noise, t), t=float(t), loss=segment.loss)
+        return replace(
+            clean, kind="noisy", tokens=flow.interpolate(clean.tokens, noise, t), t=float(t), loss=segment.loss
+        )
 
     # ---------------------------------------------------------------- splits and the forward pass
 
@@ -363,7 +376,9 @@ class Bagel:
 
     def _clean(self, latent: Tensor) -> Split:
         patch = self.config.latent_patch_size
-        return Split(kind="clean", tokens=self.tokens(latent), grid=(latent.shape[1] // patch, latent.shape[2] // patch))
+        return Split(
+            kind="clean", tokens=self.tokens(latent), grid=(latent.shape[1] // patch, latent.shape[2] // patch)
+        )
 
     def _lay_out(self, samples: Sequence[Sequence[Split]], cache: Cache | None) -> Batch:
         return lay_out(
@@ -386,7 +401,7 @@ class Bagel:
     def _forward(self, batch: Batch, cache: Cache | None) -> tuple[Tensor, Tensor]:
         und, gen = self.embed(batch)
         if cache is not None:
-            cache.reserve(batch.layout.index.shape[1])
+            cache.reserve(batch.layout.present.shape[1])
         return self.network.decoder(und, gen, batch.layout, cache)
 
     def _extend(self, cache: Cache, samples: Sequence[Sequence[Split]]) -> Tensor:
@@ -397,20 +412,18 @@ class Bagel:
         return states
 
     def _run_text(self, cache: Cache, ids: Tensor, positions: Tensor, visible: Tensor) -> Tensor:
-        """Run token ids (rows, n) at rope positions (rows, n) over the cache; ``visible`` (rows, n, n) among themselves.
+        """Run token ids (rows, n) at rope positions (rows, n) over the cache; ``visible`` (rows, n, n) among them.
 
         Returns final states (rows, n, H). Nothing is kept: the caller decides.
         """
         rows, n = ids.shape
         cache.reserve(n)
-        index = torch.arange(rows * n, device=self.device)
         context = cache.valid[:, None, : cache.used].expand(-1, n, -1)
         layout = Layout(
-            index=index.view(rows, n),
-            place=index,
+            place=torch.arange(rows * n, device=self.device),
+            present=torch.ones(rows, n, dtype=torch.bool, device=self.device),
             visible=torch.cat([context, visible], dim=2)[:, None],
             positions=positions.flatten(),
-            present=torch.ones(rows, n, dtype=torch.bool, device=self.device),
         )
         und = self.network.embed_text(ids.flatten())
         states, _ = self.network.decoder(und, und[:0], layout, cache)

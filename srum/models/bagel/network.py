@@ -9,6 +9,7 @@ Shapes: U und tokens, G gen tokens, T = U + G, H hidden, B rows, L longest row, 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,25 +24,32 @@ from srum.models.bagel.positions import rotary, rotate, timestep_sinusoid
 class Layout:
     """Where the T tokens of the two streams stand in the rows of the batch, and what each may see.
 
-    ``index`` (B, L): token at each place, an index into [und; gen], padding repeats token 0. ``place`` (T,): place of
-    each token in the flattened (B * L). ``visible`` (B, 1, L, S + L) bool. ``positions`` (T,): rope positions.
-    ``present`` (B, L): False on padding.
+    ``place`` (T,): place of each token of [und; gen] in the flattened (B * L). ``present`` (B, L): False on padding.
+    ``visible`` (B, 1, L, S + L) bool. ``positions`` (T,): rope positions.
     """
 
-    index: Tensor
     place: Tensor
+    present: Tensor
     visible: Tensor
     positions: Tensor
-    present: Tensor
+
+    def to_rows(self, x: Tensor) -> Tensor:
+        """(T, ...) tokens to (B, L, ...), zero on padding."""
+        rows = x.new_zeros(self.present.numel(), *x.shape[1:])
+        return rows.index_copy(0, self.place, x).unflatten(0, tuple(self.present.shape))
+
+    def from_rows(self, rows: Tensor) -> Tensor:
+        """(B, L, ...) back to (T, ...)."""
+        return rows.flatten(0, 1).index_select(0, self.place)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
     """Grouped-query attention: q (B, heads, L, d), k and v (B, kv heads, S, d), visible (B, 1, L, S) or None.
 
-    With gradients on a CPU the scores are formed explicitly: torch's fused CPU kernel has a backward pass several
-    times slower than two matrix products (benchmarks/attention.py).
+    With bfloat16 gradients on a CPU the scores are formed explicitly: torch's fused CPU kernel has a backward pass
+    several times slower than matrix products there (benchmarks/attention.py).
     """
-    if q.device.type != "cpu" or not (torch.is_grad_enabled() and q.requires_grad):
+    if q.device.type != "cpu" or q.dtype != torch.bfloat16 or not (torch.is_grad_enabled() and q.requires_grad):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, enable_gqa=True)
     rows, heads, length, width = q.shape
     groups = k.shape[1]
@@ -99,7 +107,7 @@ class Attention(nn.Module):
 
     def project(self, x: Tensor, suffix: str) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (N, heads, d), keys and values (N, kv heads, d) of one stream, before rope."""
-        module = self._modules
+        module: dict[str, Any] = self._modules
         q = module["q_proj" + suffix](x).unflatten(1, (self.heads, self.head_dim))
         k = module["k_proj" + suffix](x).unflatten(1, (self.kv_heads, self.head_dim))
         v = module["v_proj" + suffix](x).unflatten(1, (self.kv_heads, self.head_dim))
@@ -112,12 +120,12 @@ class Attention(nn.Module):
         q, k, v = (torch.cat(parts) for parts in zip(*streams, strict=True))
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         v = v.to(q.dtype)
-        q, k, v = (x[layout.index].transpose(1, 2) for x in (q, k, v))  # (B, heads, L, d)
+        q, k, v = (layout.to_rows(x).transpose(1, 2) for x in (q, k, v))  # (B, heads, L, d)
         if cache is not None:
             k, v = cache.write(self.index, k, v)
         out = attend(q, k, v, layout.visible)
-        out = out.transpose(1, 2).flatten(0, 1)[layout.place].flatten(1)  # (T, H)
-        module = self._modules
+        out = layout.from_rows(out.transpose(1, 2)).flatten(1)  # (T, H)
+        module: dict[str, Any] = self._modules
         out_gen = module["o_proj_moe_gen"](out[len(und) :]) if len(gen) else gen
         return module["o_proj"](out[: len(und)]), out_gen
 
@@ -136,9 +144,7 @@ class Layer(nn.Module):
     def forward(
         self, und: Tensor, gen: Tensor, layout: Layout, cos: Tensor, sin: Tensor, cache: Cache | None
     ) -> tuple[Tensor, Tensor]:
-        du, dg = self.self_attn(
-            self.input_layernorm(und), self.input_layernorm_moe_gen(gen), layout, cos, sin, cache
-        )
+        du, dg = self.self_attn(self.input_layernorm(und), self.input_layernorm_moe_gen(gen), layout, cos, sin, cache)
         und = und + du
         und = und + self.mlp(self.post_attention_layernorm(und))
         if len(gen):
@@ -186,9 +192,7 @@ class VitAttention(nn.Module):
         self.v_proj, self.out_proj = nn.Linear(width, width), nn.Linear(width, width)
 
     def forward(self, x: Tensor, visible: Tensor | None) -> Tensor:
-        q, k, v = (
-            p(x).unflatten(2, (self.heads, -1)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        q, k, v = (p(x).unflatten(2, (self.heads, -1)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
         out = attend(q, k, v, visible)
         return self.out_proj(out.transpose(1, 2).flatten(2))
 
@@ -220,10 +224,10 @@ class VisionTransformer(nn.Module):
 
     def __init__(self, config: VitConfig, side: int) -> None:
         super().__init__()
-        self.embeddings = nn.Module()
+        self.embeddings: Any = nn.Module()
         self.embeddings.patch_embedding = nn.Linear(3 * config.patch_size**2, config.hidden_size)
         self.embeddings.position_embedding = nn.Embedding(side * side, config.hidden_size)
-        self.encoder = nn.Module()
+        self.encoder: Any = nn.Module()
         self.encoder.layers = nn.ModuleList(VitLayer(config) for _ in range(config.num_hidden_layers - 1))
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
@@ -261,7 +265,7 @@ class TimestepEmbedder(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(frequencies, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:
-        return self.mlp(timestep_sinusoid(t).to(self.mlp[0].weight.dtype))
+        return self.mlp(timestep_sinusoid(t).to(next(self.mlp.parameters()).dtype))
 
 
 class BagelNetwork(nn.Module):
@@ -272,7 +276,7 @@ class BagelNetwork(nn.Module):
         self.config = config
         width = config.llm.hidden_size
         self.language_model = LanguageModel(config.llm)
-        self.vit_model = nn.Module()
+        self.vit_model: Any = nn.Module()
         self.vit_model.vision_model = VisionTransformer(config.vit, config.vit_max_num_patch_per_side)
         self.connector = Connector(config.vit.hidden_size, width)
         self.vit_pos_embed = PositionTable(config.vit_max_num_patch_per_side, width)

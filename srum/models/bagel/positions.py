@@ -30,9 +30,7 @@ def interpolated_grid_ids(grid: tuple[int, int], side: int) -> Tensor:
     Fractions and boundaries are stepped in float32, as in the reference, so that exact ties fall the same way.
     """
     boundaries = torch.arange(1 / side, 1.0, 1 / side)
-    rows, columns = (
-        torch.bucketize(torch.arange(0, 1 - 1e-6, 1 / n), boundaries, right=True) for n in grid
-    )
+    rows, columns = (torch.bucketize(torch.arange(0, 1 - 1e-6, 1 / n), boundaries, right=True) for n in grid)
     return (rows[:, None] * side + columns).flatten()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -15,11 +16,11 @@ BranchVelocity = Callable[[Tensor, float, int], Tensor]
 
 
 def sample(velocity: BranchVelocity, noise: Tensor, owner: Tensor, sampling: Sampling) -> Tensor:
-    """Integrate from noise (t = 1) to clean latent tokens (t = 0). noise (n, D) of all images, ``owner`` (n,) their image."""
+    """Integrate ``noise`` (n, D) of all images (t = 1) to clean latent tokens (t = 0); ``owner`` (n,): its image."""
     x = noise.float()
     timesteps = flow.schedule(sampling.timesteps, sampling.timestep_shift).tolist()
     low, high = sampling.guidance_interval
-    for t, following in zip(timesteps[:-1], timesteps[1:], strict=True):
+    for t, following in pairwise(timesteps):
         guided = low < t <= high and sampling.guidance > 1
         branches = (2 + (sampling.image_guidance > 1)) if guided else 1
         v = guide(velocity(x, t, branches).float().unflatten(0, (branches, -1)), owner, sampling)

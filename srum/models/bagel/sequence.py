@@ -59,10 +59,10 @@ class ImageMarkers:
 class Batch:
     """Everything the network needs. Streams: und = [text; seen], gen = [latents]; see ``Layout``.
 
-    ``text_ids`` (Nt,); ``patches`` (N, P, 3 p p) padded with ``patch_ids``, ``patch_present`` (N, P); ``latents`` (G, D),
-    ``timesteps`` (G,), ``latent_ids`` (G,); ``loss_tokens``: indices into gen; ``ce_tokens``: indices into the text
-    stream with ``labels`` and ``ce_weights`` (1 / sqrt(targets of the segment)). ``row``, ``column`` (T,) say where
-    each token of [und; gen] stands.
+    ``text_ids`` (Nt,); ``patches`` (N, P, 3 p p) padded with ``patch_ids``, ``patch_present`` (N, P);
+    ``latents`` (G, D), ``timesteps`` (G,), ``latent_ids`` (G,); ``loss_tokens``: indices into gen; ``ce_tokens``:
+    indices into the text stream with ``labels`` and ``ce_weights`` (1 / sqrt(targets of the segment)). ``row``,
+    ``column`` (T,) say where each token of [und; gen] stands.
     """
 
     layout: Layout
@@ -162,11 +162,11 @@ def lay_out(
         advance.append(position - int(starts[row]))
 
     streams = (text, seen, gen)
-    rows, columns, positions = (
+    token_rows, token_columns, token_positions = (
         torch.from_numpy(np.concatenate([a for s in streams for a in getattr(s, name)] or [np.zeros(0, np.int64)]))
         for name in ("row", "column", "position")
     )
-    layout = _layout(rows, columns, positions, spans, cache)
+    layout = _layout(token_rows, token_columns, token_positions, spans, cache)
     patches, patch_ids, patch_present = _pad_patches(seen_splits, patch_side, dims[0])
     batch = Batch(
         layout=layout,
@@ -183,8 +183,8 @@ def lay_out(
         ce_tokens=torch.tensor([i for i, _, _ in ce], dtype=torch.long),
         labels=torch.tensor([label for _, label, _ in ce], dtype=torch.long),
         ce_weights=torch.tensor([w for _, _, w in ce]),
-        row=rows,
-        column=columns,
+        row=token_rows,
+        column=token_columns,
         advance=torch.tensor(advance, dtype=torch.long),
     )
     return _to(batch, device) if device is not None else batch
@@ -217,15 +217,13 @@ def _layout(
 ) -> Layout:
     count, length = len(spans), max(sum(n for n, _ in row) for row in spans)
     place = rows * length + columns
-    index = torch.zeros(count * length, dtype=torch.long)
-    index[place] = torch.arange(len(place))
     present = torch.zeros(count * length, dtype=torch.bool)
     present[place] = True
     visible = visibility(spans, length)
     if cache is not None:
         context = cache.valid[:, None, : cache.used].cpu().expand(-1, length, -1)
         visible = torch.cat([context, visible], dim=2)
-    return Layout(index.view(count, length), place, visible[:, None], positions, present.view(count, length))
+    return Layout(place, present.view(count, length), visible[:, None], positions)
 
 
 def _pad_patches(splits: list[Split], side: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -234,6 +232,7 @@ def _pad_patches(splits: list[Split], side: int, dim: int) -> tuple[Tensor, Tens
     ids = torch.zeros(len(splits), longest, dtype=torch.long)
     present = torch.zeros(len(splits), longest, dtype=torch.bool)
     for i, split in enumerate(splits):
+        assert split.patches is not None
         n = split.length - 2
         patches[i, :n], ids[i, :n], present[i, :n] = split.patches, grid_ids(split.grid, side), True
     return patches, ids, present

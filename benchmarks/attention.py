@@ -1,0 +1,67 @@
+"""Attention with gradients on a CPU: the explicit scores of ``bagel.network.attend`` against torch's fused kernel.
+
+    python benchmarks/attention.py
+
+Both get the same bool mask and run forward and backward; the default size is that of a pretraining step of srum-tiny.
+The fused kernel's backward pass is why ``attend`` forms the scores itself where gradients are wanted on a CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from torch.utils.benchmark import Timer
+
+from srum.models.bagel.network import attend
+
+Attention = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def fused(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
+    """What ``attend`` would be without its explicit path."""
+    return scaled_dot_product_attention(q, k, v, attn_mask=visible, enable_gqa=True)
+
+
+def forward_backward(attention: Attention, shape: Sequence[int], dtype: torch.dtype) -> Callable[[], None]:
+    """One forward and backward pass on random q, k, v of ``shape`` (B, heads, L, d), causal."""
+    q, k, v = (torch.randn(*shape, dtype=dtype, requires_grad=True) for _ in range(3))
+    gradient = torch.randn(*shape, dtype=dtype)
+    visible = torch.ones(shape[0], 1, shape[2], shape[2], dtype=torch.bool).tril()
+
+    def run() -> None:
+        torch.autograd.grad(attention(q, k, v, visible), (q, k, v), gradient)
+
+    return run
+
+
+def seconds(run: Callable[[], None], at_least: float) -> float:
+    """The median time of a call, over ``at_least`` so many seconds of calls, with the threads of the process."""
+    timer = Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads())
+    return timer.blocked_autorange(min_run_time=at_least).median
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print both times and their ratio, in bfloat16 and float32."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=96)
+    parser.add_argument("--heads", type=int, default=3)
+    parser.add_argument("--length", type=int, default=140)
+    parser.add_argument("--width", type=int, default=64)
+    parser.add_argument("--seconds", type=float, default=2.0, help="for each of the four measurements")
+    args = parser.parse_args(argv)
+    shape = (args.batch, args.heads, args.length, args.width)
+    table = Table("precision", "fused ms", "explicit ms", "ratio", title=f"attention {shape}, forward and backward")
+    for dtype in (torch.bfloat16, torch.float32):
+        plain, ours = (seconds(forward_backward(kind, shape, dtype), args.seconds) for kind in (fused, attend))
+        table.add_row(str(dtype), f"{1e3 * plain:.2f}", f"{1e3 * ours:.2f}", f"{plain / ours:.2f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

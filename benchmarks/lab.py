@@ -1,0 +1,245 @@
+"""The experiment behind the claims: several seeds of the loop on the embedded world, measured by the exact checker.
+
+    python benchmarks/lab.py --seeds 0 1 2 --rounds 4 --out runs/lab [--set train.lr=3e-4] [--parts loop rounds]
+
+Parts, each over all seeds:
+
+    loop    base, sft, srum_paper and srum after the last round, on the held-out prompts
+    rounds  srum after every round, on development prompts: does it collapse?
+    credit  the objective of srum on the candidates of round 0, its score on the blamed regions or spread evenly, same
+            steps and noise, on the held-out prompts
+    judge   the judge's scores of round 0 against the truth, and flipped relations
+    plan    the base model with a planning text and without, on development prompts
+
+Every part goes on where it was interrupted and returns at once where it has finished; ``lab.json`` gathers the parts.
+Intervals are 95% percentiles over resampled prompts; a prompt brings its differences in all seeds with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from judging.self_judge import SelfJudge
+from srum import models
+from srum.config import EvalConfig, RunConfig, TrainConfig, load_config
+from srum.evaluation.accuracy import evaluate
+from srum.evaluation.judge_quality import JudgeQuality, flipped_relations, judge_quality
+from srum.loop import BASE, MAIN, STAGES, Run, console, evaluate_arms, perform, run_loop
+from srum.models.base import Decoding
+from srum.records import Candidate, Grounding, Judgement, Prompt
+from srum.rollout import choose_prompts
+from srum.run_dir import open_image, open_run, read_records, write_json
+from srum.seeding import seed_for
+from train.data import load_training_records
+from train.trainer import train
+
+DEVELOPMENT = 280  # prompts; no more than there are for the evaluation
+FLIPPED = 200  # prompts about positions
+RESAMPLES = 10_000
+
+Verdicts = dict[str, list[bool]]  # what was tried -> correct or not, in the order of the prompts
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: percent, or points where it is a difference; AUROC times 100; counts as they are."""
+
+    what: str
+    mean: float
+    per_seed: list[float]
+    interval: tuple[float, float] | None = None
+
+
+# --- the parts
+
+
+def loop(run: Run) -> Verdicts:
+    """The whole run, and what its arms have come to."""
+    if not (run.folder / "summary.json").exists():
+        run_loop(run.config, run.folder, resume=True)
+    results = evaluate_arms(run, run.config.rounds, run.folder / "eval")
+    return {arm: result.correct for arm, result in results.items()}
+
+
+def rounds(run: Run) -> Verdicts:
+    """The default after every round; the rounds are made by ``loop``."""
+    config = development(run.config.eval)
+    return {
+        f"after {k} rounds": verdicts(run, run.weights(MAIN, k), config, f"rounds/{k}")
+        for k in range(run.config.rounds + 1)
+    }
+
+
+def credit(run: Run) -> Verdicts:
+    """One round of the default with the score spread evenly, and on the blamed regions."""
+    make_round_0(run)
+    found = {}
+    for name in ("sample", "region"):
+        config = run.config.train.model_copy(update={"credit": name})
+        own = run.folder / "lab" / "train" / name
+        folder = run.train_dir(MAIN, 0) if config == run.config.train else own
+        train_on_round_0(run, config, folder)
+        found[name] = verdicts(run, str(folder / "model"), run.config.eval, f"credit/{name}")
+    return found
+
+
+def plan(run: Run) -> Verdicts:
+    """The base model in its two modes."""
+    config = development(run.config.eval)
+    modes = {"direct": False, "plan": True}
+    return {
+        name: verdicts(run, run.weights(BASE, 0), config.model_copy(update={"plan": planning}), f"plan/{name}")
+        for name, planning in modes.items()
+    }
+
+
+def judge(run: Run) -> dict[str, dict[str, Any]]:
+    """``JudgeQuality`` on round 0 and ``FlippedRelations``, as plain values."""
+    path = run.folder / "lab" / "judge.json"
+    if not path.exists():
+        make_round_0(run)
+        config = run.config.judge
+        decoding = Decoding(max_tokens=config.max_tokens, seed=run.config.seed)
+        model = models.load(run.weights(MAIN, 0))
+        own = SelfJudge(model, config.instructions, config.soft, decoding=decoding, retries=config.retries)
+        flipped = flipped_relations(own, FLIPPED, run.config.seed)
+        write_json(path, asdict(quality_of_round_0(run.round(0))) | {"relations": asdict(flipped)})
+    return json.loads(path.read_text())
+
+
+def quality_of_round_0(folder: Path) -> JudgeQuality:
+    """The judgements of a round against the truth."""
+    candidates = read_records(folder / "candidates.jsonl", Candidate)
+    return judge_quality(
+        candidates,
+        read_records(folder / "regions.jsonl", Grounding),
+        read_records(folder / "judgements.jsonl", Judgement),
+        {prompt.id: prompt.metadata for prompt in read_records(folder / "prompts.jsonl", Prompt)},
+        (open_image(folder / candidate.image) for candidate in candidates),
+    )
+
+
+def make_round_0(run: Run) -> None:
+    """The candidates of the base model, their judgements and reward maps."""
+    for name in STAGES:
+        if name != "train":
+            perform(run, name, 0)
+
+
+def train_on_round_0(run: Run, config: TrainConfig, folder: Path) -> None:
+    """The base model trained as in ``loop.train_stage``, with the same noise."""
+    if not (folder / "model").exists():
+        records, _ = load_training_records(run.round(0))
+        model = models.load(run.weights(MAIN, 0))
+        train(model, records, config, folder, seed_for(run.config.seed, 0, "train"), progress=sys.stderr.isatty())
+
+
+def development(config: EvalConfig) -> EvalConfig:
+    """The same evaluation on development prompts, which may be looked at as often as one likes."""
+    return config.model_copy(update={"prompts": "development", "count": min(DEVELOPMENT, config.count)})
+
+
+def verdicts(run: Run, weights: str, config: EvalConfig, name: str) -> list[bool]:
+    """What the checker says of one image per prompt, kept in ``lab/NAME`` of the run."""
+    prompts = choose_prompts(config.prompts, config.count, seed=0)
+    return evaluate(models.load(weights), prompts, config, run.folder / "lab" / name, run.config.seed).correct
+
+
+# --- over the seeds
+
+
+def accuracy_rows(found: Sequence[Verdicts], pairs: Sequence[tuple[str, str]] = ()) -> list[Row]:
+    """Accuracies, and differences of ``pairs`` (the last against the first where none are given)."""
+    names = list(found[0])
+    correct = {name: np.array([verdicts[name] for verdicts in found], dtype=float) for name in names}
+    rows = [accuracy_row(name, values) for name, values in correct.items()]
+    present = [(a, b) for a, b in pairs or [(names[-1], names[0])] if a in correct and b in correct]
+    return rows + [accuracy_row(f"{a} - {b}", correct[a] - correct[b]) for a, b in present]
+
+
+def accuracy_row(what: str, values: np.ndarray) -> Row:
+    """``values`` (seeds, prompts) in [-1, 1]; the mean over both in percent, its bootstrap interval over prompts."""
+    per_prompt = 100 * values.mean(axis=0)
+    drawn = np.random.default_rng(0).choice(per_prompt, (RESAMPLES, len(per_prompt))).mean(axis=1)
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return Row(what, float(per_prompt.mean()), (100 * values.mean(axis=1)).tolist(), (float(low), float(high)))
+
+
+def judge_rows(found: Sequence[Mapping[str, Mapping[str, Any]]]) -> list[Row]:
+    """Every number of the judge; those that do not exist for want of examples are left out."""
+    rows = []
+    for subject, values in found[0].items():
+        for name in values:
+            scale = 100 if name in ("auroc", "rejected", "accepted") else 1
+            per_seed = [scale * own[subject][name] for own in found if own[subject][name] is not None]
+            if per_seed:
+                rows.append(Row(f"{subject}: {name}", sum(per_seed) / len(per_seed), per_seed))
+    return rows
+
+
+def loop_rows(found: Sequence[Verdicts]) -> list[Row]:
+    """Accuracies of the arms, and the two differences that are claimed."""
+    return accuracy_rows(found, [(MAIN, BASE), ("srum_paper", "sft")])
+
+
+PARTS: dict[str, tuple[Callable[[Run], Any], Callable[[Sequence[Any]], list[Row]]]] = {
+    "loop": (loop, loop_rows),
+    "rounds": (rounds, accuracy_rows),
+    "credit": (credit, accuracy_rows),
+    "judge": (judge, judge_rows),
+    "plan": (plan, accuracy_rows),
+}
+
+
+def measure(part: str, configs: Sequence[RunConfig], out: Path) -> list[Row]:
+    """The rows of one part, from a run per config in ``out/seed-N``."""
+    work, rows_of = PARTS[part]
+    found = []
+    for config in configs:
+        run = Run(out / f"seed-{config.seed}", config)
+        open_run(run.folder, config, resume=True)
+        found.append(work(run))
+    return rows_of(found)
+
+
+def table_of(report: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
+    """All parts measured so far."""
+    table = Table("part", "what", "mean", "95% interval", "per seed", title="percent and points; exact checker")
+    for part, rows in report.items():
+        for row in rows:
+            interval = "[{:+.1f}, {:+.1f}]".format(*row["interval"]) if row["interval"] else ""
+            per_seed = "  ".join(f"{value:.1f}" for value in row["per_seed"])
+            table.add_row(part, row["what"], f"{row['mean']:.1f}", interval, per_seed)
+        table.add_section()
+    return table
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure the parts, add them to ``lab.json`` and print the table of all that is in it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--out", type=Path, default=Path("runs/lab"))
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="override; may be repeated")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    args = parser.parse_args(argv)
+    configs = [load_config(None, [*args.set, f"rounds={args.rounds}", f"seed={seed}"]) for seed in args.seeds]
+    path = args.out / "lab.json"
+    for part in args.parts:
+        rows = measure(part, configs, args.out)
+        report = json.loads(path.read_text()) if path.exists() else {}
+        write_json(path, report | {part: [asdict(row) for row in rows]})
+    console.print(table_of(json.loads(path.read_text())))
+
+
+if __name__ == "__main__":
+    main()

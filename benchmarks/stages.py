@@ -1,0 +1,213 @@
+"""How long the stages take against the plain way of doing them, in the same run, and against the floor of the machine.
+
+    python benchmarks/stages.py [--model srum-tiny] [--items 16] [--repeats 3]
+
+Rollout in a batch against image by image; judging with the image's keys and values written once and all questions
+together against one question at a time; a training step from cached latents against encoding its images again. Times
+are medians over the repeats, the two ways taking turns.
+
+The floor is the time that the matrix products and convolutions of our way would take, at the rate at which this machine
+multiplies large square matrices of the same precision. What lies above it is memory traffic, small products, Python.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from statistics import median
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from judging.instructions import load_instructions
+from srum import models
+from srum.config import RolloutConfig, TrainConfig
+from srum.models.bagel import Bagel
+from srum.models.bagel.autoencoder import encode_mean
+from srum.models.bagel.images import to_tensor
+from srum.models.base import Decoding, Question, Sampling
+from srum.records import Candidate, Region
+from srum.shapes.prompts import sample_prompt
+from srum.shapes.render import render
+from srum.shapes.scenes import IMAGE_SIZE, Thing, sample_scene
+from train.data import TrainingRecord
+from train.trainer import frozen_copy, make_batch, trainable_parameters, update
+
+SIZE = (IMAGE_SIZE, IMAGE_SIZE)
+MAX_TOKENS = 48  # of a reply
+MATRIX = 1024  # side of the matrices whose product gives the machine's rate
+CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # unknown to torch's counter
+
+Work = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Item:
+    """A prompt and a scene that satisfies it."""
+
+    prompt: str
+    things: Sequence[Thing]
+    image: Image.Image
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One piece of work done in two ways, and the precision of its products."""
+
+    name: str
+    plain: Work
+    ours: Work
+    precision: str
+
+
+def make_items(count: int) -> list[Item]:
+    """Prompts and scenes of the embedded world, always the same ones."""
+    rng = np.random.default_rng(0)
+    asked = [sample_prompt(rng, "development") for _ in range(count)]
+    scenes = [sample_scene(spec, rng) for spec, _ in asked]
+    return [
+        Item(text, scene.things, Image.fromarray(render(scene))) for (_, text), scene in zip(asked, scenes, strict=True)
+    ]
+
+
+# --- the work
+
+
+def rollout(model: Bagel, items: Sequence[Item]) -> Comparison:
+    """Images of the prompts, sampled as a rollout is, without a planning text."""
+    sampling = Sampling(**RolloutConfig(size=SIZE).sampling())
+    prompts, seeds = [item.prompt for item in items], range(len(items))
+
+    def plain() -> None:
+        for prompt, seed in zip(prompts, seeds, strict=True):
+            model.generate([prompt], sampling, [seed])
+
+    return Comparison("rollout, one batch", plain, lambda: model.generate(prompts, sampling, seeds), model.precision)
+
+
+def judging(model: Bagel, items: Sequence[Item]) -> Comparison:
+    """Replies to the questions of the judge: each thing, the background, the layout."""
+    images, asked = [item.image for item in items], [questions(item) for item in items]
+    decoding = Decoding(max_tokens=MAX_TOKENS)
+
+    def plain() -> None:
+        for image, own in zip(images, asked, strict=True):
+            for question in own:
+                model.answer([image], [[question]], decoding)
+
+    return Comparison("judging, shared images", plain, lambda: model.answer(images, asked, decoding), model.precision)
+
+
+def questions(item: Item) -> list[Question]:
+    """What the judge asks about an image."""
+    instructions = load_instructions("compact")
+    boxes = {index: thing.box for index, thing in enumerate(item.things, start=1)} | {0: (0.0, 0.0, 64.0, 64.0)}
+    regions = [Region(id=index, box=box, area=1, source="truth") for index, box in boxes.items()]
+    texts = [instructions.about_regions(item.prompt, [region]) for region in regions]
+    return [Question(text) for text in (*texts, instructions.about_layout(item.prompt))]
+
+
+def training(model: Bagel, items: Sequence[Item]) -> Comparison:
+    """One step of the default objective, the whole batch encoded together where it is encoded at all."""
+    config = TrainConfig(batch_size=len(items))
+    pixels = torch.stack([to_tensor(item.image) for item in items])
+    records = [
+        _record(model, index, item, x)
+        for index, (item, x) in enumerate(zip(items, _encode(model, pixels), strict=True))
+    ]
+    credits = [record.reward_map for record in records]
+    with trainable_parameters(model, config.trainable) as parameters:
+        old = frozen_copy(model)
+        optimizer = torch.optim.AdamW(list(parameters.values()), config.lr)
+
+    def step(records: Sequence[TrainingRecord]) -> None:
+        with trainable_parameters(model, config.trainable) as parameters:
+            batch = make_batch(model, records, credits, config, seed=0, step=0)
+            update(model, old, batch, list(parameters.values()), optimizer, config, step=0)
+
+    def plain() -> None:
+        step([replace(record, latent=x) for record, x in zip(records, _encode(model, pixels), strict=True)])
+
+    return Comparison("training, cached latents", plain, lambda: step(records), config.precision)
+
+
+def _encode(model: Bagel, pixels: Tensor) -> Tensor:
+    """Clean latents (N, C, h, w) of pixels (N, 3, H, W)."""
+    return encode_mean(model.autoencoder, pixels.to(model.device)).cpu()
+
+
+def _record(model: Bagel, index: int, item: Item, latent: Tensor) -> TrainingRecord:
+    """An image as training knows it, judged to be right everywhere; in ``latent`` (C, h, w)."""
+    name = str(index)
+    candidate = Candidate(
+        id=name, prompt_id=name, prompt=item.prompt, index=0, seed=0, image=name, latent=name, size=SIZE
+    )
+    return TrainingRecord(
+        candidate, latent, torch.ones(model.latent_grid(SIZE)), mapping="signed", alpha=1.0, sample_score=1.0
+    )
+
+
+# --- the clock
+
+
+def medians(plain: Work, ours: Work, repeats: int) -> tuple[float, float]:
+    """Seconds of the two, which take turns."""
+    times = [(_seconds(plain), _seconds(ours)) for _ in range(repeats)]
+    return median(a for a, _ in times), median(b for _, b in times)
+
+
+def _seconds(work: Work) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def operations(work: Work) -> int:
+    """Floating-point operations of the matrix products, convolutions and attentions that ``work`` does."""
+    with FlopCounterMode(display=False, custom_mapping={CPU_ATTENTION: _attention_operations}) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+def _attention_operations(q: torch.Size, k: torch.Size, *_: object, **__: object) -> int:
+    """Of two products of queries (B, heads, L, d) with keys (B, kv heads, S, d) and values."""
+    return 4 * q.numel() * k[2]
+
+
+@cache
+def matmul_rate(precision: str) -> float:
+    """Operations per second of the best of 20 large matrix products, in ``fp32`` or ``bf16``."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = (torch.randn(MATRIX, MATRIX, dtype=dtype) for _ in range(2))
+    return 2 * MATRIX**3 / min(_seconds(lambda: a @ b) for _ in range(20))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="srum-tiny", help="a shipped name, or a folder in the official layout")
+    parser.add_argument("--items", type=int, default=16, help="images per batch")
+    parser.add_argument("--repeats", type=int, default=3)
+    args = parser.parse_args(argv)
+    model, items = models.load(args.model, device="cpu"), make_items(args.items)
+    table = Table("what", "plain s", "ours s", "ratio", "floor s", "ours / floor", title=f"{args.items} images")
+    for make in (rollout, judging, training):
+        work = make(model, items)
+        plain, ours = medians(work.plain, work.ours, args.repeats)
+        floor = operations(work.ours) / matmul_rate(work.precision)
+        numbers = (f"{plain:.3f}", f"{ours:.3f}", f"{plain / ours:.2f}", f"{floor:.4f}", f"{ours / floor:.1f}")
+        table.add_row(work.name, *numbers)
+    rates = ", ".join(f"{name} {matmul_rate(name) / 1e9:.0f} GFLOP/s" for name in ("bf16", "fp32"))
+    Console().print(table, f"{torch.get_num_threads()} threads, {rates}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""The weights that ship with the package: their size, and that the model draws, judges and grounds at all."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from grounding.base import ground, load_grounder
+from judging.self_judge import SelfJudge
+from srum import models
+from srum.models.bagel import Bagel
+from srum.models.base import Sampling
+from srum.shapes.prompts import sample_prompt
+from srum.shapes.render import render
+from srum.shapes.scenes import sample_scene
+
+FOLDER = models.EMBEDDED["srum-tiny"]
+
+pytestmark = pytest.mark.skipif(
+    not (FOLDER / "ema.safetensors").is_file(), reason="srum/models/tiny has no weights yet: srum pretrain makes them"
+)
+
+
+@pytest.fixture(scope="module")
+def model() -> Bagel:
+    return models.load("srum-tiny", "cpu")
+
+
+@pytest.fixture(scope="module")
+def scenes() -> tuple[list[Image.Image], list[str]]:
+    """Eight rendered scenes that meet their prompts."""
+    rng = np.random.default_rng(0)
+    drawn = [sample_prompt(rng) for _ in range(8)]
+    return [Image.fromarray(render(sample_scene(spec, rng))) for spec, _ in drawn], [text for _, text in drawn]
+
+
+def test_the_files_fit_into_a_package() -> None:
+    assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) <= 25e6
+
+
+def test_an_image_is_a_function_of_prompt_and_seed(model: Bagel) -> None:
+    prompts = ["a red circle", "a small blue square", "a red circle"]
+    sampling = Sampling(size=(64, 64), timesteps=4)
+    first, second, third = model.generate(prompts, sampling, [1, 2, 3])
+    (again,) = model.generate(prompts[:1], sampling, [1])
+    assert first.image.size == (64, 64) and model.latent_grid((64, 64)) == (8, 8)
+    assert torch.allclose(first.latent, again.latent, atol=0.1)
+    assert not torch.allclose(first.latent, third.latent, atol=0.1)
+    assert second.plan is None and model.generate(prompts[:1], sampling, [1], plan=True)[0].plan
+
+
+def test_it_judges_and_grounds_in_the_formats_of_the_loop(
+    model: Bagel, scenes: tuple[list[Image.Image], list[str]]
+) -> None:
+    images, prompts = scenes
+    grounded = ground(load_grounder("native", model), images, prompts, max_regions=8)
+    assert sum(error is None for _, error in grounded) >= 7
+    regions = [found for found, _ in ground(load_grounder("classical", model), images, prompts, max_regions=8)]
+    judged = SelfJudge(model).judge(images, prompts, regions)
+    failed = [region.failure for found, layout in judged for region in (*found, layout) if region.failure]
+    assert len(failed) <= 2

@@ -1,0 +1,93 @@
+"""The benchmark scripts at their smallest size: they run to the end and print what they are for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import attention, lab, stages
+from srum import models
+from tests.fakes import FakeModel
+
+GOLDEN = Path(__file__).parent / "golden" / "bagel" / "checkpoint"
+SMALL = [
+    "prompt_count=6",
+    "candidates_per_prompt=2",
+    "reward.on_failure=keep",
+    "train.steps=3",
+    "train.batch_size=4",
+    "eval.count=14",
+]
+
+
+def numbers_of(line: str) -> list[float]:
+    """The numbers in the cells of a line of a table."""
+    return [float(cell) for cell in line.replace("│", "|").split("|") if cell.strip().replace(".", "", 1).isdigit()]
+
+
+def test_attention_prints_ratios(capsys: pytest.CaptureFixture[str]) -> None:
+    attention.main(["--batch", "2", "--length", "8", "--seconds", "0.01"])
+    lines = capsys.readouterr().out.splitlines()
+    for precision in ("torch.bfloat16", "torch.float32"):
+        (found,) = [numbers_of(line) for line in lines if precision in line]
+        assert len(found) == 3 and all(value > 0 for value in found)
+
+
+def test_stages_print_ratios_and_floors(capsys: pytest.CaptureFixture[str]) -> None:
+    stages.main(["--model", str(GOLDEN), "--items", "2", "--repeats", "1"])
+    out = capsys.readouterr().out
+    for name in ("rollout", "judging", "training"):
+        (found,) = [numbers_of(line) for line in out.splitlines() if name in line]
+        plain, ours, ratio, _, above_floor = found
+        assert ratio == pytest.approx(plain / ours, rel=0.1)
+        assert above_floor > 1
+    assert "GFLOP/s" in out
+
+
+@pytest.fixture
+def small_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Arguments of a lab of two seeds and one round, on the fake model."""
+    monkeypatch.setattr(models, "load", FakeModel.load)
+    monkeypatch.setattr(lab, "FLIPPED", 6)
+    overrides = [argument for override in SMALL for argument in ("--set", override)]
+    return ["--seeds", "0", "1", "--rounds", "1", "--out", str(tmp_path / "lab"), *overrides]
+
+
+def test_the_lab_measures_every_part(
+    small_lab: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.main([*small_lab, "--parts", "credit", "judge"])  # in pieces, in any order
+    lab.main([*small_lab, "--parts", "loop", "rounds", "plan"])
+    report = json.loads((tmp_path / "lab/lab.json").read_text())
+    assert list(report) == ["credit", "judge", "loop", "rounds", "plan"]
+    rows = {part: {row["what"]: row for row in found} for part, found in report.items()}
+    assert list(rows["loop"]) == ["base", "sft", "srum_paper", "srum", "srum - base", "srum_paper - sft"]
+    assert list(rows["rounds"]) == ["after 0 rounds", "after 1 rounds", "after 1 rounds - after 0 rounds"]
+    assert list(rows["credit"]) == ["sample", "region", "region - sample"]
+    assert list(rows["plan"]) == ["direct", "plan", "plan - direct"]
+    assert {"regions: auroc", "layout: failures", "relations: rejected"} <= rows["judge"].keys()
+    gain = rows["loop"]["srum - base"]
+    assert gain["mean"] == pytest.approx(rows["loop"]["srum"]["mean"] - rows["loop"]["base"]["mean"])
+    assert len(gain["per_seed"]) == 2 and gain["interval"][0] <= gain["mean"] <= gain["interval"][1]
+    assert "region - sample" in capsys.readouterr().out
+
+    monkeypatch.setattr(FakeModel, "generate", None)  # everything is there: nothing is made again
+    before = (tmp_path / "lab/lab.json").read_bytes()
+    lab.main(small_lab)
+    assert json.loads((tmp_path / "lab/lab.json").read_text()) == json.loads(before)
+
+
+def test_a_difference_that_every_prompt_shows_has_no_width() -> None:
+    row = lab.accuracy_row("x", np.ones((3, 50)))
+    assert (row.mean, row.per_seed, row.interval) == (100.0, [100.0] * 3, (100.0, 100.0))
+
+
+def test_prompts_are_resampled_with_all_their_seeds() -> None:
+    """Ten prompts won in all of 3 seeds, ten lost: copies of a prompt in other seeds make the interval no narrower."""
+    one = np.array([[1.0] * 10 + [0.0] * 10])
+    alone, thrice = lab.accuracy_row("x", one), lab.accuracy_row("x", np.repeat(one, 3, axis=0))
+    assert thrice.interval == alone.interval and thrice.mean == alone.mean == 50.0
+    assert alone.interval is not None and 20 < alone.interval[0] < 40 and 60 < alone.interval[1] < 80

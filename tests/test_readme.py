@@ -1,0 +1,94 @@
+"""What readers copy from the README works: the grounder, the commands, the picture."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from PIL import Image
+from safetensors.numpy import save_file
+
+from grounding.base import ground, load_grounder
+from srum.cli import app
+from srum.records import Candidate, RewardMap
+from srum.run_dir import write_records
+from srum.shapes.render import render
+from srum.shapes.scenes import Scene, Thing
+from tests.fakes import FakeModel
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.M | re.S)
+
+
+def test_the_grounder_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = blocks("python")
+    (tmp_path / "my_module.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "my_module", raising=False)
+    grounder = load_grounder("my_module:MyGrounder", FakeModel())
+    things = (Thing("circle", "red", "large", 0, 1), Thing("square", "blue", "small", 2, 3))
+    ((regions, error),) = ground(grounder, [Image.fromarray(render(Scene(things)))], ["two things"], max_regions=8)
+    monkeypatch.delitem(sys.modules, "my_module")
+    assert error is None
+    assert [(region.id, region.source) for region in regions] == [(1, "mine"), (2, "mine"), (0, "background")]
+    for region, thing in zip(regions, things, strict=False):  # the larger one first
+        assert np.allclose(region.box, thing.box, atol=1.0)
+
+
+@pytest.mark.parametrize("line", [line for block in blocks("sh") for line in block.splitlines() if "srum " in line])
+def test_the_commands_of_the_readme_exist(line: str) -> None:
+    program, name, *arguments = shlex.split(line, comments=True)
+    command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
+    assert program == "srum"
+    command.make_context(name, arguments)  # parses, and refuses what there is not
+
+
+def test_the_make_targets_of_the_readme_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^make (\w+)", "\n".join(blocks("sh")), re.M):
+        assert re.search(rf"^{target}:", makefile, re.M)
+
+
+def test_the_files_that_the_documents_name_exist() -> None:
+    for document in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        text = document.read_text(encoding="utf-8")
+        named = re.findall(r"`((?:srum|grounding|judging|train|benchmarks|configs|docs)/[\w./-]+\.\w+)`", text)
+        linked = [link for link in re.findall(r"(?<!!)\[[^\]]*\]\(([^)]+)\)", text) if "://" not in link]
+        missing = [name for name in named if not (ROOT / name).exists()]
+        missing += [link for link in linked if not (document.parent / link).exists()]
+        assert not missing, document.name
+
+
+def test_the_picture_is_drawn_from_a_round(tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("make_pictures", ROOT / "docs" / "make_pictures.py")
+    assert spec is not None and spec.loader is not None
+    pictures = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(pictures)
+    candidates, rewards = [], []
+    for index, contrast in enumerate((0.1, 1.0, 0.5)):
+        name = f"c-{index}"
+        files = {"image": f"{name}.png", "latent": f"{name}.safetensors"}
+        candidates.append(
+            Candidate(id=name, prompt_id="c", prompt="two $things$", index=index, seed=0, size=(64, 64), **files)
+        )
+        Image.new("RGB", (64, 64)).save(tmp_path / f"{name}.png")
+        save_file({"reward": contrast * np.eye(8, dtype=np.float32)}, tmp_path / f"{name}.reward")
+        facts = {"grid": (8, 8), "mapping": "signed", "alpha": 0.5, "sample_score": 0.0}
+        rewards.append(RewardMap(candidate_id=name, values=f"{name}.reward", **facts))
+    write_records(tmp_path / "candidates.jsonl", candidates)
+    write_records(tmp_path / "rewards.jsonl", rewards)
+    assert pictures.draw(tmp_path, out=tmp_path / "images/a.png") == "c-1"
+    assert pictures.draw(tmp_path, "c-2", tmp_path / "images/b.png") == "c-2"
+    with Image.open(tmp_path / "images/a.png") as drawn:
+        assert drawn.width > drawn.height > 300
