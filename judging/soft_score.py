@@ -1,7 +1,7 @@
 """Soft scores: the expectation of the score under the model's own distribution, instead of the one that it wrote.
 
 With few tokens to choose from, the written score hides how sure the model is; the expectation ranks regions better
-(specs/srum.md, section 7: AUROC 89 against 74).
+(docs/specs/srum.md, section 7: AUROC 89 against 74).
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ class JudgeConfig(Section):
 
 
 class RewardConfig(Section):
-    """From judgements to reward maps (specs/srum.md, 3)."""
+    """From judgements to reward maps (docs/specs/srum.md, 3)."""
 
     mapping: Literal["signed", "unit"] = "signed"  # [-1, 1] (paper) or [0, 1] (released code)
     overlap: Literal["smallest", "mean", "max", "min"] = "smallest"  # which region owns a shared cell
@@ -108,7 +108,7 @@ class TrainConfig(Section):
     text_dropout: Fraction = 0.1  # share of samples trained without text, for guidance
     timestep_shift: Positive = 1.0
     trainable: Literal["generation", "all"] = "generation"  # the generation expert only, or every weight
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the device multiplies it natively
     checkpoint_every: Count = 50  # steps
     plan_in_context: bool = False  # train with the candidate's planning text before the image
 

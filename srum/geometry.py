@@ -2,7 +2,7 @@
 
 Boxes are ``(x0, y0, x1, y1)`` in continuous coordinates of a frame of size (H, W): x in [0, W], y in [0, H], origin at
 the top left corner, so that a box of whole numbers covers exactly its pixels ``[y0:y1, x0:x1]``. A change of frame is a
-change of size: the whole image is always the whole frame (specs/srum.md, section 3).
+change of size: the whole image is always the whole frame (docs/specs/srum.md, section 3).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The rasterizer: regions, their scores and the layout score become a reward map on the latent grid.
 
 The map is composed on the pixel grid of the image, then averaged exactly over the area of each latent cell, so that
-thin regions count by their area (specs/srum.md, section 3: each choice beside the paper's and the released code's).
+thin regions count by their area (docs/specs/srum.md, 3: each choice beside the paper's and the released code's).
 
 By hand, an image of 4x4 px on a grid of 2x2, background 0: a box (0, 0, 2, 2) of score 1 fills the first cell, and a
 box (1, 0, 3, 2) of score -1 covers half of the first and half of the second. Of equal area, the later one wins:

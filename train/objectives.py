@@ -47,7 +47,7 @@ def srum_terms(
 
 
 def region_nft_terms(v_pred: Tensor, v_old: Tensor, v_target: Tensor, advantage: Tensor, beta: float) -> Terms:
-    """Region-NFT (specs/srum.md, 6), beyond the paper: a push away from bad regions that is bounded.
+    """Region-NFT (docs/specs/srum.md, 6), beyond the paper: a push away from bad regions that is bounded.
 
         L = (r |v+ - u|^2 + (1 - r) |v- - u|^2) / beta,    r = (1 + A) / 2,    v+- = v_old +- beta (v - v_old)
           = |e|^2 / beta + 2 A e.d + beta |d|^2            with e = v_old - u, d = v - v_old

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,9 +53,7 @@ AUTOENCODER = AutoencoderConfig(
     ch=32, ch_mult=(1, 1, 2), num_res_blocks=1, z_channels=8, scale_factor=1.0, shift_factor=0.0
 )
 
-BATCH = 96
-PACKS = 3
-WARMUP = 100
+PACKS = 3  # of a step
 TEXT_DROPOUT = 0.1
 RECONSTRUCTED = 0.3  # share of the seen images that went through the autoencoder, as the model's own images did
 LATENT_NOISE = 0.25  # largest standard deviation of the noise on those latents
@@ -63,19 +61,37 @@ LATENT_NOISE = 0.25  # largest standard deviation of the noise on those latents
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of the network's training: what it trains, on which mix of tasks (weights by name; None: as listed)."""
+    """A part of the network's training: its steps and its mix of tasks (weights by name; None: as listed).
+
+    ``timestep_shift`` > 1 draws more timesteps near noise, where the text decides what goes where. The learning rate
+    rises over the first ``warmup`` steps and falls linearly to zero over the last ``decay`` steps.
+    """
 
     name: str
     steps: int
-    trainable: Literal["all", "generation"]
+    batch: int = 96
     weights: Mapping[str, float] | None = None
+    timestep_shift: float = 1.0
+    warmup: int = 0
+    decay: int = 0
     peak_lr: float = 1.5e-3
 
 
-# Understanding is learned in the first phase and then left alone; drawing 64 latent tokens takes longer.
+_DRAWING = {
+    "caption_to_image": 0.34, "plan_then_image": 0.38, "question_answering": 0.04, "find_all": 0.04,
+    "judge_region": 0.13, "judge_layout": 0.07,
+}  # fmt: skip
+_TEXT_TO_IMAGE = {
+    "caption_to_image": 0.34, "plan_then_image": 0.52, "question_answering": 0.02, "find_all": 0.01,
+    "judge_region": 0.07, "judge_layout": 0.04,
+}  # fmt: skip
+
+# Understanding is learned first. Drawing 64 latent tokens takes longer, and following the text takes longest.
 PHASES = (
-    Phase("joint", 900, "all"),
-    Phase("generation", 1500, "generation", {"caption_to_image": 0.5, "plan_then_image": 0.5}),
+    Phase("joint", 500, warmup=100),
+    Phase("drawing", 250, weights=_DRAWING),
+    Phase("following the text", 500, batch=64, weights=_TEXT_TO_IMAGE, timestep_shift=3.0),
+    Phase("annealing", 450, batch=64, weights=_DRAWING, timestep_shift=2.5, decay=450),
 )
 
 
@@ -192,7 +208,9 @@ def _pixels(images: Sequence[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def backward(model: Bagel, samples: list[list[Segment]], rng: np.random.Generator) -> tuple[float, float]:
+def backward(
+    model: Bagel, samples: list[list[Segment]], timestep_shift: float, rng: np.random.Generator
+) -> tuple[float, float]:
     """Gradients of (flow matching + cross-entropy), each a mean over its tokens in the batch; returns both.
 
     Rows of a pack are padded to the longest, so samples of similar length go together, in ``PACKS`` packs.
@@ -204,7 +222,7 @@ def backward(model: Bagel, samples: list[list[Segment]], rng: np.random.Generato
     for pack in (by_length[first : first + size] for first in range(0, len(samples), size)):
         clean = [model.tokens(s.latent) for sample in pack for s in sample if s.latent is not None]
         noise = [torch.randn(x.shape, generator=generator) for x in clean]
-        t = flow.sample_timesteps(len(clean), 1.0, generator)
+        t = flow.sample_timesteps(len(clean), timestep_shift, generator)
         empty = [torch.zeros(0, model.config.latent_dim)]
         target = flow.velocity_target(torch.cat(clean or empty), torch.cat(noise or empty))
         packs.append((model.pack(pack, noise, t.tolist()), target))
@@ -222,8 +240,10 @@ def backward(model: Bagel, samples: list[list[Segment]], rng: np.random.Generato
 
 
 def learning_rate(step: int, phase: Phase) -> float:
-    """Warm-up, constant, then linear to zero over the last 40% of the phase."""
-    return phase.peak_lr * min(1.0, (step + 1) / WARMUP, (phase.steps - step) / (0.4 * phase.steps))
+    """Linear warm-up, constant, linear to zero at the end of the phase, as the phase says."""
+    rise = (step + 1) / phase.warmup if phase.warmup else 1.0
+    fall = (phase.steps - step) / phase.decay if phase.decay else 1.0
+    return phase.peak_lr * min(1.0, rise, fall)
 
 
 def pretrain_network(
@@ -234,47 +254,46 @@ def pretrain_network(
     config = tiny_config(autoencoder_config)
     network = fresh_network(config, seed)
     model = Bagel(folder, config, network, read_autoencoder(folder, autoencoder_config), load_tokenizer(folder), "bf16")
-    state_file = folder / "network_state.pt"
-    state: dict[str, Any] = {"phase": 0, "step": 0}
-    if state_file.is_file():
-        state = torch.load(state_file, weights_only=True)
-    if "model" in state:
-        network.load_state_dict(state["model"])
-    deadline = time.monotonic() + stop_after
-    for number, phase in enumerate(phases):
-        if number >= state["phase"]:
-            resumed = state if number == state["phase"] else {"step": 0}
-            if not _run_phase(model, folder, number, phase, resumed, seed, deadline):
-                return
-
-
-def _run_phase(
-    model: Bagel, folder: Path, number: int, phase: Phase, resumed: dict[str, Any], seed: int, deadline: float
-) -> bool:
-    """Train one phase from step ``resumed["step"]``; False if the deadline came first."""
-    parameters = model.named_parameters() if phase.trainable == "all" else model.generation_parameters()
-    for _, parameter in model.named_parameters():
-        parameter.requires_grad_(False)
-    for _, parameter in parameters:
-        parameter.requires_grad_(True)
-    trained = [parameter for _, parameter in parameters]
+    trained = [parameter for _, parameter in model.named_parameters()]
     groups = [
         {"params": [p for p in trained if p.ndim == 2], "weight_decay": 0.02},
         {"params": [p for p in trained if p.ndim != 2], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=phase.peak_lr, betas=(0.9, 0.98), fused=True)
-    if "optimizer" in resumed:
-        optimizer.load_state_dict(resumed["optimizer"])
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
+    state_file = folder / "network_state.pt"
+    first, done = 0, 0
+    if state_file.is_file():
+        state = torch.load(state_file, weights_only=True)
+        network.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        first, done = state["phase"], state["step"]
+    deadline = time.monotonic() + stop_after
+    for number, phase in list(enumerate(phases))[first:]:
+        if not _run_phase(model, optimizer, folder, number, phase, done, seed, deadline):
+            return
+        done = 0
+
+
+def _run_phase(
+    model: Bagel,
+    optimizer: torch.optim.Optimizer,
+    folder: Path,
+    number: int,
+    phase: Phase,
+    done: int,
+    seed: int,
+    deadline: float,
+) -> bool:
+    """Train one phase from step ``done``; False if the deadline came first."""
     started, averages = time.monotonic(), dict[str, float]()
-    steps = range(resumed["step"], phase.steps)
-    for step in tqdm(steps, phase.name, phase.steps, initial=resumed["step"], disable=None):
+    for step in tqdm(range(done, phase.steps), phase.name, phase.steps, initial=done, disable=None):
         rng = np.random.default_rng((seed, number + 1, step))
-        segments = prepare(model, list(_samples(rng, BATCH, phase.weights)), rng)
+        segments = prepare(model, list(_samples(rng, phase.batch, phase.weights)), rng)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, phase)
         optimizer.zero_grad(set_to_none=True)
-        mse, ce = backward(model, segments, rng)
-        norm = torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        mse, ce = backward(model, segments, phase.timestep_shift, rng)
+        norm = torch.nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 1.0)
         optimizer.step()
         for name, value in (("mse", mse), ("ce", ce), ("norm", norm.item())):
             averages[name] = 0.98 * averages.get(name, value) + 0.02 * value
@@ -294,8 +313,8 @@ def _keep(model: Bagel, optimizer: torch.optim.Optimizer, folder: Path, phase: i
     partial = folder / "network_state.tmp"
     state = {"model": model.network.state_dict(), "optimizer": optimizer.state_dict(), "phase": phase, "step": step}
     torch.save(state, partial)
-    partial.replace(folder / "network_state.pt")
     model.save(folder / "model", torch.bfloat16)
+    partial.replace(folder / "network_state.pt")
 
 
 def pretrain(

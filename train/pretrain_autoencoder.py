@@ -1,7 +1,7 @@
 """Pretraining of the embedded model's autoencoder: reconstruct rendered scenes, foreground pixels weighted.
 
 Shapes cover a tenth of an image; with a plain loss the autoencoder learns the background first and the shapes late
-(specs/srum.md, section 7), so every pixel that differs from the background counts ``FOREGROUND`` times.
+(docs/specs/srum.md, section 7), so every pixel that differs from the background counts ``FOREGROUND`` times.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from srum.config import TrainConfig
 from srum.flow import sample_timesteps, velocity_target
+from srum.models import native_bfloat16
 from srum.models.base import Segment, TrainingForward
 from srum.seeding import seed_for
 from train.checkpoint import resume, save_checkpoint
@@ -311,7 +312,8 @@ def objective_terms(
 
 def predict(model: TrainableModel, batch: Batch, precision: str) -> Tensor:
     """The model's velocity (N, D) in float32."""
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
+    bf16 = native_bfloat16(model.device) if precision == "auto" else precision == "bf16"
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
         return model.velocity(batch.packed).velocity.float()
 
 

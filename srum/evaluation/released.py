@@ -1,6 +1,6 @@
-"""The reward map exactly as the released SRUM code computes it (specs/bagel.md, 12.2), to compare ours with.
+"""The reward map exactly as the released SRUM code computes it (docs/specs/bagel.md, 12.2), to compare ours with.
 
-Its defects are kept (specs/srum.md, section 3): over a canvas of 0.5, the maximum loses all criticism of a region.
+Its defects are kept (docs/specs/srum.md, section 3): over a canvas of 0.5, the maximum loses all criticism of a region.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ Renorm = Literal["global", "channel", "text_channel", "global_batch"]
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """Settings of the image sampler. ``timesteps`` points give ``timesteps - 1`` Euler steps (specs/bagel.md, 10)."""
+    """Settings of the image sampler. ``timesteps`` points give one Euler step fewer (docs/specs/bagel.md, 10)."""
 
     size: tuple[int, int] = (1024, 1024)  # (H, W) in pixels
     timesteps: int = 50
@@ -57,7 +57,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Segment:
-    """One segment of a training sample (DESIGN.md 3).
+    """One segment of a training sample (docs/design.md 3).
 
     kind ``text``: ``text``; ``seen``: ``image`` through the understanding encoder; ``clean`` / ``noisy``: a scaled
     latent (C, h, w) as context / as target. ``loss``: cross-entropy on the text, flow matching on a noisy latent.

@@ -1,4 +1,4 @@
-"""BAGEL: one architecture, any size (specs/bagel.md). The embedded ``srum-tiny`` is this code with a small config.
+"""BAGEL: one architecture, any size (docs/specs/bagel.md). The embedded ``srum-tiny`` is this code with a small config.
 
 ``config`` what is read from a checkpoint folder; ``positions`` fixed tables; ``network`` the weights and their forward;
 ``sequence`` segments to a packed batch; ``cache`` keys and values of a context; ``images`` the resize rule and patches;

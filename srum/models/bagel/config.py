@@ -1,4 +1,4 @@
-"""What a checkpoint folder says of itself, and the values that it leaves to the code (specs/bagel.md, 1)."""
+"""What a checkpoint folder says of itself, and the values that it leaves to the code (docs/specs/bagel.md, 1)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images as the two encoders want them: the resize rule, normalisation, patches (specs/bagel.md, section 6)."""
+"""Images as the two encoders want them: the resize rule, normalisation, patches (docs/specs/bagel.md, section 6)."""
 
 from __future__ import annotations
 

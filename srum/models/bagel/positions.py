@@ -1,4 +1,4 @@
-"""Fixed tables: 2-D sin-cos positions, timestep sinusoids, rotary angles (specs/bagel.md, sections 5, 6 and 8)."""
+"""Fixed tables: 2-D sin-cos positions, timestep sinusoids, rotary angles (docs/specs/bagel.md, sections 5, 6 and 8)."""
 
 from __future__ import annotations
 

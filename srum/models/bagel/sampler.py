@@ -1,4 +1,4 @@
-"""The image sampler: Euler steps of the guided velocity over cached contexts (specs/bagel.md, section 10)."""
+"""The image sampler: Euler steps of the guided velocity over cached contexts (docs/specs/bagel.md, section 10)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Segments to a packed batch: token streams, rope positions, visibility and loss positions (specs/bagel.md, section 4).
+"""Segments to a packed batch: token streams, rope positions, visibility and loss positions (docs/specs/bagel.md, 4).
 
 The same function lays out training samples (rows that start empty) and additions to cached contexts (rows that start
 where their context ends), so that there is one set of rules.
@@ -191,7 +191,7 @@ def lay_out(
 
 
 def visibility(spans: Sequence[Sequence[tuple[int, str]]], length: int) -> Tensor:
-    """(B, L, L) bool, query by key: specs/bagel.md section 4. Padding sees only itself.
+    """(B, L, L) bool, query by key: docs/specs/bagel.md section 4. Padding sees only itself.
 
     ``spans``: per row the (length, mode) of its splits, mode in causal, full, noise.
     """
