@@ -85,6 +85,10 @@ _TEXT_TO_IMAGE = {
     "caption_to_image": 0.34, "plan_then_image": 0.52, "question_answering": 0.02, "find_all": 0.01,
     "judge_region": 0.07, "judge_layout": 0.04,
 }  # fmt: skip
+_JUDGING = {
+    "caption_to_image": 0.27, "plan_then_image": 0.21, "question_answering": 0.03, "find_all": 0.02,
+    "judge_region": 0.27, "judge_layout": 0.2,
+}  # fmt: skip
 
 # Understanding is learned first. Drawing 64 latent tokens takes longer, and following the text takes longest.
 PHASES = (
@@ -92,6 +96,7 @@ PHASES = (
     Phase("drawing", 250, weights=_DRAWING),
     Phase("following the text", 500, batch=64, weights=_TEXT_TO_IMAGE, timestep_shift=3.0),
     Phase("annealing", 450, batch=64, weights=_DRAWING, timestep_shift=2.5, decay=450),
+    Phase("judging", 1100, batch=64, weights=_JUDGING, timestep_shift=2.5, warmup=50, decay=1050, peak_lr=1.2e-3),
 )
 
 

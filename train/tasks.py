@@ -17,7 +17,7 @@ from grounding.native import QUESTION as FIND_ALL
 from grounding.native import format_boxes
 from judging.instructions import layout_reply, load_instructions, region_reply
 from srum.records import Region
-from srum.shapes.hard_negatives import corrupt_spec, perturb
+from srum.shapes.hard_negatives import corrupt_spec, flip_relation, perturb
 from srum.shapes.matching import matches
 from srum.shapes.prompts import phrase, sample_prompt
 from srum.shapes.render import render, render_distorted
@@ -190,10 +190,16 @@ def judge_layout(rng: np.random.Generator) -> Sample:
 
 
 def _attempt(rng: np.random.Generator) -> tuple[Spec, str, Scene]:
-    """A prompt and a scene that meets it or, more often, misses it as a generator would."""
-    spec, prompt = sample_prompt(rng)
+    """A prompt and a scene that meets it or, more often, misses it as a generator would.
+
+    A third of the prompts ask for a relation, and half of those scenes have it the wrong way round: a judge that sees
+    that rarely learns to accept every relation (docs/specs/srum.md, section 7).
+    """
+    spec, prompt = sample_prompt(rng, category="position" if rng.random() < 0.25 else None)
     scene = sample_scene(spec, rng)
-    for _ in range(int(rng.choice(3, p=[0.4, 0.45, 0.15]))):
+    if spec.relation is not None and rng.random() < 0.5:
+        scene = flip_relation(scene, spec)
+    for _ in range(int(rng.choice(3, p=[0.5, 0.4, 0.1]))):
         scene = perturb(scene, spec, rng)
     return spec, prompt, scene
 

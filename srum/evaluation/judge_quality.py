@@ -7,7 +7,7 @@ each other's place, which a judge that takes shortcuts accepts (``flipped_relati
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,9 +15,10 @@ from PIL import Image
 from scipy.stats import rankdata
 
 from srum.records import Candidate, Grounding, Judgement, LayoutJudgement, Region, RegionJudgement
+from srum.shapes.hard_negatives import flip_relation
 from srum.shapes.prompts import sample_prompt
 from srum.shapes.render import render
-from srum.shapes.scenes import Scene, Thing, sample_scene
+from srum.shapes.scenes import sample_scene
 from srum.shapes.truth import found_layout_truth, found_region_truth
 
 
@@ -120,19 +121,10 @@ def flipped_relations(judge: Judge, n: int, seed: int) -> FlippedRelations:
     rng = np.random.default_rng(seed)
     asked = [sample_prompt(rng, "development", "position") for _ in range(n)]
     scenes = [sample_scene(spec, rng) for spec, _ in asked]
-    images = [Image.fromarray(render(scene)) for scene in [*scenes, *map(_flipped, scenes)]]
+    flipped = [flip_relation(scene, spec) for scene, (spec, _) in zip(scenes, asked, strict=True)]
+    images = [Image.fromarray(render(scene)) for scene in [*scenes, *flipped]]
     prompts = [text for _, text in asked] * 2
     scores = [layout.score for _, layout in judge.judge(images, prompts, [[]] * len(images))]
     rejected = [score is not None and score < 0 for score in scores[n:]]
     accepted = [score is not None and score > 0 for score in scores[:n]]
     return FlippedRelations(sum(rejected) / n, sum(accepted) / n, n)
-
-
-def _flipped(scene: Scene) -> Scene:
-    """The two things of a scene in each other's place."""
-    first, second = scene.things
-    return Scene((_moved(first, second), _moved(second, first)))
-
-
-def _moved(thing: Thing, place: Thing) -> Thing:
-    return replace(thing, row=place.row, column=place.column, dx=place.dx, dy=place.dy)

@@ -52,6 +52,11 @@ def perturb(scene: Scene, spec: Spec, rng: np.random.Generator) -> Scene:
             return Scene(things)
 
 
+def flip_relation(scene: Scene, spec: Spec) -> Scene:
+    """The scene with the related things in each other's place; unchanged where the spec asks for no relation."""
+    return Scene(_trade_places(scene.things, spec, np.random.default_rng(0)))
+
+
 def _swap_colours(things: Things, spec: Spec, rng: np.random.Generator) -> Things:
     if len(things) < 2:
         return things

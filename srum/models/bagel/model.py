@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -65,15 +64,6 @@ class Bagel:
     @property
     def device(self) -> torch.device:
         return self.network.llm2vae.weight.device
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of the weights: which model made a record."""
-        digest = hashlib.sha256()
-        for name, value in sorted(self.network.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(value.detach().float().cpu().numpy().tobytes())
-        return digest.hexdigest()[:16]
 
     def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """Everything that may be trained; the fixed position tables are not."""

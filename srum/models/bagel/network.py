@@ -1,4 +1,4 @@
-"""The weights of BAGEL under their official names, and the forward pass over a packed batch (docs/specs/bagel.md, 5, 6).
+"""Weights of BAGEL under their official names, and the forward pass over a packed batch (docs/specs/bagel.md, 5, 6).
 
 Tokens run through the network in two streams: ``und`` (text, image markers, seen patches) and ``gen`` (latent tokens).
 Every layer exists twice, once per stream; the streams meet only in attention.
