@@ -98,38 +98,31 @@ class Failure(StrEnum):
     MISSING_REGION = "missing_region"
 
 
-class RegionJudgement(Record):
-    """What the judge says of one region: either a score or a failure, with the raw reply either way."""
+class Judged(Record):
+    """What the judge says of one thing: either a score or a failure, with the raw reply either way."""
+
+    score: Score | None
+    reason: str | None = None
+    failure: Failure | None = None
+    raw: str = ""
+    attempts: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _score_or_failure(self) -> Judged:
+        if (self.score is None) == (self.failure is None):
+            raise ValueError(f"exactly one of score and failure must be set, got {self.score} and {self.failure}")
+        return self
+
+
+class RegionJudgement(Judged):
+    """What the judge says of one region, and what it takes the region for."""
 
     region_id: int = Field(ge=0)
-    score: Score | None
     label: str | None = None
-    reason: str | None = None
-    failure: Failure | None = None
-    raw: str = ""
-    attempts: int = Field(default=1, ge=1)
-
-    @model_validator(mode="after")
-    def _score_or_failure(self) -> RegionJudgement:
-        if (self.score is None) == (self.failure is None):
-            raise ValueError(f"exactly one of score and failure must be set, got {self.score} and {self.failure}")
-        return self
 
 
-class LayoutJudgement(Record):
-    """The judge's view of the whole composition: either a score or a failure."""
-
-    score: Score | None
-    reason: str | None = None
-    failure: Failure | None = None
-    raw: str = ""
-    attempts: int = Field(default=1, ge=1)
-
-    @model_validator(mode="after")
-    def _score_or_failure(self) -> LayoutJudgement:
-        if (self.score is None) == (self.failure is None):
-            raise ValueError(f"exactly one of score and failure must be set, got {self.score} and {self.failure}")
-        return self
+class LayoutJudgement(Judged):
+    """The judge's view of the whole composition."""
 
 
 class Judgement(Record):

@@ -1,0 +1,128 @@
+"""Laws of the BAGEL adapter at toy size: batching, sharing and caching change nothing; files come back bit for bit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from srum.models.bagel import Bagel
+from srum.models.bagel.cache import Cache
+from srum.models.base import Decoding, Question, Sampling, Segment
+
+CHECKPOINT = Path(__file__).parents[1] / "golden" / "bagel" / "checkpoint"
+SAMPLING = Sampling(size=(64, 96), timesteps=4, guidance=3.0, guidance_interval=(0.0, 1.0))
+
+
+@pytest.fixture(scope="module")
+def model() -> Bagel:
+    return Bagel.load(CHECKPOINT)
+
+
+def picture(seed: int, size: tuple[int, int]) -> Image.Image:
+    """A random image of (width, height)."""
+    noise = torch.randint(0, 256, (size[1], size[0], 3), generator=torch.Generator().manual_seed(seed))
+    return Image.fromarray(noise.to(torch.uint8).numpy())
+
+
+def test_a_batch_of_images_is_its_images_one_by_one(model: Bagel) -> None:
+    prompts = ["a red fox", "two blue cups on a wooden table, morning light", ""]
+    together = model.generate(prompts, SAMPLING, [1, 2, 3])
+    for prompt, seed, generated in zip(prompts, [1, 2, 3], together, strict=True):
+        (alone,) = model.generate([prompt], SAMPLING, [seed])
+        assert torch.allclose(alone.latent, generated.latent, atol=1e-4)
+
+
+def test_sampled_plans_belong_to_their_seeds(model: Bagel) -> None:
+    sampling = replace(SAMPLING, plan_temperature=1.0)
+    first = model.generate(["a red fox"] * 2, sampling, [5, 6], plan=True)
+    turned = model.generate(["a red fox"] * 2, sampling, [6, 5], plan=True)
+    assert [g.plan for g in first] == [g.plan for g in reversed(turned)]
+    assert first[0].plan != first[1].plan
+
+
+def test_questions_share_an_image_and_answer_as_if_alone(model: Bagel) -> None:
+    images = [picture(0, (80, 60)), picture(1, (131, 57))]
+    questions = [[Question("What is it?"), Question("How many?"), Question("Why?", reply_prefix="Because")],
+                 [Question("Where is the house?")]]  # fmt: skip
+    decoding = Decoding(max_tokens=8)
+    together = model.answer(images, questions, decoding)
+    alone = [
+        [model.answer([i], [[q]], decoding)[0][0] for q in asked] for i, asked in zip(images, questions, strict=True)
+    ]
+    assert together == alone
+    assert model.answer(images, [[], []], decoding) == [[], []]
+
+
+def test_branches_have_the_probabilities_of_whole_texts(model: Bagel) -> None:
+    """log p of a continuation, read off one tree, equals that of the text forced token by token."""
+    image, question = picture(2, (80, 60)), Question("Score it.", reply_prefix="Score:")
+    continuations = [" 1.0", " -1.0", " -0.5", "!"]
+    tree = model.continuation_logprobs([image], [[question]], continuations)[0][0]
+    for text, found in zip(continuations, tree, strict=True):
+        context = model.empty_context(1)
+        with torch.no_grad():
+            model.add_seen(context, [model._resized(image)])
+            model.add_text(context, [question.text])
+            ids = [model.bos, *model._ids(question.reply_prefix), *model._ids(text)]
+            batch = torch.tensor([ids[:-1]])
+            causal = torch.ones(1, len(ids) - 1, len(ids) - 1, dtype=torch.bool).tril()
+            positions = context.position[:, None] + torch.arange(len(ids) - 1)
+            log_p = model._log_softmax(model._run_text(context, batch, positions, causal))[0]
+        own = len(model._ids(text))
+        expected = log_p[range(len(ids) - 1 - own, len(ids) - 1), ids[-own:]].sum()
+        assert found.item() == pytest.approx(expected.item(), abs=1e-4)
+
+
+def test_training_and_sampling_predict_the_same_velocity(model: Bagel) -> None:
+    """A packed sample [text, noisy latent] and a denoising step over the cached text are one function."""
+    latent, noise, t = torch.randn(16, 8, 12), torch.randn(24, 64), 0.7
+    sample = [Segment("text", text="a red fox"), Segment("noisy", latent=latent, loss=True)]
+    with torch.no_grad():
+        trained = model.velocity(model.pack([sample], [noise], [t])).velocity
+        context = model.empty_context(1)
+        model.add_text(context, ["a red fox"])
+        x_t = (1 - t) * model.tokens(latent) + t * noise
+        batch = model._lay_out([[replace(model._clean(latent), kind="noisy", tokens=x_t, t=t)]], context)
+        _, gen = model._forward(batch, context)
+        assert torch.allclose(trained, model.network.llm2vae(gen), atol=1e-5)
+
+
+def test_a_saved_checkpoint_comes_back_bit_for_bit(model: Bagel, tmp_path: Path) -> None:
+    model.save(tmp_path)
+    for name in ("ema.safetensors", "ae.safetensors"):
+        saved, official = load_file(tmp_path / name), load_file(CHECKPOINT / name)
+        assert saved.keys() == official.keys()
+        assert all(torch.equal(saved[key], official[key]) for key in official)
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in CHECKPOINT.iterdir()}
+    assert Bagel.load(tmp_path).config == model.config
+
+
+def test_a_checkpoint_that_does_not_fit_is_named(tmp_path: Path, model: Bagel) -> None:
+    from safetensors.torch import save_file
+
+    with pytest.raises(FileNotFoundError, match=r"llm_config\.json"):
+        Bagel.load(tmp_path)
+    model.save(tmp_path)
+    state = load_file(tmp_path / "ema.safetensors")
+    del state["llm2vae.bias"]
+    save_file(state, tmp_path / "ema.safetensors")
+    with pytest.raises(ValueError, match=r"llm2vae\.bias"):
+        Bagel.load(tmp_path)
+
+
+def test_selected_rows_go_on_by_themselves() -> None:
+    """Rows of a cache are copied by ``select`` and joined by ``stack``: lengths and positions go with them."""
+    cache = Cache(layers=1, rows=2, kv_heads=1, head_dim=4, device=torch.device("cpu"), dtype=torch.float32)
+    cache.reserve(3)
+    cache.write(0, torch.arange(24.0).view(2, 1, 3, 4), torch.zeros(2, 1, 3, 4))
+    cache.keep(torch.tensor([[True, True, True], [True, False, False]]), torch.tensor([3, 1]))
+    twice = cache.select([1, 1, 0])
+    assert twice.lengths.tolist() == [1, 1, 3] and twice.position.tolist() == [1, 1, 3]
+    assert torch.equal(twice.keys[0][2], cache.keys[0][0, :, :3])
+    joined = Cache.stack([cache.select([0]), cache.select([1])])
+    assert joined.lengths.tolist() == cache.lengths.tolist()
