@@ -232,7 +232,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="override; may be repeated")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     args = parser.parse_args(argv)
-    configs = [load_config(None, [*args.set, f"rounds={args.rounds}", f"seed={seed}"]) for seed in args.seeds]
+    configs = [
+        load_config(None, ["eval.count=600", *args.set, f"rounds={args.rounds}", f"seed={seed}"]) for seed in args.seeds
+    ]
     path = args.out / "lab.json"
     for part in args.parts:
         rows = measure(part, configs, args.out)

@@ -96,7 +96,7 @@ class TrainConfig(Section):
     beta: Positive = 0.3  # region_nft: width of the trust region
     credit: Literal["region", "sample"] = "region"  # where a candidate's score lands: on the blamed cells, or evenly
     advantage_offset: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.0  # region_nft: added to every advantage
-    steps: Count = 150
+    steps: Count = 60
     batch_size: Count = 64  # samples per optimiser step
     lr: Positive = 6e-4
     schedule: Literal["constant", "linear", "cosine"] = "linear"  # after the warm-up; linear and cosine end at 0
@@ -123,7 +123,7 @@ class EvalConfig(ImageConfig):
     """Evaluation by the exact checker: which prompts, sampled how."""
 
     prompts: str = "held_out"  # a set of the embedded world, or a .jsonl file with its metadata
-    count: Count = 600
+    count: Count = 300
 
 
 class RunConfig(Section):
@@ -133,7 +133,7 @@ class RunConfig(Section):
     seed: Annotated[int, Field(ge=0)] = 0
     rounds: Count = 3
     prompts: str = "train"  # a set of the embedded world, or the path of a .jsonl or .txt file
-    prompt_count: Count = 320  # prompts per round, drawn anew each round; all of a file that has no more
+    prompt_count: Count = 96  # prompts per round, drawn anew each round; all of a file that has no more
     candidates_per_prompt: Count = 4
     rollout: RolloutConfig = RolloutConfig()
     ground: GroundConfig = GroundConfig()

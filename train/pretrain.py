@@ -89,6 +89,7 @@ _JUDGING = {
     "caption_to_image": 0.27, "plan_then_image": 0.21, "question_answering": 0.03, "find_all": 0.02,
     "judge_region": 0.27, "judge_layout": 0.2,
 }  # fmt: skip
+_COMPARING = {"caption_to_image": 0.16, "plan_then_image": 0.14, "judge_region": 0.55, "judge_layout": 0.15}
 
 # Understanding is learned first. Drawing 64 latent tokens takes longer, and following the text takes longest.
 PHASES = (
@@ -97,6 +98,7 @@ PHASES = (
     Phase("following the text", 500, batch=64, weights=_TEXT_TO_IMAGE, timestep_shift=3.0),
     Phase("annealing", 450, batch=64, weights=_DRAWING, timestep_shift=2.5, decay=450),
     Phase("judging", 1100, batch=64, weights=_JUDGING, timestep_shift=2.5, warmup=50, decay=1050, peak_lr=1.2e-3),
+    Phase("comparing", 300, batch=64, weights=_COMPARING, timestep_shift=2.5, warmup=20, decay=220, peak_lr=1.2e-3),
 )
 
 

@@ -193,10 +193,14 @@ def _attempt(rng: np.random.Generator) -> tuple[Spec, str, Scene]:
     """A prompt and a scene that meets it or, more often, misses it as a generator would.
 
     A third of the prompts ask for a relation, and half of those scenes have it the wrong way round: a judge that sees
-    that rarely learns to accept every relation (docs/specs/srum.md, section 7).
+    that rarely learns to accept every relation (docs/specs/srum.md, section 7). Of the others, a third are of a prompt
+    that differs in one fact: without them the judge learns to accept whatever is well drawn (docs/lab-notes.md, 8).
     """
     spec, prompt = sample_prompt(rng, category="position" if rng.random() < 0.25 else None)
     scene = sample_scene(spec, rng)
+    if rng.random() < 0.35:
+        spec = corrupt_spec(spec, rng)
+        prompt = phrase(spec, rng)
     if spec.relation is not None and rng.random() < 0.5:
         scene = flip_relation(scene, spec)
     for _ in range(int(rng.choice(3, p=[0.5, 0.4, 0.1]))):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from grounding.base import ground, load_grounder
@@ -46,8 +45,8 @@ def test_an_image_is_a_function_of_prompt_and_seed(model: Bagel) -> None:
     first, second, third = model.generate(prompts, sampling, [1, 2, 3])
     (again,) = model.generate(prompts[:1], sampling, [1])
     assert first.image.size == (64, 64) and model.latent_grid((64, 64)) == (8, 8)
-    assert torch.allclose(first.latent, again.latent, atol=0.1)
-    assert not torch.allclose(first.latent, third.latent, atol=0.1)
+    rounding, other_seed = ((first.latent - x.latent).abs().mean() for x in (again, third))
+    assert rounding < 0.15 * other_seed  # bfloat16 rounds differently in batches of different sizes
     assert second.plan is None and model.generate(prompts[:1], sampling, [1], plan=True)[0].plan
 
 

@@ -69,7 +69,9 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), (x.shape[-1],), eps=self.eps).to(x.dtype) * self.weight.to(x.dtype)
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)  # one pass, no float32 copy of x
+        scale = (norm.square() / x.shape[-1] + self.eps).rsqrt()
+        return (x * scale).to(x.dtype) * self.weight.to(x.dtype)
 
 
 class MLP(nn.Module):
