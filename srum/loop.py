@@ -312,13 +312,15 @@ def summarize(results: Mapping[str, EvalResult]) -> dict[str, Any]:
 
 
 def summary_table(summary: Mapping[str, Any]) -> Table:
-    """The summary as a table of the terminal: percent, points."""
-    categories = list(next(iter(summary.values()))["per_category"])
-    table = Table("arm", "accuracy %", "against base, points", *categories, title="held-out prompts, exact checker")
-    for arm, values in summary.items():
-        low, high = values["interval"]
-        cells = [f"{values['per_category'][category]['accuracy']:.1f}" for category in categories]
-        table.add_row(arm, f"{values['accuracy']:.1f} [{low:.1f}, {high:.1f}]", _difference(values), *cells)
+    """The summary as a table of the terminal, a column per arm: percent, points."""
+    table = Table("", *summary, title="held-out prompts, exact checker")
+    table.add_row("accuracy, %", *(f"{values['accuracy']:.1f}" for values in summary.values()))
+    table.add_row("  95% interval", *("{:.1f} to {:.1f}".format(*values["interval"]) for values in summary.values()))
+    table.add_row("against base, points", *(_difference(values) for values in summary.values()))
+    table.add_section()
+    for category in next(iter(summary.values()))["per_category"]:
+        accuracies = (values["per_category"][category]["accuracy"] for values in summary.values())
+        table.add_row(category, *(f"{accuracy:.1f}" for accuracy in accuracies))
     return table
 
 
@@ -326,4 +328,4 @@ def _difference(values: Mapping[str, Any]) -> str:
     if "difference_to_base" not in values:
         return ""
     low, high = values["difference_to_base"]["interval"]
-    return f"{values['difference_to_base']['points']:+.1f} [{low:+.1f}, {high:+.1f}]"
+    return f"{values['difference_to_base']['points']:+.1f}\n{low:+.1f} to {high:+.1f}"
