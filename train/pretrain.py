@@ -90,6 +90,10 @@ _JUDGING = {
     "judge_region": 0.27, "judge_layout": 0.2,
 }  # fmt: skip
 _COMPARING = {"caption_to_image": 0.16, "plan_then_image": 0.14, "judge_region": 0.55, "judge_layout": 0.15}
+_SETTLING = {
+    "caption_to_image": 0.24, "plan_then_image": 0.2, "question_answering": 0.04, "find_all": 0.16,
+    "judge_region": 0.2, "judge_layout": 0.16,
+}  # fmt: skip
 
 # Understanding is learned first. Drawing 64 latent tokens takes longer, and following the text takes longest.
 PHASES = (
@@ -99,6 +103,7 @@ PHASES = (
     Phase("annealing", 450, batch=64, weights=_DRAWING, timestep_shift=2.5, decay=450),
     Phase("judging", 1100, batch=64, weights=_JUDGING, timestep_shift=2.5, warmup=50, decay=1050, peak_lr=1.2e-3),
     Phase("comparing", 300, batch=64, weights=_COMPARING, timestep_shift=2.5, warmup=20, decay=220, peak_lr=1.2e-3),
+    Phase("settling", 80, batch=64, weights=_SETTLING, timestep_shift=2.5, warmup=10, decay=70, peak_lr=8e-4),
 )
 
 
