@@ -48,9 +48,10 @@ def format_box(box: Sequence[float]) -> str:
     return "[" + ", ".join(str(round(value)) for value in box) + "]"
 
 
-def region_reply(region_id: int, label: str, score: float, reason: str) -> str:
-    """One region's part of a well-formed reply; what ``replies.parse_regions`` reads."""
-    return f"Region ID: {region_id}\nIdentified Object: {label}\nScore: {score:.1f}\nReason: {reason}"
+def region_reply(region_id: int, label: str, score: float, reason: str, asked: str = "") -> str:
+    """One region's part of a well-formed reply; what ``replies.parse_regions`` reads. ``asked``: what was asked for."""
+    compared = f"Asked For: {asked}\n" if asked else ""
+    return f"Region ID: {region_id}\nIdentified Object: {label}\n{compared}Score: {score:.1f}\nReason: {reason}"
 
 
 def layout_reply(score: float, reason: str, analysis: str = "") -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,54 +56,29 @@ AUTOENCODER = AutoencoderConfig(
 PACKS = 3  # of a step
 TEXT_DROPOUT = 0.1
 RECONSTRUCTED = 0.3  # share of the seen images that went through the autoencoder, as the model's own images did
+TEXT_WEIGHT = 2.0  # of the cross-entropy beside the flow-matching loss
+TIMESTEP_SHIFT = 2.5  # more timesteps near noise, where the text decides what goes where (docs/lab-notes.md, 6)
 LATENT_NOISE = 0.25  # largest standard deviation of the noise on those latents
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of the network's training: its steps and its mix of tasks (weights by name; None: as listed).
+    """A part of the network's training.
 
-    ``timestep_shift`` > 1 draws more timesteps near noise, where the text decides what goes where. The learning rate
-    rises over the first ``warmup`` steps and falls linearly to zero over the last ``decay`` steps.
+    The learning rate rises over the first ``warmup`` steps and falls linearly to zero over the last ``decay`` steps.
     """
 
     name: str
     steps: int
-    batch: int = 96
-    weights: Mapping[str, float] | None = None
-    timestep_shift: float = 1.0
+    batch: int = 64
     warmup: int = 0
     decay: int = 0
-    peak_lr: float = 1.5e-3
+    peak_lr: float = 2e-3
 
 
-_DRAWING = {
-    "caption_to_image": 0.34, "plan_then_image": 0.38, "question_answering": 0.04, "find_all": 0.04,
-    "judge_region": 0.13, "judge_layout": 0.07,
-}  # fmt: skip
-_TEXT_TO_IMAGE = {
-    "caption_to_image": 0.34, "plan_then_image": 0.52, "question_answering": 0.02, "find_all": 0.01,
-    "judge_region": 0.07, "judge_layout": 0.04,
-}  # fmt: skip
-_JUDGING = {
-    "caption_to_image": 0.27, "plan_then_image": 0.21, "question_answering": 0.03, "find_all": 0.02,
-    "judge_region": 0.27, "judge_layout": 0.2,
-}  # fmt: skip
-_COMPARING = {"caption_to_image": 0.16, "plan_then_image": 0.14, "judge_region": 0.55, "judge_layout": 0.15}
-_SETTLING = {
-    "caption_to_image": 0.24, "plan_then_image": 0.2, "question_answering": 0.04, "find_all": 0.16,
-    "judge_region": 0.2, "judge_layout": 0.16,
-}  # fmt: skip
-
-# Understanding is learned first. Drawing 64 latent tokens takes longer, and following the text takes longest.
 PHASES = (
-    Phase("joint", 500, warmup=100),
-    Phase("drawing", 250, weights=_DRAWING),
-    Phase("following the text", 500, batch=64, weights=_TEXT_TO_IMAGE, timestep_shift=3.0),
-    Phase("annealing", 450, batch=64, weights=_DRAWING, timestep_shift=2.5, decay=450),
-    Phase("judging", 1100, batch=64, weights=_JUDGING, timestep_shift=2.5, warmup=50, decay=1050, peak_lr=1.2e-3),
-    Phase("comparing", 300, batch=64, weights=_COMPARING, timestep_shift=2.5, warmup=20, decay=220, peak_lr=1.2e-3),
-    Phase("settling", 80, batch=64, weights=_SETTLING, timestep_shift=2.5, warmup=10, decay=70, peak_lr=8e-4),
+    Phase("learning", 2200, warmup=100),
+    Phase("annealing", 1300, decay=1300),
 )
 
 
@@ -139,8 +114,8 @@ def train_tokenizer(folder: Path, seed: int = 0, samples: int = 20000) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(described, indent=2) + "\n")
 
 
-def _samples(rng: np.random.Generator, n: int, mix: Mapping[str, float] | None = None) -> Iterator[Sample]:
-    weights = np.array([task.weight if mix is None else mix.get(task.name, 0.0) for task in TASKS])
+def _samples(rng: np.random.Generator, n: int) -> Iterator[Sample]:
+    weights = np.array([task.weight for task in TASKS])
     for choice in rng.choice(len(TASKS), size=n, p=weights / weights.sum()):
         yield TASKS[choice].draw(rng)
 
@@ -209,7 +184,7 @@ def prepare(model: Bagel, samples: Sequence[Sample], rng: np.random.Generator) -
             elif part.drawn is not None:
                 segments.append(Segment("noisy", latent=next(targets), loss=part.loss))
             elif not (drop and part.droppable):
-                segments.append(Segment("text", text=part.text, loss=part.loss))
+                segments.append(Segment("text", text=part.text, loss=part.loss, branch=part.branch))
         prepared.append(segments)
     return prepared
 
@@ -220,10 +195,8 @@ def _pixels(images: Sequence[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def backward(
-    model: Bagel, samples: list[list[Segment]], timestep_shift: float, rng: np.random.Generator
-) -> tuple[float, float]:
-    """Gradients of (flow matching + cross-entropy), each a mean over its tokens in the batch; returns both.
+def backward(model: Bagel, samples: list[list[Segment]], rng: np.random.Generator) -> tuple[float, float]:
+    """Gradients of (flow matching + weighted cross-entropy), each a mean over its tokens in the batch; returns both.
 
     Rows of a pack are padded to the longest, so samples of similar length go together, in ``PACKS`` packs.
     """
@@ -234,7 +207,7 @@ def backward(
     for pack in (by_length[first : first + size] for first in range(0, len(samples), size)):
         clean = [model.tokens(s.latent) for sample in pack for s in sample if s.latent is not None]
         noise = [torch.randn(x.shape, generator=generator) for x in clean]
-        t = flow.sample_timesteps(len(clean), timestep_shift, generator)
+        t = flow.sample_timesteps(len(clean), TIMESTEP_SHIFT, generator)
         empty = [torch.zeros(0, model.config.latent_dim)]
         target = flow.velocity_target(torch.cat(clean or empty), torch.cat(noise or empty))
         packs.append((model.pack(pack, noise, t.tolist()), target))
@@ -246,7 +219,7 @@ def backward(
             out = model.velocity(batch)
         mse = (out.velocity - target).square().sum() / numbers
         ce = F.cross_entropy(out.logits, out.labels, reduction="sum") / labels
-        (mse + ce).backward()
+        (mse + TEXT_WEIGHT * ce).backward()
         total_mse, total_ce = total_mse + mse.item(), total_ce + ce.item()
     return total_mse, total_ce
 
@@ -266,29 +239,25 @@ def pretrain_network(
     config = tiny_config(autoencoder_config)
     network = fresh_network(config, seed)
     model = Bagel(folder, config, network, read_autoencoder(folder, autoencoder_config), load_tokenizer(folder), "bf16")
-    trained = [parameter for _, parameter in model.named_parameters()]
-    groups = [
-        {"params": [p for p in trained if p.ndim == 2], "weight_decay": 0.02},
-        {"params": [p for p in trained if p.ndim != 2], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
+    optimizers = _optimizers(model)
     state_file = folder / "network_state.pt"
     first, done = 0, 0
     if state_file.is_file():
         state = torch.load(state_file, weights_only=True)
         network.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, its_state in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(its_state)
         first, done = state["phase"], state["step"]
     deadline = time.monotonic() + stop_after
     for number, phase in list(enumerate(phases))[first:]:
-        if not _run_phase(model, optimizer, folder, number, phase, done, seed, deadline):
+        if not _run_phase(model, optimizers, folder, number, phase, done, seed, deadline):
             return
         done = 0
 
 
 def _run_phase(
     model: Bagel,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Sequence[torch.optim.Optimizer],
     folder: Path,
     number: int,
     phase: Phase,
@@ -300,13 +269,14 @@ def _run_phase(
     started, averages = time.monotonic(), dict[str, float]()
     for step in tqdm(range(done, phase.steps), phase.name, phase.steps, initial=done, disable=None):
         rng = np.random.default_rng((seed, number + 1, step))
-        segments = prepare(model, list(_samples(rng, phase.batch, phase.weights)), rng)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, phase)
-        optimizer.zero_grad(set_to_none=True)
-        mse, ce = backward(model, segments, phase.timestep_shift, rng)
-        norm = torch.nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 1.0)
-        optimizer.step()
+        segments = prepare(model, list(_samples(rng, phase.batch)), rng)
+        model.network.zero_grad(set_to_none=True)
+        mse, ce = backward(model, segments, rng)
+        norm = torch.nn.utils.clip_grad_norm_(model.network.parameters(), 1.0)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, phase)
+            optimizer.step()
         for name, value in (("mse", mse), ("ce", ce), ("norm", norm.item())):
             averages[name] = 0.98 * averages.get(name, value) + 0.02 * value
         if (step + 1) % 20 == 0:
@@ -315,15 +285,27 @@ def _run_phase(
                 log.write(json.dumps(row | {k: round(v, 4) for k, v in averages.items()}) + "\n")
         late = time.monotonic() > deadline
         if (step + 1) % 250 == 0 or step + 1 == phase.steps or late:
-            _keep(model, optimizer, folder, number, step + 1)
+            _keep(model, optimizers, folder, number, step + 1)
         if late:
             return False
     return True
 
 
-def _keep(model: Bagel, optimizer: torch.optim.Optimizer, folder: Path, phase: int, step: int) -> None:
+def _optimizers(model: Bagel) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the layers, AdamW for the rest (embeddings, heads, norms): docs/lab-notes.md, 12."""
+    named = model.named_parameters()
+    matrices = [p for name, p in named if p.ndim == 2 and ".layers." in name]
+    rest = [p for name, p in named if p.ndim != 2 or ".layers." not in name]
+    return [
+        torch.optim.Muon(matrices, momentum=0.95, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
+    ]
+
+
+def _keep(model: Bagel, optimizers: Sequence[torch.optim.Optimizer], folder: Path, phase: int, step: int) -> None:
     partial = folder / "network_state.tmp"
-    state = {"model": model.network.state_dict(), "optimizer": optimizer.state_dict(), "phase": phase, "step": step}
+    states = [optimizer.state_dict() for optimizer in optimizers]
+    state = {"model": model.network.state_dict(), "optimizers": states, "phase": phase, "step": step}
     torch.save(state, partial)
     model.save(folder / "model", torch.bfloat16)
     partial.replace(folder / "network_state.pt")

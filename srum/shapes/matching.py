@@ -47,8 +47,8 @@ def assign(things: Sequence[Seen], spec: Spec) -> Assignment:
     """The assignment that fills most wants.
 
     No thing matches two wants (``Spec``), so it is enough that each thing, in reading order, takes a place that is
-    left. Places still free then go to things of the right shape, those with one wrong attribute first; as every thing
-    of a shape can take every place of that shape, this fills as many as any other order.
+    left. Places still free then go to things that match no want but have the right shape, those with one wrong attribute
+    first; as every such thing can take every place of its shape, this fills as many as any other order.
     """
     order = sorted(range(len(things)), key=lambda i: (things[i].centre[1] // CELL, things[i].centre[0]))
     places = [want for want in spec.wants for _ in range(want.count)]
@@ -57,7 +57,7 @@ def assign(things: Sequence[Seen], spec: Spec) -> Assignment:
     for index in order:
         _claim(index, places, (want for want in places if matches(things[index], want)), exact)
     for allowed in (1, 2):
-        for index in [i for i in order if i not in exact and i not in wrong]:
+        for index in [i for i in order if i not in wrong and not any(matches(things[i], want) for want in spec.wants)]:
             near = (w for w in places if w.shape == things[index].shape and len(faults(things[index], w)) <= allowed)
             _claim(index, places, near, wrong)
     return Assignment(exact, wrong, tuple(places))

@@ -34,21 +34,20 @@ def region_truth(thing: Seen | None, scene_things: Sequence[Seen], spec: Spec, d
     """The truth about one thing of the scene, or about the background (None).
 
     1.0 asked for with all its attributes; -0.5 the shape is asked for, its colour or size is wrong; -1.0 not asked
-    for, one too many, or ``damaged`` (badly drawn). The background: 1.0 where nothing is missing and it is clean
-    (not ``damaged`` by stray blobs), else -1.0.
+    for or ``damaged`` (badly drawn). The background: 1.0 where nothing is missing and it is clean (not ``damaged`` by
+    stray blobs), else -1.0. The truth about a thing depends on no other thing: one of several equal things too many
+    cannot be seen in a region, so that numbers are the layout's.
     """
-    assignment = assign(scene_things, spec)
     if thing is None:
-        return _background_truth(assignment, damaged)
+        return _background_truth(assign(scene_things, spec), damaged)
     if damaged:
         return Truth(-1.0, thing.label, "badly drawn")
-    index = list(scene_things).index(thing)
-    if index in assignment.exact:
+    if any(matches(thing, want) for want in spec.wants):
         return Truth(1.0, thing.label, "it is asked for")
-    if index in assignment.wrong:
-        return Truth(-0.5, thing.label, f"it should be {' and '.join(faults(thing, assignment.wrong[index]))}")
-    surplus = any(matches(thing, want) for want in spec.wants)
-    return Truth(-1.0, thing.label, "one too many" if surplus else "not asked for")
+    near = [faults(thing, want) for want in spec.wants if want.shape == thing.shape]
+    if near:
+        return Truth(-0.5, thing.label, f"it should be {' and '.join(min(near, key=len))}")
+    return Truth(-1.0, thing.label, "not asked for")
 
 
 def _background_truth(assignment: Assignment, stray_blobs: bool) -> Truth:

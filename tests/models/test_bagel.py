@@ -78,6 +78,24 @@ def test_branches_have_the_probabilities_of_whole_texts(model: Bagel) -> None:
         assert found.item() == pytest.approx(expected.item(), abs=1e-4)
 
 
+def test_branches_of_a_sample_are_samples_of_their_own(model: Bagel) -> None:
+    """Two questions about one image in one row have the logits that each has alone behind that image."""
+    image = Segment("seen", image=picture(3, (80, 60)))
+    asked = [
+        [Segment("text", text=text, branch=branch), Segment("text", text=reply, loss=True, branch=branch)]
+        for branch, (text, reply) in enumerate([("Score it.", "Score: 1.0"), ("What is it, then?", "A cat.")], 1)
+    ]
+    together = model.velocity(model.pack([[image, *asked[0], *asked[1]]], [], []))
+    alone = [model.velocity(model.pack([[image, *own]], [], [])) for own in asked]
+    assert together.labels.tolist() == [label for one in alone for label in one.labels.tolist()]
+    assert torch.allclose(together.logits, torch.cat([one.logits for one in alone]), atol=1e-4)
+
+
+def test_the_trunk_comes_first(model: Bagel) -> None:
+    with pytest.raises(ValueError, match="row 0: a segment of the trunk after branch 1"):
+        model.pack([[Segment("text", text="a", branch=1), Segment("text", text="b")]], [], [])
+
+
 def test_training_and_sampling_predict_the_same_velocity(model: Bagel) -> None:
     """A packed sample [text, noisy latent] and a denoising step over the cached text are one function."""
     latent, noise, t = torch.randn(16, 8, 12), torch.randn(24, 64), 0.7

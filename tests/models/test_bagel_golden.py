@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from srum.models.bagel import Bagel
 from srum.models.bagel import images as pictures
 from srum.models.bagel.positions import grid_ids, interpolated_grid_ids, rotary, sincos_table, timestep_sinusoid
-from srum.models.bagel.sequence import Batch, Split, lay_out, visibility
+from srum.models.bagel.sequence import Batch, Span, Split, lay_out, visibility
 from srum.models.base import Decoding, Sampling
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "bagel"
@@ -148,7 +148,7 @@ def test_packing(model: Bagel, case: dict) -> None:
 
 @pytest.mark.parametrize("case", facts("packing")["masks"], ids=lambda c: c["name"])
 def test_visibility(case: dict) -> None:
-    spans = [list(zip(case["split_lens"], case["modes"], strict=True))]
+    spans = [[Span(n, mode) for n, mode in zip(case["split_lens"], case["modes"], strict=True)]]
     mask = visibility(spans, sum(case["split_lens"]))[0]
     assert torch.equal(mask, numbers("packing")[case["name"]].bool())
 

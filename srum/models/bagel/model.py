@@ -209,21 +209,15 @@ class Bagel:
 
     def _branch_logprobs(self, context: Cache, branches: Sequence[Sequence[int]]) -> Tensor:
         """(rows, branches): log-probability of each branch after its first token."""
-        inputs = [token for ids in branches for token in ids[:-1]]
         targets = torch.tensor([token for ids in branches for token in ids[1:]], device=self.device)
-        if not inputs:
-            return torch.zeros(context.rows, len(branches), device=self.device)
-        branch = torch.tensor([b for b, ids in enumerate(branches) for _ in ids[:-1]], device=self.device)
-        depth = torch.tensor([d for ids in branches for d in range(len(ids) - 1)], device=self.device)
-        own = (branch[:, None] == branch[None, :]) & (depth[:, None] >= depth[None, :])
-        states = self._run_text(
-            context,
-            torch.tensor(inputs, device=self.device).repeat(context.rows, 1),
-            context.position[:, None] + depth,
-            own.expand(context.rows, -1, -1),
-        )
-        log_p = self._log_softmax(states)[..., :].gather(2, targets.expand(context.rows, -1)[..., None])[..., 0]
-        return torch.zeros(context.rows, len(branches), device=self.device).index_add_(1, branch, log_p)
+        owner = torch.tensor([b for b, ids in enumerate(branches) for _ in ids[1:]], device=self.device)
+        total = torch.zeros(context.rows, len(branches), device=self.device)
+        if not len(targets):
+            return total
+        tree = [Split(kind="text", ids=ids[:-1], branch=b) for b, ids in enumerate(branches, 1) if len(ids) > 1]
+        states, _ = self._forward(self._lay_out([tree] * context.rows, context), context)
+        log_p = self._log_softmax(states).view(context.rows, len(targets), -1)
+        return total.index_add_(1, owner, log_p.gather(2, targets.expand(context.rows, -1)[..., None])[..., 0])
 
     # ---------------------------------------------------------------- contexts
 
@@ -321,7 +315,7 @@ class Bagel:
     def pack(self, samples: Sequence[Sequence[Segment]], noise: Sequence[Tensor], t: Sequence[float]) -> Batch:
         """Packed batch; noise (h w, D) and t in [0, 1] of each noisy segment in order."""
         draws = iter(zip(noise, t, strict=True))
-        splits = [[self._split(segment, draws) for segment in sample] for sample in samples]
+        splits = [[replace(self._split(s, draws), branch=s.branch) for s in sample] for sample in samples]
         return self._lay_out(splits, None)
 
     def velocity(self, batch: Batch) -> TrainingForward:

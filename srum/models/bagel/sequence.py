@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ class Split:
     ``text``: ``ids`` with bos and eos as they stand in the sequence. ``seen``: ``patches`` (P, 3 p p) on ``grid``.
     ``clean`` / ``noisy``: latent ``tokens`` (h * w, D) on ``grid``; a noisy split holds x_t and its timestep ``t``.
     ``dropped``: the tokens are left out; the position of an image still advances. ``frame_delta`` and ``continues``
-    join the frames of a video into one split. ``end_label``: a target on the closing token.
+    join the frames of a video into one split. ``end_label``: a target on the closing token. ``branch``: as in ``Segment``.
     """
 
     kind: Literal["text", "seen", "clean", "noisy"]
@@ -40,11 +40,20 @@ class Split:
     frame_delta: int | None = None
     continues: bool = False
     end_label: int | None = None
+    branch: int = 0
 
     @property
     def length(self) -> int:
         """Tokens in the sequence, markers included."""
         return len(self.ids) if self.kind == "text" else self.grid[0] * self.grid[1] + 2
+
+
+class Span(NamedTuple):
+    """What a split means for attention. Modes: causal, full (sees all of itself), noise (and no other sees it)."""
+
+    length: int
+    mode: Literal["causal", "full", "noise"]
+    branch: int = 0
 
 
 @dataclass(frozen=True)
@@ -117,13 +126,18 @@ def lay_out(
     latent_splits: list[Split] = []
     ce: list[tuple[int, int, float]] = []
     loss_tokens: list[np.ndarray] = []
-    spans: list[list[tuple[int, str]]] = []  # per row: (length, mode) of each visible split
+    spans: list[list[Span]] = []  # per row, of each visible split
     advance = []
     generated = 0
     for row, splits in enumerate(samples):
-        column, position = 0, int(starts[row])
-        row_spans: list[tuple[int, str]] = []
+        column, position, branch, trunk_end = 0, int(starts[row]), 0, 0
+        row_spans: list[Span] = []
         for split in splits:
+            if split.branch != branch:
+                if split.branch == 0:
+                    raise ValueError(f"row {row}: a segment of the trunk after branch {branch}")
+                trunk_end = position if branch == 0 else trunk_end
+                position, branch = trunk_end, split.branch
             if split.dropped:
                 position += split.kind in ("seen", "clean")
                 continue
@@ -135,7 +149,8 @@ def lay_out(
                 text.add(row, columns, np.arange(position, position + n))
                 if split.loss:
                     ce += [(first + i, label, (n - 1) ** -0.5) for i, label in enumerate(split.ids[1:])]
-                mode, step = "causal", n
+                mode: Literal["causal", "full", "noise"] = "causal"
+                step = n
             else:
                 positions = np.full(n, position)
                 text_ids += [markers.start, markers.end]
@@ -154,12 +169,12 @@ def lay_out(
             if split.end_label is not None:
                 ce.append((len(text_ids) - 1, split.end_label, 1.0))
             if split.continues:
-                row_spans[-1] = (row_spans[-1][0] + n, row_spans[-1][1])
+                row_spans[-1] = row_spans[-1]._replace(length=row_spans[-1].length + n)
             else:
-                row_spans.append((n, mode))
+                row_spans.append(Span(n, mode, branch))
             column, position = column + n, position + step
         spans.append(row_spans)
-        advance.append(position - int(starts[row]))
+        advance.append((trunk_end if branch else position) - int(starts[row]))
 
     streams = (text, seen, gen)
     token_rows, token_columns, token_positions = (
@@ -190,32 +205,29 @@ def lay_out(
     return _to(batch, device) if device is not None else batch
 
 
-def visibility(spans: Sequence[Sequence[tuple[int, str]]], length: int) -> Tensor:
-    """(B, L, L) bool, query by key: docs/specs/bagel.md section 4. Padding sees only itself.
-
-    ``spans``: per row the (length, mode) of its splits, mode in causal, full, noise.
-    """
-    split = np.full((len(spans), length), -1)
+def visibility(spans: Sequence[Sequence[Span]], length: int) -> Tensor:
+    """(B, L, L) bool, query by key: docs/specs/bagel.md section 4, and branches apart. Padding sees only itself."""
+    split, branch = np.full((len(spans), length), -1), np.zeros((len(spans), length), dtype=np.int64)
     full, noise = np.zeros((2, len(spans), length), dtype=bool)
     for row, row_spans in enumerate(spans):
         column = 0
-        for number, (n, mode) in enumerate(row_spans):
+        for number, (n, mode, own) in enumerate(row_spans):
             split[row, column : column + n] = number
+            branch[row, column : column + n] = own
             full[row, column : column + n] = mode != "causal"
             noise[row, column : column + n] = mode == "noise"
             column += n
-    split_t, full_t, noise_t = (torch.from_numpy(a) for a in (split, full, noise))
+    split_t, full_t, noise_t, branch_t = (torch.from_numpy(a) for a in (split, full, noise, branch))
     same = split_t[:, :, None] == split_t[:, None, :]
     earlier = torch.ones(length, length, dtype=torch.bool).tril()
     allowed = (earlier | (same & full_t[:, :, None])) & ~(noise_t[:, None, :] & ~same)
+    allowed &= (branch_t[:, None, :] == 0) | (branch_t[:, None, :] == branch_t[:, :, None])
     present = split_t >= 0
     return (allowed & present[:, :, None] & present[:, None, :]) | torch.eye(length, dtype=torch.bool)
 
 
-def _layout(
-    rows: Tensor, columns: Tensor, positions: Tensor, spans: list[list[tuple[int, str]]], cache: Cache | None
-) -> Layout:
-    count, length = len(spans), max(sum(n for n, _ in row) for row in spans)
+def _layout(rows: Tensor, columns: Tensor, positions: Tensor, spans: list[list[Span]], cache: Cache | None) -> Layout:
+    count, length = len(spans), max(sum(span.length for span in row) for row in spans)
     place = rows * length + columns
     present = torch.zeros(count * length, dtype=torch.bool)
     present[place] = True
