@@ -206,8 +206,9 @@ def _attempt(rng: np.random.Generator) -> tuple[Spec, str, Scene]:
     """A prompt and a scene that meets it or, more often, misses it as a generator would.
 
     Nearly half of the prompts ask for a relation, and half of their scenes have it the wrong way round: a judge that
-    sees that rarely learns to accept every relation (docs/specs/srum.md, section 7). Half of the others
-    (and some of these) are of a prompt that differs in one fact: without them the judge learns to accept whatever is well drawn (docs/lab-notes.md, 8).
+    sees that rarely learns to accept every relation (docs/specs/srum.md, section 7). Half of the others, and some of
+    these, are scenes of another prompt, which differs in one fact: without them the judge learns to accept whatever is
+    well drawn (docs/lab-notes.md, 8).
     """
     spec, prompt = sample_prompt(rng, category="position" if rng.random() < 0.35 else None)
     scene = sample_scene(spec, rng)

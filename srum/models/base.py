@@ -61,8 +61,8 @@ class Segment:
 
     kind ``text``: ``text``; ``seen``: ``image`` through the understanding encoder; ``clean`` / ``noisy``: a scaled
     latent (C, h, w) as context / as target. ``loss``: cross-entropy on the text, flow matching on a noisy latent.
-    ``droppable``: may be dropped to train guidance. ``branch``: segments of branch 0, the trunk, come first; those of any
-    other branch go on from its end and do not see one another's branch, such as several questions about one image.
+    ``droppable``: may be dropped to train guidance. ``branch``: segments of branch 0, the trunk, come first; those of
+    any other branch go on from its end and do not see one another's, such as several questions about one image.
     """
 
     kind: Literal["text", "seen", "clean", "noisy"]

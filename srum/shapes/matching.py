@@ -47,8 +47,8 @@ def assign(things: Sequence[Seen], spec: Spec) -> Assignment:
     """The assignment that fills most wants.
 
     No thing matches two wants (``Spec``), so it is enough that each thing, in reading order, takes a place that is
-    left. Places still free then go to things that match no want but have the right shape, those with one wrong attribute
-    first; as every such thing can take every place of its shape, this fills as many as any other order.
+    left. Places still free then go to things that match no want but have the right shape, those with one wrong
+    attribute first; as each of them can take every place of its shape, this fills as many as any other order.
     """
     order = sorted(range(len(things)), key=lambda i: (things[i].centre[1] // CELL, things[i].centre[0]))
     places = [want for want in spec.wants for _ in range(want.count)]

@@ -26,7 +26,8 @@ class Split:
     ``text``: ``ids`` with bos and eos as they stand in the sequence. ``seen``: ``patches`` (P, 3 p p) on ``grid``.
     ``clean`` / ``noisy``: latent ``tokens`` (h * w, D) on ``grid``; a noisy split holds x_t and its timestep ``t``.
     ``dropped``: the tokens are left out; the position of an image still advances. ``frame_delta`` and ``continues``
-    join the frames of a video into one split. ``end_label``: a target on the closing token. ``branch``: as in ``Segment``.
+    join the frames of a video into one split. ``end_label``: a target on the closing token. ``branch``: as in
+    ``Segment``.
     """
 
     kind: Literal["text", "seen", "clean", "noisy"]
