@@ -12,10 +12,12 @@ from safetensors.torch import load_file
 
 from srum.models.bagel import Bagel
 from srum.models.bagel.cache import Cache
+from srum.models.bagel.sampler import sample
 from srum.models.base import Decoding, Question, Sampling, Segment
 
 CHECKPOINT = Path(__file__).parents[1] / "golden" / "bagel" / "checkpoint"
 SAMPLING = Sampling(size=(64, 96), timesteps=4, guidance=3.0, guidance_interval=(0.0, 1.0))
+EDITING = Sampling(timesteps=4, image_guidance=2.0, guidance_interval=(0.0, 1.0), renorm="text_channel")
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +37,49 @@ def test_a_batch_of_images_is_its_images_one_by_one(model: Bagel) -> None:
     for prompt, seed, generated in zip(prompts, [1, 2, 3], together, strict=True):
         (alone,) = model.generate([prompt], SAMPLING, [seed])
         assert torch.allclose(alone.latent, generated.latent, atol=1e-4)
+
+
+def test_a_batch_of_edits_is_its_edits_one_by_one(model: Bagel) -> None:
+    """Images of three sizes: each result has the size of its own source after the autoencoder's resize."""
+    images = [picture(0, (80, 60)), picture(1, (64, 96)), picture(2, (131, 57))]
+    prompts = ["make it purple", "", "two blue cups on a wooden table, morning light"]
+    for plan in (False, True):
+        together = model.edit(images, prompts, EDITING, [1, 2, 3], plan)
+        assert [edited.image.size for edited in together] == [(80, 64), (64, 96), (96, 48)]
+        for image, prompt, seed, edited in zip(images, prompts, [1, 2, 3], together, strict=True):
+            (alone,) = model.edit([image], [prompt], EDITING, [seed], plan)
+            assert torch.allclose(alone.latent, edited.latent, atol=1e-4)
+            assert alone.plan == edited.plan and (edited.plan is not None) == plan
+
+
+def test_an_edit_depends_on_its_image_and_its_prompt(model: Bagel) -> None:
+    """With one noise for all: only the same source, prompt and scales give the same result."""
+    images = [picture(0, (64, 64)), picture(1, (64, 64)), picture(0, (64, 64)), picture(0, (64, 64))]
+    prompts = ["make it purple", "make it purple", "add a boat", "make it purple"]
+    first, other_image, other_prompt, same = (x.latent for x in model.edit(images, prompts, EDITING, [1] * 4))
+    assert torch.allclose(first, same, atol=1e-4)
+    assert not torch.allclose(first, other_image, atol=1e-2)
+    assert not torch.allclose(first, other_prompt, atol=1e-2)
+    (plain,) = model.edit(images[:1], prompts[:1], replace(EDITING, image_guidance=1.0), [1])
+    assert not torch.allclose(first, plain.latent, atol=1e-2)
+
+
+def test_edits_come_as_many_as_their_images_prompts_and_seeds(model: Bagel) -> None:
+    with pytest.raises(ValueError, match="2 prompts, 1 images and 2 seeds"):
+        model.edit([picture(0, (64, 64))], ["a", "b"], EDITING, [1, 2])
+
+
+def test_a_timestep_at_the_border_of_the_guidance_interval() -> None:
+    """12 points with shift 3 pass through t = 0.4 in float32, and 0.4 < t <= 1 leaves it out, as in the reference."""
+    branches: list[int] = []
+
+    def velocity(x: torch.Tensor, t: float, count: int) -> torch.Tensor:
+        branches.append(count)
+        return torch.zeros(count * len(x), x.shape[1])
+
+    sampling = Sampling(timesteps=12, timestep_shift=3.0, guidance=4.0, guidance_interval=(0.4, 1.0))
+    sample(velocity, torch.zeros(2, 3), torch.zeros(2, dtype=torch.long), sampling)
+    assert branches == [2] * 9 + [1, 1]
 
 
 def test_sampled_plans_belong_to_their_seeds(model: Bagel) -> None:

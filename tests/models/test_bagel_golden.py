@@ -254,7 +254,7 @@ def test_text_to_image(model: Bagel, name: str) -> None:
     golden, recorded = numbers("t2i"), facts("t2i")
     case = recorded["cases"][name]
     with torch.no_grad():
-        contexts, _ = model._generation_contexts([recorded["prompt"]], None, [0])
+        contexts, _ = model.generation_contexts([recorded["prompt"]], None, [0])
         if case["settings"].get("think"):
             full = model.empty_context(1)
             model.add_text(full, [model.config.plan_instruction])
@@ -286,7 +286,7 @@ def test_text_to_image_batch(model: Bagel, renorm: str) -> None:
         renorm="global_batch" if renorm == "global" else "channel",
     )
     with torch.no_grad():
-        contexts, _ = model._generation_contexts(recorded["prompts"], None, [0, 0])
+        contexts, _ = model.generation_contexts(recorded["prompts"], None, [0, 0])
         noise = list(golden["initial_noise"].split(24))
         latents = model.denoise(contexts, noise, [sampling.size] * 2, sampling)
     for i, latent in enumerate(latents):

@@ -107,19 +107,50 @@ class Bagel:
         self, prompts: Sequence[str], sampling: Sampling, seeds: Sequence[int], plan: bool = False
     ) -> list[Generated]:
         """One image per prompt. With ``plan`` a planning text is decoded first and conditions the image."""
+        return self._generate(prompts, None, [sampling.size] * len(prompts), sampling, seeds, plan)
+
+    @torch.no_grad()
+    def edit(
+        self,
+        images: Sequence[Image],
+        prompts: Sequence[str],
+        sampling: Sampling,
+        seeds: Sequence[int],
+        plan: bool = False,
+    ) -> list[Generated]:
+        """Each image changed as its prompt says, at the size that the autoencoder's resize gives it.
+
+        ``sampling.size`` has no part in it. Usual settings: guidance 4, image_guidance 2, guidance_interval (0, 1],
+        renorm ``text_channel``. Raises ValueError unless there are as many images as prompts and seeds.
+        """
+        sources = [self._resized(image) for image in images]
+        return self._generate(prompts, sources, [image.size[::-1] for image in sources], sampling, seeds, plan)
+
+    def _generate(
+        self,
+        prompts: Sequence[str],
+        sources: Sequence[Image] | None,
+        sizes: Sequence[tuple[int, int]],
+        sampling: Sampling,
+        seeds: Sequence[int],
+        plan: bool,
+    ) -> list[Generated]:
+        if not len(prompts) == len(sizes) == len(seeds):
+            raise ValueError(f"{len(prompts)} prompts, {len(sizes)} images and {len(seeds)} seeds")
         planning = Decoding(temperature=sampling.plan_temperature) if plan else None
         with self._compute():
-            full, plans = self._generation_contexts(prompts, planning, seeds)
-            tokens = self.denoise(full, self.noise(seeds, sampling.size), [sampling.size] * len(prompts), sampling)
-        grid = self.latent_grid(sampling.size)
-        latents = [pictures.tokens_to_latent(x, grid, self.config.latent_patch_size).cpu() for x in tokens]
-        pairs = zip(self.decode(latents), latents, plans, strict=True)
-        return [Generated(image, latent, text) for image, latent, text in pairs]
+            contexts, plans = self.generation_contexts(prompts, planning, seeds, sources)
+            tokens = self.denoise(contexts, self.noise(seeds, sizes), sizes, sampling)
+        latents = [
+            pictures.tokens_to_latent(x, self.latent_grid(size), self.config.latent_patch_size).cpu()
+            for x, size in zip(tokens, sizes, strict=True)
+        ]
+        return [Generated(*made) for made in zip(self.decode(latents), latents, plans, strict=True)]
 
-    def noise(self, seeds: Sequence[int], size: tuple[int, int]) -> list[Tensor]:
-        """Initial noise in token space, from each seed alone."""
-        h, w = self.latent_grid(size)
-        return initial_noise(seeds, [h * w] * len(seeds), self.config.latent_dim)
+    def noise(self, seeds: Sequence[int], sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
+        """Initial noise in token space (h w, D) per image of (H, W) pixels, from each seed alone."""
+        grids = [self.latent_grid(size) for size in sizes]
+        return initial_noise(seeds, [h * w for h, w in grids], self.config.latent_dim)
 
     def denoise(
         self,
@@ -127,8 +158,12 @@ class Bagel:
         noise: Sequence[Tensor],
         sizes: Sequence[tuple[int, int]],
         sampling: Sampling,
+        steps_out: list[tuple[Tensor, Tensor]] | None = None,
     ) -> list[Tensor]:
-        """Clean latent tokens (h w, D) per image. ``contexts``: full, no text, no image (if it is used)."""
+        """Clean latent tokens (h w, D) per image. ``contexts``: full, no text, no image (if it is used).
+
+        ``steps_out`` receives x_t and the guided velocity of every step, each (sum of h w, D).
+        """
         grids = [self.latent_grid(size) for size in sizes]
         flat = torch.cat(list(noise)).to(self.device)
         owner = torch.cat([torch.full((len(x),), i) for i, x in enumerate(noise)]).to(self.device)
@@ -144,18 +179,32 @@ class Bagel:
             _, gen = self._forward(batch, cache)
             return self.network.llm2vae(gen)
 
-        return list(sample(velocity, flat, owner, sampling).split([len(x) for x in noise]))
+        return list(sample(velocity, flat, owner, sampling, steps_out).split([len(x) for x in noise]))
 
-    def _generation_contexts(
-        self, prompts: Sequence[str], planning: Decoding | None, seeds: Sequence[int]
+    def generation_contexts(
+        self,
+        prompts: Sequence[str],
+        planning: Decoding | None,
+        seeds: Sequence[int],
+        images: Sequence[Image] | None = None,
     ) -> tuple[list[Cache], list[str | None]]:
-        """[full, no text, no image] contexts of the prompts, and the planning texts."""
+        """[full, no text, no image] contexts of the prompts, and the planning texts.
+
+        ``images``, already resized as ``edit`` does, stand before their prompts: the clean latent, then as seen.
+        """
         full = self.empty_context(len(prompts))
+        every = range(full.rows)
         if planning:
             self.add_text(full, [self.config.plan_instruction] * len(prompts))
-        no_text = full.select(range(full.rows))
+        if images is not None:
+            no_image = full.select(every)
+            self.add_text(no_image, prompts)
+            self.add_clean(full, self.encode(images))
+            self.add_seen(full, images)
+        no_text = full.select(every)
         self.add_text(full, prompts)
-        no_image = full.select(range(full.rows))
+        if images is None:
+            no_image = full.select(every)
         plans: list[str | None] = [None] * len(prompts)
         if planning:
             texts = self.decode_text(full, planning, seeds=seeds)

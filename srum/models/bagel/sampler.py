@@ -15,15 +15,26 @@ from srum.models.base import Sampling
 BranchVelocity = Callable[[Tensor, float, int], Tensor]
 
 
-def sample(velocity: BranchVelocity, noise: Tensor, owner: Tensor, sampling: Sampling) -> Tensor:
-    """Integrate ``noise`` (n, D) of all images (t = 1) to clean latent tokens (t = 0); ``owner`` (n,): its image."""
+def sample(
+    velocity: BranchVelocity,
+    noise: Tensor,
+    owner: Tensor,
+    sampling: Sampling,
+    steps_out: list[tuple[Tensor, Tensor]] | None = None,
+) -> Tensor:
+    """Integrate ``noise`` (n, D) of all images (t = 1) to clean latent tokens (t = 0); ``owner`` (n,): its image.
+
+    ``steps_out`` receives x_t and the guided velocity of every step.
+    """
     x = noise.float()
-    timesteps = flow.schedule(sampling.timesteps, sampling.timestep_shift).tolist()
-    low, high = sampling.guidance_interval
-    for t, following in pairwise(timesteps):
-        guided = low < t <= high and sampling.guidance > 1
-        branches = (2 + (sampling.image_guidance > 1)) if guided else 1
+    timesteps = flow.schedule(sampling.timesteps, sampling.timestep_shift)
+    low, high = torch.tensor(sampling.guidance_interval)  # float32 as the timesteps: a tie falls as in the reference
+    guided = (low < timesteps) & (timesteps <= high) & (sampling.guidance > 1)
+    for (t, following), here in zip(pairwise(timesteps.tolist()), guided.tolist(), strict=False):
+        branches = (2 + (sampling.image_guidance > 1)) if here else 1
         v = guide(velocity(x, t, branches).float().unflatten(0, (branches, -1)), owner, sampling)
+        if steps_out is not None:
+            steps_out.append((x, v))
         x = flow.euler_step(x, v, following - t)
     return x
 
