@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +13,15 @@ from safetensors.torch import load_file
 
 from srum.models.bagel import Bagel
 from srum.models.bagel.cache import Cache
+from srum.models.bagel.config import BagelConfig
+from srum.models.bagel.network import BagelNetwork
 from srum.models.bagel.sampler import sample
 from srum.models.base import Decoding, Question, Sampling, Segment
 
 CHECKPOINT = Path(__file__).parents[1] / "golden" / "bagel" / "checkpoint"
+OFFICIAL_FILES = {"llm_config.json", "vit_config.json", "ema.safetensors", "ae.safetensors"} | {
+    "vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json"
+}  # fmt: skip
 SAMPLING = Sampling(size=(64, 96), timesteps=4, guidance=3.0, guidance_interval=(0.0, 1.0))
 EDITING = Sampling(timesteps=4, image_guidance=2.0, guidance_interval=(0.0, 1.0), renorm="text_channel")
 
@@ -161,8 +167,42 @@ def test_a_saved_checkpoint_comes_back_bit_for_bit(model: Bagel, tmp_path: Path)
         saved, official = load_file(tmp_path / name), load_file(CHECKPOINT / name)
         assert saved.keys() == official.keys()
         assert all(torch.equal(saved[key], official[key]) for key in official)
-    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in CHECKPOINT.iterdir()}
     assert Bagel.load(tmp_path).config == model.config
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_saved_checkpoint_has_the_official_layout(model: Bagel, tmp_path: Path, dtype: torch.dtype) -> None:
+    """Exactly the official files, configs, names and shapes; the network in the type asked for, the rest float32."""
+    model.save(tmp_path, dtype)
+    assert {path.name for path in tmp_path.iterdir()} == OFFICIAL_FILES | {"fixture_config.json"}
+    for path in CHECKPOINT.glob("*.json"):
+        assert json.loads((tmp_path / path.name).read_text()) == json.loads(path.read_text())
+    saved = load_file(tmp_path / "ema.safetensors")
+    shapes = json.loads((CHECKPOINT.parent / "checkpoint_shapes.json").read_text())
+    assert {name: list(tensor.shape) for name, tensor in saved.items()} == shapes
+    assert {tensor.dtype for tensor in saved.values()} == {dtype}
+    files = (load_file(folder / "ae.safetensors") for folder in (tmp_path, CHECKPOINT))
+    autoencoder, official = ({name: (x.shape, x.dtype) for name, x in file.items()} for file in files)
+    assert autoencoder == official
+
+
+def test_the_official_sizes_give_the_official_network(tmp_path: Path) -> None:
+    """The counts of docs/specs/bagel.md, 1, from a folder without any file but the official configs."""
+    llm = {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28}
+    llm |= {"num_key_value_heads": 4, "vocab_size": 152064}
+    vit = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16}
+    (tmp_path / "llm_config.json").write_text(json.dumps(llm))
+    (tmp_path / "vit_config.json").write_text(json.dumps(vit | {"patch_size": 14, "image_size": 980}))
+    config = BagelConfig.from_folder(tmp_path)
+    with torch.device("meta"):
+        state = BagelNetwork(config).state_dict()
+    counts = {name: tensor.numel() for name, tensor in state.items()}
+    assert (len(counts), sum(counts.values())) == (1223, 14_607_260_128)
+    parts = {"language_model": 14_141_252_608, "_moe_gen": 6_525_628_928, "vit_model": 402_552_736}
+    assert {part: sum(n for name, n in counts.items() if part in name) for part in parts} == parts
+    (tmp_path / "saved").mkdir()
+    config.write(tmp_path / "saved")
+    assert {path.name for path in (tmp_path / "saved").iterdir()} == {"llm_config.json", "vit_config.json"}
 
 
 def test_a_checkpoint_that_does_not_fit_is_named(tmp_path: Path, model: Bagel) -> None:
