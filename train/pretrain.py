@@ -77,8 +77,8 @@ class Phase:
 
 
 PHASES = (
-    Phase("learning", 2200, warmup=100),
-    Phase("annealing", 1300, decay=1300),
+    Phase("learning", 1500, warmup=100),
+    Phase("annealing", 1200, decay=1200),
 )
 
 
