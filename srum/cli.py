@@ -153,10 +153,10 @@ def _stage(name: str, run: Path, round_index: int, config: Path | None, override
 def _open(folder: Path, config: Path | None, overrides: list[str] | None) -> Run:
     """The run in ``folder``; a new one where there is none."""
     from srum.loop import Run
-    from srum.run_dir import open_run
+    from srum.run_dir import claim_run
 
     wanted = _config(folder, config, overrides or [], own=True)
-    open_run(folder, wanted, resume=True)
+    claim_run(folder, wanted, resume=True)
     return Run(folder, wanted)
 
 
