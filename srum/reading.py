@@ -155,6 +155,9 @@ class Candidates:
         shown = [ranked[round(place * step)] for place in range(min(limit, len(ranked)))]
         return plots.gallery_figure([plots.Scored(c.image(), c.score, c.prompt.text) for c in shown])
 
+    def __repr__(self) -> str:
+        return f"<{sum(1 for _ in self)} candidates>"
+
     def _repr_png_(self) -> bytes:
         return _png(self.gallery())
 

@@ -169,6 +169,7 @@ def test_a_gallery_keeps_the_ends_of_a_long_ranking(run: RunView, monkeypatch: p
 def test_reprs_of_collections_draw(run: RunView) -> None:
     assert picture(run.candidates(round=0)._repr_png_()).std() > 0
     assert picture(Candidates(lambda: iter(()))._repr_png_()).shape[2] == 3
+    assert repr(run.candidates()) == "<24 candidates>"
     page = run._repr_html_()
     assert "run &amp; &lt;more&gt;" in page and page.count("<tr>") == 3
 
