@@ -179,8 +179,9 @@ class RunView:
 
     def candidates(self, round: int | None = None) -> Candidates:
         """The candidates of a round, or of all. Raises RunError, on iteration, for a round that has none."""
-        rounds = self.rounds if round is None else [round]
-        return Candidates(lambda: (view for k in rounds for view in self._read_round(k)))
+        return Candidates(
+            lambda: (view for k in (self.rounds if round is None else [round]) for view in self._read_round(k))
+        )
 
     def candidate(self, id: str, round: int | None = None) -> CandidateView:
         """The candidate of that id, from the newest round that has it. Raises RunError where there is none."""

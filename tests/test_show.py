@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,3 +87,10 @@ def test_export_writes_a_parquet_file(folder: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "run.parquet: 24 candidates" in result.output.replace("\n", "")
     assert (tmp_path / "run.parquet").read_bytes()[:4] == b"PAR1"
+
+
+def test_export_names_the_extra_that_is_missing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "srum.export", raising=False)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    result = srum("export", folder, tmp_path / "run.parquet")
+    assert result.exit_code == 2 and "pyarrow is missing: pip install 'srum[export]'" in result.stderr
