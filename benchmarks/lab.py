@@ -37,7 +37,7 @@ from srum.loop import BASE, MAIN, STAGES, Run, console, evaluate_arms, perform, 
 from srum.models.base import Decoding
 from srum.records import Candidate, Grounding, Judgement, Prompt
 from srum.rollout import choose_prompts
-from srum.run_dir import open_image, open_run, read_records, write_json
+from srum.run_dir import claim_run, open_image, read_records, write_json
 from srum.seeding import seed_for
 from train.data import load_training_records
 from train.trainer import train
@@ -206,7 +206,7 @@ def measure(part: str, configs: Sequence[RunConfig], out: Path) -> list[Row]:
     found = []
     for config in configs:
         run = Run(out / f"seed-{config.seed}", config)
-        open_run(run.folder, config, resume=True)
+        claim_run(run.folder, config, resume=True)
         found.append(work(run))
     return rows_of(found)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import shlex
 import sys
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -111,6 +112,67 @@ def report(run: RunFolder) -> None:
     typer.echo(write_report(run))
 
 
+@app.command()
+def show(
+    run: RunFolder,
+    candidate: Annotated[str, typer.Argument(metavar="CANDIDATE", help="Id of the candidate.")],
+    round_: Annotated[
+        int | None, typer.Option("--round", min=0, help="Round (default: the newest that has it).")
+    ] = None,
+    image: Annotated[
+        Path | None, typer.Option(help="Save the candidate and its reward map, .png, .svg or .pdf.")
+    ] = None,
+) -> None:
+    """Print what a run knows of one candidate: regions, scores, reasons, failures."""
+    from rich.console import Console
+
+    from srum import open_run
+    from srum.show import candidate_tables
+
+    view = open_run(run).candidate(candidate, round_)
+    Console().print(*candidate_tables(view))
+    if image is not None:
+        view.figure(grid=True).savefig(image, dpi=150)
+
+
+@app.command()
+def compare(
+    run: RunFolder,
+    other: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the other run.")],
+    image: Annotated[Path | None, typer.Option(help="Save the first 24 held-out images whose verdicts differ.")] = None,
+    arm: Annotated[str, typer.Option(help="Arm whose images are saved.")] = "srum",
+) -> None:
+    """Print two runs side by side: configs, rounds, accuracies by the exact checker."""
+    from rich.console import Console
+
+    from srum import open_run
+    from srum.plots import before_after_figure
+    from srum.show import changed_images, comparison_tables
+
+    views = open_run(run), open_run(other)
+    Console().print(*comparison_tables(*views))
+    if image is not None:
+        pairs = list(islice(changed_images(*views, arm), 24))
+        if not pairs:
+            raise ValueError(f"{image} was not written: no verdict on an image of {arm} differs")
+        before_after_figure(pairs, names=(str(run), str(other))).savefig(image, dpi=150)
+
+
+@app.command()
+def export(
+    run: RunFolder,
+    out: Annotated[Path, typer.Argument(metavar="OUT.parquet", help="The file to write.")],
+) -> None:
+    """Write the candidates of all rounds, with images and regions, to a parquet file for the datasets library."""
+    from srum import open_run
+
+    try:
+        from srum.export import write_export
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{error.name} is missing: pip install 'srum[export]'") from None
+    typer.echo(f"{out}: {write_export(open_run(run), out)} candidates")
+
+
 @app.command("run")
 def run_(
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/default"),
@@ -153,10 +215,10 @@ def _stage(name: str, run: Path, round_index: int, config: Path | None, override
 def _open(folder: Path, config: Path | None, overrides: list[str] | None) -> Run:
     """The run in ``folder``; a new one where there is none."""
     from srum.loop import Run
-    from srum.run_dir import open_run
+    from srum.run_dir import claim_run
 
     wanted = _config(folder, config, overrides or [], own=True)
-    open_run(folder, wanted, resume=True)
+    claim_run(folder, wanted, resume=True)
     return Run(folder, wanted)
 
 

@@ -34,9 +34,9 @@ from srum.rollout import choose_prompts, rollout
 from srum.run_dir import (
     StageTimer,
     atomic,
+    claim_run,
     finished,
     open_image,
-    open_run,
     read_records,
     round_dir,
     run_stage,
@@ -254,7 +254,7 @@ def run_loop(config: RunConfig, folder: Path, resume: bool = False, command: str
     GrounderError and ValueError for inputs that cannot work, before anything is written.
     """
     check_inputs(config)
-    open_run(folder, config, resume)
+    claim_run(folder, config, resume)
     if command and not resume:
         write_text(folder / "command.txt", command + "\n")
     run = Run(folder, config)

@@ -5,7 +5,8 @@ A figure is a plain ``matplotlib.figure.Figure``: no global state, no display ne
 Frames: images (H, W) are drawn in image pixels, origin at the top left corner; boxes are ``(x0, y0, x1, y1)`` in the
 same pixels; a reward map (h, w) lies on the latent grid and is stretched over the whole image, cell by cell.
 Colours: scores and rewards share one diverging, colour-blind safe scale, fixed to [-1, 1]: red contradicts the prompt,
-white is neutral, blue is right. A map with the ``unit`` mapping therefore shows what it is: never red.
+white is neutral, blue is right. A map with the ``unit`` mapping therefore shows what it is: never red. Weights of the
+training have the same colours, fixed to [-1.5, 1.5]: red is repelled, white ignored, blue preserved.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import Protocol
+from textwrap import fill, shorten
+from typing import Any, Protocol
 
 import numpy as np
 from matplotlib import colormaps, patheffects
@@ -22,15 +24,21 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MultipleLocator
 from numpy.typing import NDArray
 from PIL.Image import Image
 
-from srum.records import Judgement, Region, RegionJudgement
+from srum.geometry import rle_decode
+from srum.records import Judgement, MaskRLE, Region, RegionJudgement
 
 INK = "#262626"  # text, axes and outlines
 MISSING = "#808080"  # what has no score
 SCORE_RANGE = Normalize(-1.0, 1.0)
 SCORE_COLOURS = colormaps["RdBu"]
+SCORE_BINS = np.linspace(-1, 1, 21)
+WEIGHT_RANGE = Normalize(-1.5, 1.5)  # alpha R + lambda_c with the paper's lambda_c, 0.5, is in [-0.5, 1.5]
+TIME_COLOURS = colormaps["viridis"]
+LABEL_ROOM = 0.1  # of the height of an image: what the label of a region takes
 ARM_COLOURS = {"base": "#8c8c8c", "sft": "#e69f00", "srum_paper": "#56b4e9", "srum": "#0072b2"}
 OTHER_COLOURS = ("#009e73", "#cc79a7", "#d55e00", "#b8a800")
 
@@ -56,29 +64,65 @@ class BeforeAfter:
     after_correct: bool
 
 
+@dataclass(frozen=True)
+class Scored:
+    """The image of a candidate, its one score in [-1, 1] (None where it has none), and a line to stand above it."""
+
+    image: Image
+    score: float | None
+    caption: str
+
+
 def score_colour(score: float | None) -> str:
     """The colour of a score or reward in [-1, 1] as ``#rrggbb``; grey where there is none."""
     return MISSING if score is None else to_hex(SCORE_COLOURS(SCORE_RANGE(score)))
 
 
-def candidate_figure(image: Image, regions: Sequence[Region], judgement: Judgement | None = None) -> Figure:
-    """An image with its regions as boxes in image pixels, each with id, score and label, coloured by score in [-1, 1].
+def candidate_figure(
+    image: Image,
+    regions: Sequence[Region],
+    judgement: Judgement | None = None,
+    reward: NDArray[np.floating] | None = None,
+    *,
+    masks: bool = False,
+    grid: bool = False,
+) -> Figure:
+    """An image with its regions in image pixels, each with id, score and label, coloured by score in [-1, 1].
 
-    Region 0, the background, has no box: its score stands above the image, beside the layout's. Regions without a score
-    are grey. The reasons are printed below.
+    ``masks`` draws the mask of a region that has one in place of its box. Region 0, the background, has neither: its
+    score stands above the image, beside the layout's. Regions without a score are grey. The reasons are printed below.
+    ``reward`` (h, w), where given, is shown beside the image (``reward_map_figure``), with the latent ``grid`` on
+    demand.
     """
-    said = {region.region_id: region for region in judgement.regions} if judgement else {}
-    figure = Figure(figsize=(4.8, 4.8), layout="constrained")
-    axes = _image_axes(figure.add_subplot(), image)
-    for region in regions:
-        if region.id != 0:
-            _draw_region(axes, region, said.get(region.id))
+    panels = 1 if reward is None else 2
+    figure = Figure(figsize=(4.8 if reward is None else 8.6, 4.8), layout="constrained")
+    axes = figure.subplots(1, panels, squeeze=False)[0]
+    _draw_regions(_image_axes(axes[0], image), regions, judgement, masks)
+    if reward is not None:
+        _draw_map(axes[1], image, reward, SCORE_RANGE, grid)
+        axes[1].set_title(_map_title("reward", reward), color=INK, fontsize=9)
+        _colourbar(figure, axes[1], SCORE_RANGE, "reward")
     if judgement:
-        background = f"background {_score_text(said[0].score)}, " if 0 in said else ""
-        axes.set_title(f"{background}layout {_score_text(judgement.layout.score)}", color=INK, fontsize=9)
-        lines = [f"{i}: {region.reason or region.failure or 'no reason'}" for i, region in sorted(said.items())]
+        said = sorted(judgement.regions, key=lambda region: region.region_id)
+        lines = [f"{region.region_id}: {region.reason or region.failure or 'no reason'}" for region in said]
         lines.append(f"layout: {judgement.layout.reason or judgement.layout.failure or 'no reason'}")
         figure.supxlabel("\n".join(lines), fontsize=8, color=INK, ha="left", x=0.02, wrap=True, parse_math=False)
+    return figure
+
+
+def groundings_figure(
+    image: Image,
+    groundings: Mapping[str, Sequence[Region]],
+    judgements: Mapping[str, Judgement] | None = None,
+    *,
+    masks: bool = False,
+) -> Figure:
+    """One image under several groundings, side by side: ``groundings[name]``, with ``judgements[name]`` where given."""
+    figure = Figure(figsize=(3.4 * len(groundings), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(groundings), squeeze=False)[0]
+    for axes, (name, regions) in zip(panels, groundings.items(), strict=True):
+        _draw_regions(_image_axes(axes, image), regions, (judgements or {}).get(name), masks)
+        axes.set_title("\n".join(filter(None, [name, axes.get_title()])), color=INK, fontsize=9)
     return figure
 
 
@@ -90,30 +134,65 @@ def reward_map_figure(
     ``mapping`` names the range of the array, ``signed`` [-1, 1] or ``unit`` [0, 1]; the colours are [-1, 1] for both.
     ``grid`` draws the borders of the latent cells.
     """
-    figure = Figure(figsize=(7.2, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    _image_axes(left, image).set_title("image", color=INK, fontsize=9)
-    _image_axes(right, image.convert("L"), cmap="gray", vmin=0, vmax=255)
-    extent = (0, image.width, image.height, 0)
-    right.imshow(reward, cmap=SCORE_COLOURS, norm=SCORE_RANGE, alpha=0.7, interpolation="nearest", extent=extent)
-    h, w = reward.shape
-    right.set_title(f"reward, {mapping}, {h}×{w} latent cells", color=INK, fontsize=9)  # noqa: RUF001
-    if grid:
-        _draw_grid(right, (h, w), image)
-    _colourbar(figure, right, "reward")
+    return _map_figure(image, reward, SCORE_RANGE, f"reward, {mapping}", grid)
+
+
+def weight_figure(image: Image, weight: NDArray[np.floating], *, grid: bool = False) -> Figure:
+    """An image beside the weight (h, w) of each latent token in training, on the colours of [-1.5, 1.5].
+
+    The weight of Eq. 3 is alpha R + lambda_c (``train.objectives.srum_weight``). As ``reward_map_figure`` otherwise.
+    """
+    return _map_figure(image, weight, WEIGHT_RANGE, "weight", grid)
+
+
+def reward_maps_figure(
+    image: Image, rewards: Mapping[str, NDArray[np.floating]], columns: int = 4, *, grid: bool = False
+) -> Figure:
+    """Several reward maps (h, w) of one image, ``rewards[name]``, in rows of ``columns``, on one scale."""
+    columns = max(1, min(columns, len(rewards)))
+    rows = max(1, ceil(len(rewards) / columns))
+    figure = Figure(figsize=(2.4 * columns + 0.8, 2.6 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False)
+    for axes in panels.flat:
+        axes.set_axis_off()
+    for axes, (name, reward) in zip(panels.flat, rewards.items(), strict=False):
+        _draw_map(axes, image, reward, SCORE_RANGE, grid)
+        axes.set_title(name, color=INK, fontsize=9, parse_math=False)
+    _colourbar(figure, panels, SCORE_RANGE, "reward")
     return figure
 
 
-def before_after_figure(pairs: Sequence[BeforeAfter], columns: int = 3) -> Figure:
-    """Images before and after, side by side in image pixels, the prompt above; the frame tells right from wrong."""
+def gallery_figure(candidates: Sequence[Scored], columns: int = 6) -> Figure:
+    """Candidates sorted by score, the highest first and those without one last; the frame has the score's colour."""
+    ranked = sorted(candidates, key=lambda scored: -np.inf if scored.score is None else scored.score, reverse=True)
+    columns = max(1, min(columns, len(ranked)))
+    rows = max(1, ceil(len(ranked) / columns))
+    figure = Figure(figsize=(1.7 * columns, 2.1 * rows), layout="compressed")
+    panels = figure.subplots(rows, columns, squeeze=False)
+    for axes in panels.flat[len(ranked) :]:
+        axes.set_axis_off()
+    for axes, scored in zip(panels.flat, ranked, strict=False):
+        _framed_axes(axes, scored.image, _score_text(scored.score), score_colour(scored.score))
+        title = fill(shorten(scored.caption, 72, placeholder=" …"), 26)
+        axes.set_title(title, fontsize=6.5, color=INK, parse_math=False)
+    return figure
+
+
+def before_after_figure(
+    pairs: Sequence[BeforeAfter], columns: int = 3, names: tuple[str, str] = ("before", "after")
+) -> Figure:
+    """Images before and after, side by side in image pixels, the prompt above; the frame tells right from wrong.
+
+    ``names`` are what the two sides are called.
+    """
     columns = max(1, min(columns, len(pairs)))
     rows = max(1, ceil(len(pairs) / columns))
     figure = Figure(figsize=(3.2 * columns, 2.0 * rows), layout="constrained")
     for cell, pair in zip(figure.subfigures(rows, columns, squeeze=False).flat, pairs, strict=False):
         cell.suptitle(pair.prompt, fontsize=8, color=INK, wrap=True, parse_math=False)
         left, right = cell.subplots(1, 2)
-        _verdict_axes(left, pair.before, "before", pair.before_correct)
-        _verdict_axes(right, pair.after, "after", pair.after_correct)
+        _verdict_axes(left, pair.before, names[0], pair.before_correct)
+        _verdict_axes(right, pair.after, names[1], pair.after_correct)
     return figure
 
 
@@ -153,6 +232,45 @@ def loss_figure(metrics: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
     axes.set_ylabel("loss")
     _legend(figure, axes, len(metrics))
     return _finish(figure, axes)
+
+
+def timestep_loss_figure(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+    """Training loss over optimiser steps by timestep, from clean (t = 0) to noise (t = 1): one panel per arm.
+
+    Each row has ``step`` and ``loss_by_timestep``: the mean in each of equal parts of [0, 1], None where no token fell.
+    """
+    figure = Figure(figsize=(4.6, 0.8 + 2.2 * max(1, len(metrics))), layout="constrained")
+    panels = figure.subplots(max(1, len(metrics)), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (arm, rows) in zip(panels, metrics.items(), strict=False):
+        bins = len(rows[0]["loss_by_timestep"]) if rows else 0
+        for index in range(bins):
+            losses = np.array([row["loss_by_timestep"][index] for row in rows], dtype=float)  # None as NaN
+            label = f"t {index / bins:.2f} to {(index + 1) / bins:.2f}"
+            colour = TIME_COLOURS((index + 0.5) / bins)
+            axes.plot([row["step"] for row in rows], losses, color=colour, linewidth=1.2, label=label)
+        axes.set_ylabel(f"loss, {arm}")
+    for axes in panels:
+        _finish(figure, axes)
+    panels[-1].set_xlabel("step")
+    _legend(figure, panels[0], len(metrics))
+    return figure
+
+
+def score_figure(scores: Mapping[str, Sequence[float]]) -> Figure:
+    """How scores in [-1, 1] are distributed: a histogram of 20 bins for each kind, ``scores[kind]``, on one axis."""
+    figure = Figure(figsize=(4.6, 0.7 + 1.3 * max(1, len(scores))), layout="constrained")
+    panels = figure.subplots(max(1, len(scores)), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (kind, values) in zip(panels, scores.items(), strict=False):
+        counts, edges = np.histogram(values, SCORE_BINS)
+        colours = [score_colour(float(centre)) for centre in (edges[:-1] + edges[1:]) / 2]
+        axes.bar(edges[:-1], counts, np.diff(edges), align="edge", color=colours, edgecolor=INK, linewidth=0.5)
+        mean = f", mean {np.mean(values):+.2f}" if len(values) else ""
+        axes.set_title(f"{kind}: {len(values)}{mean}", color=INK, fontsize=9)
+    for axes in panels:
+        _finish(figure, axes)
+        axes.set_xlim(-1, 1)
+    panels[-1].set_xlabel("score")
+    return figure
 
 
 def rounds_figure(rounds: Mapping[str, Mapping[int, Accuracy]]) -> Figure:
@@ -200,24 +318,60 @@ def _image_axes(axes: Axes, image: Image, **options: object) -> Axes:
     return axes
 
 
-def _draw_region(axes: Axes, region: Region, said: RegionJudgement | None) -> None:
+def _draw_regions(axes: Axes, regions: Sequence[Region], judgement: Judgement | None, masks: bool) -> None:
+    """The regions on an image, and above it the scores that have no place in it."""
+    said = {region.region_id: region for region in judgement.regions} if judgement else {}
+    for region in regions:
+        if region.id != 0:
+            _draw_region(axes, region, said.get(region.id), masks)
+            _draw_label(axes, region, said.get(region.id))
+    if judgement:
+        background = f"background {_score_text(said[0].score)}, " if 0 in said else ""
+        axes.set_title(f"{background}layout {_score_text(judgement.layout.score)}", color=INK, fontsize=9)
+
+
+def _draw_region(axes: Axes, region: Region, said: RegionJudgement | None, masks: bool) -> None:
     x0, y0, x1, y1 = region.box
+    colour = score_colour(said.score if said else None)
+    outline = [patheffects.Stroke(linewidth=4, foreground=INK), patheffects.Normal()]
+    if masks and region.mask is not None:
+        _draw_mask(axes, region.mask, colour, outline)
+    else:
+        box = Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=2.2, path_effects=outline)
+        axes.add_patch(box)
+
+
+def _draw_label(axes: Axes, region: Region, said: RegionJudgement | None) -> None:
+    """Id, label and score above the region; where the image ends there, inside a tall region and below a short one."""
+    x0, y0, x1, y1 = region.box
+    width, height = axes.get_xlim()[1], axes.get_ylim()[0]
+    y, side = y0, "bottom"
+    if y0 < LABEL_ROOM * height:
+        y, side = (y0, "top") if y1 - y0 > 3 * LABEL_ROOM * height else (y1, "top")
+    x, end = (x1, "right") if x0 + x1 > width else (x0, "left")
     score, label = (said.score, said.label or region.label) if said else (None, region.label)
     colour = score_colour(score)
-    outline = [patheffects.Stroke(linewidth=4, foreground=INK), patheffects.Normal()]
-    box = Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=2.2, path_effects=outline)
-    axes.add_patch(box)
-    text = " ".join(filter(None, [str(region.id), label, _score_text(score)]))
     axes.text(
-        x0,
-        y0,
-        text,
+        x,
+        y,
+        " ".join(filter(None, [str(region.id), label, _score_text(score)])),
         fontsize=8,
-        va="bottom",
+        ha=end,
+        va=side,
         parse_math=False,
         color=_readable_on(colour),
         bbox={"facecolor": colour, "edgecolor": INK, "linewidth": 0.7, "boxstyle": "square,pad=0.2"},
     )
+
+
+def _draw_mask(axes: Axes, rle: MaskRLE, colour: str, outline: Sequence[patheffects.AbstractPathEffect]) -> None:
+    """The outline of a mask (H, W), closed where it meets the border of the image."""
+    height, width = rle.size
+    x, y = np.arange(-1, width + 1) + 0.5, np.arange(-1, height + 1) + 0.5  # centres of the pixels, one more all round
+    mask = np.pad(rle_decode(rle), 1).astype(float)
+    line = axes.contour(x, y, mask, levels=[0.5], colors=[colour], linewidths=2.2)
+    line.set(path_effects=outline)
+    axes.set(xlim=(0, width), ylim=(height, 0))
 
 
 def _readable_on(colour: str) -> str:
@@ -229,6 +383,31 @@ def _score_text(score: float | None) -> str:
     return "no score" if score is None else f"{score:+.2f}"
 
 
+def _map_figure(image: Image, values: NDArray[np.floating], norm: Normalize, what: str, grid: bool) -> Figure:
+    figure = Figure(figsize=(7.2, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _image_axes(left, image).set_title("image", color=INK, fontsize=9)
+    _draw_map(right, image, values, norm, grid)
+    right.set_title(_map_title(what, values), color=INK, fontsize=9)
+    _colourbar(figure, right, norm, what.partition(",")[0])
+    return figure
+
+
+def _map_title(what: str, values: NDArray[np.floating]) -> str:
+    h, w = values.shape
+    return f"{what}, {h}×{w} latent cells"  # noqa: RUF001
+
+
+def _draw_map(axes: Axes, image: Image, values: NDArray[np.floating], norm: Normalize, grid: bool) -> None:
+    """A map (h, w) over the image in grey, cell by cell."""
+    _image_axes(axes, image.convert("L"), cmap="gray", vmin=0, vmax=255)
+    extent = (0, image.width, image.height, 0)
+    axes.imshow(values, cmap=SCORE_COLOURS, norm=norm, alpha=0.7, interpolation="nearest", extent=extent)
+    if grid:
+        h, w = values.shape
+        _draw_grid(axes, (h, w), image)
+
+
 def _draw_grid(axes: Axes, grid: tuple[int, int], image: Image) -> None:
     h, w = grid
     style = {"color": INK, "linewidth": 0.5, "alpha": 0.6}
@@ -236,25 +415,31 @@ def _draw_grid(axes: Axes, grid: tuple[int, int], image: Image) -> None:
     axes.vlines(np.linspace(0, image.width, w + 1), 0, image.height, **style)  # type: ignore[arg-type]
 
 
-def _colourbar(figure: Figure, axes: Axes, label: str) -> None:
-    scale = ScalarMappable(SCORE_RANGE, SCORE_COLOURS)
-    bar = figure.colorbar(scale, ax=axes, fraction=0.05, ticks=[-1, -0.5, 0, 0.5, 1])
+def _colourbar(figure: Figure, axes: Axes | NDArray[np.object_], norm: Normalize, label: str) -> None:
+    scale = ScalarMappable(norm, SCORE_COLOURS)
+    bar = figure.colorbar(scale, ax=axes, fraction=0.05, ticks=MultipleLocator(0.5))
     bar.set_label(label, color=INK, fontsize=9)
     bar.ax.tick_params(labelsize=8, colors=INK)
 
 
 def _verdict_axes(axes: Axes, image: Image, name: str, correct: bool) -> None:
+    colour = score_colour(0.8 if correct else -0.8)
+    _framed_axes(axes, image, f"{name}: {'right' if correct else 'wrong'}", colour)
+
+
+def _framed_axes(axes: Axes, image: Image, text: str, colour: str) -> None:
+    """An image with a frame, and a text below it."""
     axes.imshow(np.asarray(image), interpolation="nearest")
     axes.set_xticks([])
     axes.set_yticks([])
-    axes.set_xlabel(f"{name}: {'right' if correct else 'wrong'}", fontsize=8, color=INK)
-    axes.spines[:].set(color=score_colour(0.8 if correct else -0.8), linewidth=2)
+    axes.set_xlabel(text, fontsize=8, color=INK, parse_math=False)
+    axes.spines[:].set(color=colour, linewidth=2)
 
 
 def _legend(figure: Figure, axes: Axes, arms: int) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if arms:
-        figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False, fontsize=9, labelcolor=INK)
+        figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False, fontsize=9, labelcolor=INK)
 
 
 def _finish(figure: Figure, axes: Axes) -> Figure:

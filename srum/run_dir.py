@@ -47,7 +47,7 @@ class RunError(ValueError):
 # --- the folder
 
 
-def open_run(folder: Path, config: RunConfig, resume: bool = False) -> None:
+def claim_run(folder: Path, config: RunConfig, resume: bool = False) -> None:
     """Make ``folder`` the folder of a run with this config, or go on in it where ``resume`` allows that.
 
     Raises RunError, and writes nothing, for a folder of another config (naming the fields), for an existing run without

@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from judging.instructions import layout_reply, region_reply
+from srum import models
+from srum.config import load_config
 from srum.flow import interpolate
+from srum.loop import run_loop
 from srum.models.base import Decoding, Generated, Question, Sampling, Segment, TrainingForward
 from srum.seeding import seed_for
 from srum.shapes.render import render
@@ -79,7 +83,8 @@ class FakeModel(nn.Module):
         raise NotImplementedError
 
     def decode(self, latents: Sequence[Tensor]) -> list[Image.Image]:
-        raise NotImplementedError
+        grey = [np.asarray(latent.mean(dim=0).sigmoid() * 255, dtype=np.uint8) for latent in latents]
+        return [Image.fromarray(pixels).convert("RGB").resize((64, 64)) for pixels in grey]
 
     def latent_grid(self, size: tuple[int, int]) -> tuple[int, int]:
         return size[0] // PATCH, size[1] // PATCH
@@ -100,6 +105,15 @@ class FakeModel(nn.Module):
 
     def generation_parameters(self) -> list[tuple[str, nn.Parameter]]:
         return [(f"generation.{name}", parameter) for name, parameter in self.generation.named_parameters()]
+
+
+def run_on_fakes(folder: Path, *overrides: str) -> Path:
+    """A whole run with ``FakeModel``: 2 rounds of 6 prompts with 2 candidates each, and every arm on 12 prompts."""
+    small = ["rounds=2", "prompt_count=6", "candidates_per_prompt=2", "reward.on_failure=keep", "train.steps=2"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "load", FakeModel.load)
+        run_loop(load_config(None, [*small, "train.batch_size=4", "eval.count=12", *overrides]), folder)
+    return folder
 
 
 def _draw(image: Image.Image, question: Question) -> int:

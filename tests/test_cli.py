@@ -53,8 +53,8 @@ def error_of(result: Result) -> str:
 def test_help_is_there_without_torch() -> None:
     code = "import sys, srum.cli; sys.exit('torch' in sys.modules or 'pydantic' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1]).returncode == 0
-    commands = {"rollout", "ground", "judge", "rasterize", "train", "eval", "report", "run", "pretrain"}
-    assert all(command in srum("--help").output for command in commands)
+    stages = {"rollout", "ground", "judge", "rasterize", "train", "eval", "report", "run", "pretrain"}
+    assert all(command in srum("--help").output for command in stages | {"show", "compare", "export"})
 
 
 def test_run_ends_in_a_table_and_is_not_overwritten() -> None:

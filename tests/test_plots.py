@@ -7,11 +7,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from matplotlib.contour import ContourSet
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
 from srum import plots
+from srum.geometry import rle_encode
 from srum.records import Failure, Judgement, LayoutJudgement, Region, RegionJudgement
 
 IMAGE = Image.new("RGB", (64, 48), "#cccccc")
@@ -86,6 +88,96 @@ def test_reward_map_covers_the_image_on_the_fixed_scale() -> None:
     assert "unit, 2×3 latent cells" in _texts(figure)  # noqa: RUF001
 
 
+def test_a_mask_is_outlined_at_the_borders_of_its_pixels() -> None:
+    mask = np.zeros((48, 64), dtype=bool)
+    mask[10:20, 30:64] = True  # up to the border of the image
+    region = Region(id=1, box=(30, 10, 64, 20), mask=rle_encode(mask), area=340, source="classical")
+    figure = plots.candidate_figure(IMAGE, [region], masks=True)
+    _png(figure)
+    assert _boxes(figure) == []
+    (outline,) = [line for line in figure.axes[0].collections if isinstance(line, ContourSet)]
+    corners = np.concatenate([path.vertices for path in outline.get_paths()])
+    assert np.array_equal([corners.min(axis=0), corners.max(axis=0)], [(30, 10), (64, 20)])
+    assert len(_boxes(plots.candidate_figure(IMAGE, [region]))) == 1
+
+
+def test_a_candidate_and_its_reward_map_in_one_figure() -> None:
+    figure = plots.candidate_figure(IMAGE, REGIONS, JUDGEMENT, np.zeros((6, 8)), grid=True)
+    _png(figure)
+    assert len(_boxes(figure)) == 2
+    assert "reward, 6×8 latent cells" in _texts(figure) and "layout: fine" in _texts(figure)  # noqa: RUF001
+
+
+def test_labels_of_regions_stay_inside_the_image() -> None:
+    """Above the box; at the upper border below a short box and inside a tall one; to the left of the right border."""
+    boxes = [(4, 20, 12, 30), (4, 0, 12, 10), (4, 0, 12, 40), (50, 20, 64, 30)]
+    regions = [Region(id=i, box=box, area=1, source="grid") for i, box in enumerate(boxes, start=1)]
+    labels = plots.candidate_figure(IMAGE, regions).axes[0].texts
+    places = [(*label.get_position(), label.get_ha(), label.get_va()) for label in labels]
+    assert places == [
+        (4, 20, "left", "bottom"),
+        (4, 10, "left", "top"),
+        (4, 0, "left", "top"),
+        (64, 20, "right", "bottom"),
+    ]
+
+
+def test_groundings_stand_side_by_side_under_their_names() -> None:
+    figure = plots.groundings_figure(IMAGE, {"classical": REGIONS, "grid": REGIONS[:2]}, {"classical": JUDGEMENT})
+    _png(figure)
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == ["classical\nbackground +0.00, layout +0.50", "grid"]
+    assert [len([p for p in axes.patches if isinstance(p, Rectangle)]) for axes in figure.axes] == [2, 1]
+
+
+def test_weights_have_a_fixed_scale_of_their_own() -> None:
+    weight = 0.6 * np.array([[-1.0, 0.0], [0.5, 1.0]]) + 0.5
+    figure = plots.weight_figure(IMAGE, weight)
+    _png(figure)
+    overlay = figure.axes[1].images[1]
+    assert (overlay.norm.vmin, overlay.norm.vmax) == (-1.5, 1.5)
+    assert np.array_equal(overlay.get_array(), weight)
+
+
+def test_reward_maps_in_rows_share_one_scale() -> None:
+    rewards = {f"rule {i}": np.full((2, 2), i / 10) for i in range(5)}
+    figure = plots.reward_maps_figure(IMAGE, rewards, columns=3)
+    _png(figure)
+    drawn = {axes.get_title(): axes.images[1] for axes in figure.axes if axes.get_title()}
+    assert list(drawn) == list(rewards)
+    assert all((overlay.norm.vmin, overlay.norm.vmax) == (-1, 1) for overlay in drawn.values())
+    assert all(np.array_equal(overlay.get_array(), rewards[name]) for name, overlay in drawn.items())
+
+
+def test_the_gallery_goes_from_the_best_to_those_without_a_score() -> None:
+    scores = [-0.5, None, 0.75, 0.0]
+    figure = plots.gallery_figure([plots.Scored(IMAGE, score, f"prompt $ {score}") for score in scores], columns=3)
+    _png(figure)
+    shown = [axes for axes in figure.axes if axes.images]
+    assert [axes.get_xlabel() for axes in shown] == ["+0.75", "+0.00", "-0.50", "no score"]
+    assert [axes.get_title() for axes in shown] == ["prompt $ 0.75", "prompt $ 0.0", "prompt $ -0.5", "prompt $ None"]
+    assert plots.to_hex(shown[0].spines["left"].get_edgecolor()) == plots.score_colour(0.75)
+
+
+def test_score_histograms_count_every_score_in_its_colour() -> None:
+    figure = plots.score_figure({"regions": [-1.0, -0.95, 1.0], "layout": []})
+    _png(figure)
+    regions, layout = figure.axes
+    assert [bar.get_height() for bar in regions.patches] == [2] + 18 * [0] + [1]
+    assert plots.to_hex(regions.patches[0].get_facecolor()) == plots.score_colour(-0.95)
+    assert (regions.get_title(), layout.get_title()) == ("regions: 3, mean -0.32", "layout: 0")
+
+
+def test_losses_by_timestep_leave_a_gap_where_no_token_fell() -> None:
+    rows = [{"step": 1, "loss_by_timestep": [0.5, None]}, {"step": 2, "loss_by_timestep": [0.25, 0.125]}]
+    figure = plots.timestep_loss_figure({"srum": rows})
+    _png(figure)
+    clean, noise = figure.axes[0].lines
+    assert (clean.get_label(), noise.get_label()) == ("t 0.00 to 0.50", "t 0.50 to 1.00")
+    assert list(clean.get_ydata()) == [0.5, 0.25]
+    assert np.isnan(noise.get_ydata()[0]) and noise.get_ydata()[1] == 0.125
+
+
 @pytest.mark.parametrize("number", [1, 4])
 def test_before_after_names_every_prompt_and_verdict(number: int) -> None:
     pairs = [plots.BeforeAfter(f"prompt ${i}$ $", IMAGE, IMAGE, False, True) for i in range(number)]
@@ -94,6 +186,7 @@ def test_before_after_names_every_prompt_and_verdict(number: int) -> None:
     texts = _texts(figure)
     assert all(pair.prompt in texts for pair in pairs)
     assert texts.count("before: wrong") == texts.count("after: right") == number
+    assert "runs/a: wrong" in _texts(plots.before_after_figure(pairs, names=("runs/a", "runs/b")))
 
 
 def test_accuracy_bars_have_their_values_and_intervals() -> None:
@@ -112,6 +205,11 @@ def test_accuracy_bars_have_their_values_and_intervals() -> None:
         plots.loss_figure({}),
         plots.rounds_figure({"srum": {0: ACCURACY, 1: ACCURACY}}),
         plots.accuracy_figure({}),
+        plots.gallery_figure([]),
+        plots.score_figure({}),
+        plots.timestep_loss_figure({}),
+        plots.timestep_loss_figure({"srum": []}),
+        plots.reward_maps_figure(IMAGE, {}),
     ],
 )
 def test_charts_draw(figure: Figure) -> None:

@@ -20,7 +20,7 @@ from srum.records import Candidate, RewardMap
 from srum.run_dir import write_records
 from srum.shapes.render import render
 from srum.shapes.scenes import Scene, Thing
-from tests.fakes import FakeModel
+from tests.fakes import FakeModel, run_on_fakes
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -31,7 +31,7 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_grounder_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (code,) = blocks("python")
+    (code,) = (block for block in blocks("python") if "class MyGrounder" in block)
     (tmp_path / "my_module.py").write_text(code)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
@@ -44,6 +44,14 @@ def test_the_grounder_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert [(region.id, region.source) for region in regions] == [(1, "mine"), (2, "mine"), (0, "background")]
     for region, thing in zip(regions, things, strict=False):  # the larger one first
         assert np.allclose(region.box, thing.box, atol=1.0)
+
+
+def test_the_looking_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_on_fakes(Path("runs/mine"))
+    (code,) = (block for block in blocks("python") if "open_run" in block)
+    exec(code, {})
+    assert (tmp_path / "blamed.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize("line", [line for block in blocks("sh") for line in block.splitlines() if "srum " in line])

@@ -14,9 +14,9 @@ from srum.run_dir import (
     RunError,
     StageTimer,
     atomic,
+    claim_run,
     finished,
     open_image,
-    open_run,
     read_prompts,
     read_records,
     run_stage,
@@ -135,25 +135,25 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert path.read_text() == "whole" and list(path.parent.glob(".*.partial")) == []
 
 
-def test_open_run_refuses_what_it_would_overwrite(tmp_path: Path) -> None:
+def test_claim_run_refuses_what_it_would_overwrite(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    open_run(run, RunConfig())
+    claim_run(run, RunConfig())
     with pytest.raises(RunError, match="--resume"):
-        open_run(run, RunConfig())
-    open_run(run, RunConfig(), resume=True)
+        claim_run(run, RunConfig())
+    claim_run(run, RunConfig(), resume=True)
     before = (run / "config.yaml").read_bytes()
     with pytest.raises(RunError, match=r"another config \(seed: 0 != 3; train.beta: 0.3 != 0.5\)"):
-        open_run(run, load_config(None, ["seed=3", "train.beta=0.5"]), resume=True)
+        claim_run(run, load_config(None, ["seed=3", "train.beta=0.5"]), resume=True)
     assert (run / "config.yaml").read_bytes() == before
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").touch()
     with pytest.raises(RunError, match="not empty"):
-        open_run(tmp_path / "full", RunConfig(), resume=True)
+        claim_run(tmp_path / "full", RunConfig(), resume=True)
 
 
 def test_a_run_killed_before_its_config_was_there_starts(tmp_path: Path) -> None:
     (tmp_path / ".config.yaml.partial").write_text("half")
-    open_run(tmp_path, RunConfig(), resume=True)
+    claim_run(tmp_path, RunConfig(), resume=True)
     assert load_config(tmp_path / "config.yaml") == RunConfig()
 
 

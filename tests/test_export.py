@@ -1,0 +1,103 @@
+"""A run goes through one parquet file and comes back bit for bit."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from srum import open_run
+from srum.run_dir import RunError
+from tests.fakes import run_on_fakes
+
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
+from srum.export import ROWS, read_export, write_export  # noqa: E402
+
+STAGES = ("prompts", "candidates", "regions", "judgements", "rewards")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run_on_fakes(tmp_path_factory.mktemp("export") / "run")
+
+
+@pytest.fixture(scope="module")
+def exported(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("parquet") / "new" / "run.parquet"
+    assert write_export(open_run(folder), out) == 24
+    return out
+
+
+def contents(run: Path) -> dict[str, bytes]:
+    """What an export holds of a run: every byte of its records, images, latents and reward maps, and its config."""
+    patterns = ["config.yaml", *(f"round-*/{stage}.jsonl" for stage in STAGES)]
+    patterns += [f"round-*/{kind}/*" for kind in ("images", "latents", "rewards")]
+    return {str(path.relative_to(run)): path.read_bytes() for pattern in patterns for path in run.glob(pattern)}
+
+
+@pytest.mark.parametrize("rows", [ROWS, 5])
+def test_there_and_back_every_byte_is_equal(
+    folder: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    monkeypatch.setattr("srum.export.ROWS", rows)
+    write_export(open_run(folder), tmp_path / "again.parquet")
+    run = read_export(tmp_path / "again.parquet", tmp_path / "back")
+    expected = contents(folder)
+    assert len(expected) > 2 * (len(STAGES) + 24)
+    assert contents(run.folder) == expected
+    assert run.config == open_run(folder).config
+
+
+def test_a_run_that_has_stopped_between_stages_comes_back_as_it_was(folder: Path, tmp_path: Path) -> None:
+    half = shutil.copytree(folder, tmp_path / "half")
+    for name in ("judgements.jsonl", "rewards.jsonl"):
+        (half / "round-001" / name).unlink()
+    shutil.rmtree(half / "round-001/rewards")
+    write_export(open_run(half), tmp_path / "half.parquet")
+    assert contents(read_export(tmp_path / "half.parquet", tmp_path / "back").folder) == contents(half)
+
+
+def test_columns_are_structured(folder: Path, exported: Path) -> None:
+    table = pq.read_table(exported)
+    views = list(open_run(folder).candidates())
+    assert table.column("id").to_pylist() == [view.id for view in views]
+    assert table.schema.field("image").type == pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    for row, view in zip(table.to_pylist(), views, strict=True):
+        assert np.array_equal(Image.open(io.BytesIO(row["image"]["bytes"])), view.image())
+        assert [tuple(region["box"]) for region in row["regions"]] == [region.box for region in view.regions]
+        assert json.loads(row["metadata"]) == view.prompt.metadata
+        reward = view.reward_map()
+        assert (row["reward_map"] is None) == (reward is None)
+        assert reward is None or np.array_equal(np.float32(row["reward_map"]), reward.numpy())
+
+
+def test_what_cannot_be_unpacked_is_refused_and_nothing_written(exported: Path, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/thesis.tex").touch()
+    with pytest.raises(RunError, match="full is not empty"):
+        read_export(exported, tmp_path / "full")
+    (tmp_path / "text.parquet").write_text("nonsense")
+    with pytest.raises(RunError, match=r"text.parquet is not a parquet file"):
+        read_export(tmp_path / "text.parquet", tmp_path / "back")
+    pq.write_table(pa.table({"x": [1]}), tmp_path / "other.parquet")
+    with pytest.raises(RunError, match="not written by srum export"):
+        read_export(tmp_path / "other.parquet", tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
+@pytest.mark.parametrize("name", ["../../stolen.png", "/stolen.png"])
+def test_a_file_outside_the_run_is_not_written(exported: Path, tmp_path: Path, name: str) -> None:
+    table = pq.read_table(exported)
+    images = [image | {"path": name} for image in table.column("image").to_pylist()]
+    place = table.schema.get_field_index("image")
+    field = table.schema.field("image")
+    pq.write_table(table.set_column(place, field, pa.array(images, field.type)), tmp_path / "bad.parquet")
+    with pytest.raises(RunError, match="outside its round"):
+        read_export(tmp_path / "bad.parquet", tmp_path / "run")
+    assert not list(tmp_path.rglob("stolen.png"))
