@@ -51,7 +51,7 @@ class ImageConfig(Section):
 
     def sampling(self) -> dict[str, Any]:
         """The fields of ``srum.models.base.Sampling``."""
-        return self.model_dump(exclude={"plan", "batch_size", "prompts", "count"})
+        return self.model_dump(exclude={"plan", "planned_share", "batch_size", "prompts", "count"})
 
 
 class RolloutConfig(ImageConfig):
@@ -59,6 +59,9 @@ class RolloutConfig(ImageConfig):
 
     plan: bool = True
     plan_temperature: Annotated[float, Field(ge=0.0)] = 1.0  # candidates of one prompt get different plans
+    planned_share: Fraction = (
+        1.0  # of a prompt's candidates, where there is a plan; the others come from the bare prompt
+    )
 
 
 class GroundConfig(Section):

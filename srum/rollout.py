@@ -35,22 +35,28 @@ def rollout(
 ) -> list[Candidate]:
     """``candidates_per_prompt`` images of each prompt: ``candidates.jsonl``, ``images/``, ``latents/`` in ``folder``.
 
-    A candidate's seed depends on the run's seed, the round and its id alone. Finished batches of an interrupted rollout
-    are kept.
+    The first ``rollout.planned_share`` of a prompt's candidates plan. A candidate's seed depends on the run's seed, the
+    round and its id alone. Finished batches of an interrupted rollout are kept.
     """
     wanted = {
         f"{prompt.id}-{index}": (prompt, index) for prompt in prompts for index in range(config.candidates_per_prompt)
     }
     sampling = Sampling(**config.rollout.sampling())
     facts = config.rollout.model_dump(mode="json", exclude={"batch_size"})
+    planned = round(config.rollout.planned_share * config.candidates_per_prompt) if config.rollout.plan else 0
 
     def work(batch: Mapping[str, tuple[Prompt, int]]) -> list[Candidate]:
-        seeds = [seed_for(config.seed, round_index, name, "rollout") for name in batch]
-        texts = [prompt.text for prompt, _ in batch.values()]
-        images = model.generate(texts, sampling, seeds, config.rollout.plan)
+        seeds = {name: seed_for(config.seed, round_index, name, "rollout") for name in batch}
+        generated: dict[str, Generated] = {}
+        for plan in (True, False):
+            own = [name for name, (_, index) in batch.items() if (index < planned) == plan]
+            if own:
+                texts = [batch[name][0].text for name in own]
+                made = model.generate(texts, sampling, [seeds[name] for name in own], plan)
+                generated |= zip(own, made, strict=True)
         return [
-            _keep(folder, generated, name, prompt, index, seed, facts)
-            for generated, (name, (prompt, index)), seed in zip(images, batch.items(), seeds, strict=True)
+            _keep(folder, generated[name], name, prompt, index, seeds[name], facts)
+            for name, (prompt, index) in batch.items()
         ]
 
     return run_stage(folder, "candidates", Candidate, wanted, config.rollout.batch_size, work)

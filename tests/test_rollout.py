@@ -40,6 +40,20 @@ def test_candidates_are_in_order_and_their_files_are_there(tmp_path: Path) -> No
         assert load_file(tmp_path / c.latent)["latent"].shape == (3, 8, 8)
 
 
+def test_a_share_of_a_prompts_candidates_plans(tmp_path: Path) -> None:
+    """Those that do are the ones of a run in which all do; the others are those of a run in which none does."""
+    runs = {"mixed": "rollout.planned_share=0.5", "planned": "rollout.plan=true", "bare": "rollout.plan=false"}
+    made = {
+        name: rollout(FakeModel(), PROMPTS, config(override), 0, tmp_path / name) for name, override in runs.items()
+    }
+    for index, candidate in enumerate(made["mixed"]):
+        origin = "bare" if index % 2 else "planned"
+        assert (candidate.plan is None) == (origin == "bare")
+        assert candidate.model_copy(update={"sampling": {}}) == made[origin][index].model_copy(update={"sampling": {}})
+        image = (tmp_path / "mixed" / candidate.image).read_bytes()
+        assert image == (tmp_path / origin / candidate.image).read_bytes()
+
+
 def test_the_latent_is_the_samplers_own(tmp_path: Path) -> None:
     (candidate, *_) = rollout(FakeModel(), PROMPTS, config(), 0, tmp_path)
     (again,) = FakeModel().generate([candidate.prompt], Sampling(**config().rollout.sampling()), [candidate.seed])

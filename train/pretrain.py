@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,28 +57,45 @@ PACKS = 3  # of a step
 TEXT_DROPOUT = 0.1
 RECONSTRUCTED = 0.3  # share of the seen images that went through the autoencoder, as the model's own images did
 TEXT_WEIGHT = 2.0  # of the cross-entropy beside the flow-matching loss
-TIMESTEP_SHIFT = 2.5  # more timesteps near noise, where the text decides what goes where (docs/lab-notes.md, 6)
 LATENT_NOISE = 0.25  # largest standard deviation of the noise on those latents
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of the network's training.
+    """A part of the network's training; ``weights`` of the tasks by name, where they are not those of ``TASKS``.
 
+    ``timestep_shift`` > 1 draws more timesteps near noise, where the text decides what goes where.
     The learning rate rises over the first ``warmup`` steps and falls linearly to zero over the last ``decay`` steps.
     """
 
     name: str
     steps: int
     batch: int = 64
+    weights: Mapping[str, float] | None = None
+    timestep_shift: float = 2.5
     warmup: int = 0
     decay: int = 0
     peak_lr: float = 2e-3
 
 
+_RELATIONS = {
+    "caption_to_image": 0.34,
+    "plan_then_image": 0.14,
+    "question_answering": 0.06,
+    "find_all": 0.06,
+    "judge": 0.4,
+}
+_CAPTIONS = {
+    "caption_to_image": 0.6, "plan_then_image": 0.14, "question_answering": 0.05, "find_all": 0.05, "judge": 0.16,
+}  # fmt: skip
+
+# After two phases planned images come out well, and those of bare captions have the wrong number of things: how many is
+# decided near noise, where few timesteps were drawn (docs/lab-notes.md, 15).
 PHASES = (
     Phase("learning", 1500, warmup=100),
     Phase("annealing", 1200, decay=1200),
+    Phase("relations", 450, weights=_RELATIONS, warmup=20, decay=400, peak_lr=1e-3),
+    Phase("captions", 900, weights=_CAPTIONS, timestep_shift=5.0, warmup=20, decay=700, peak_lr=1.5e-3),
 )
 
 
@@ -114,8 +131,8 @@ def train_tokenizer(folder: Path, seed: int = 0, samples: int = 20000) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(described, indent=2) + "\n")
 
 
-def _samples(rng: np.random.Generator, n: int) -> Iterator[Sample]:
-    weights = np.array([task.weight for task in TASKS])
+def _samples(rng: np.random.Generator, n: int, mix: Mapping[str, float] | None = None) -> Iterator[Sample]:
+    weights = np.array([task.weight if mix is None else mix[task.name] for task in TASKS])
     for choice in rng.choice(len(TASKS), size=n, p=weights / weights.sum()):
         yield TASKS[choice].draw(rng)
 
@@ -195,7 +212,9 @@ def _pixels(images: Sequence[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def backward(model: Bagel, samples: list[list[Segment]], rng: np.random.Generator) -> tuple[float, float]:
+def backward(
+    model: Bagel, samples: list[list[Segment]], timestep_shift: float, rng: np.random.Generator
+) -> tuple[float, float]:
     """Gradients of (flow matching + weighted cross-entropy), each a mean over its tokens in the batch; returns both.
 
     Rows of a pack are padded to the longest, so samples of similar length go together, in ``PACKS`` packs.
@@ -207,7 +226,7 @@ def backward(model: Bagel, samples: list[list[Segment]], rng: np.random.Generato
     for pack in (by_length[first : first + size] for first in range(0, len(samples), size)):
         clean = [model.tokens(s.latent) for sample in pack for s in sample if s.latent is not None]
         noise = [torch.randn(x.shape, generator=generator) for x in clean]
-        t = flow.sample_timesteps(len(clean), TIMESTEP_SHIFT, generator)
+        t = flow.sample_timesteps(len(clean), timestep_shift, generator)
         empty = [torch.zeros(0, model.config.latent_dim)]
         target = flow.velocity_target(torch.cat(clean or empty), torch.cat(noise or empty))
         packs.append((model.pack(pack, noise, t.tolist()), target))
@@ -269,9 +288,9 @@ def _run_phase(
     started, averages = time.monotonic(), dict[str, float]()
     for step in tqdm(range(done, phase.steps), phase.name, phase.steps, initial=done, disable=None):
         rng = np.random.default_rng((seed, number + 1, step))
-        segments = prepare(model, list(_samples(rng, phase.batch)), rng)
+        segments = prepare(model, list(_samples(rng, phase.batch, phase.weights)), rng)
         model.network.zero_grad(set_to_none=True)
-        mse, ce = backward(model, segments, rng)
+        mse, ce = backward(model, segments, phase.timestep_shift, rng)
         norm = torch.nn.utils.clip_grad_norm_(model.network.parameters(), 1.0)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
