@@ -55,13 +55,12 @@ class ImageConfig(Section):
 
 
 class RolloutConfig(ImageConfig):
-    """Rollout: the candidates of a round. They come from the stronger mode, with a plan, as the paper's do."""
+    """Rollout: the candidates of a round. Half come from the stronger mode, with a plan, as the paper's all do; beside
+    them those of the bare prompt show the judge what the trained mode gets wrong (docs/lab-notes.md, 16)."""
 
     plan: bool = True
     plan_temperature: Annotated[float, Field(ge=0.0)] = 1.0  # candidates of one prompt get different plans
-    planned_share: Fraction = (
-        1.0  # of a prompt's candidates, where there is a plan; the others come from the bare prompt
-    )
+    planned_share: Fraction = 0.5  # of a prompt's candidates, if plan; the others come from the bare prompt
 
 
 class GroundConfig(Section):
@@ -109,7 +108,7 @@ class TrainConfig(Section):
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
     clip: Positive = 1.0  # norm of the gradient
     text_dropout: Fraction = 0.1  # share of samples trained without text, for guidance
-    timestep_shift: Positive = 1.0
+    timestep_shift: Positive = 4.0  # more timesteps near noise, where the text decides what goes where
     trainable: Literal["generation", "all"] = "generation"  # the generation expert only, or every weight
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the device multiplies it natively
     checkpoint_every: Count = 50  # steps

@@ -46,7 +46,8 @@ def region_truth(thing: Seen | None, scene_things: Sequence[Seen], spec: Spec, d
         return Truth(1.0, thing.label, "it is asked for")
     near = [faults(thing, want) for want in spec.wants if want.shape == thing.shape]
     if near:
-        return Truth(-0.5, thing.label, f"it should be {' and '.join(min(near, key=len))}")
+        fewest = min(near, key=len)
+        return Truth(-0.5, thing.label, f"it should be {' and '.join(fewest)}")
     return Truth(-1.0, thing.label, "not asked for")
 
 
