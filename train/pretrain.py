@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from srum.models.bagel.positions import sincos_table
 from srum.models.base import Segment
 from train.pretrain_autoencoder import pretrain_autoencoder, read_autoencoder
 from train.tasks import PLAN_INSTRUCTION, TASKS, Sample
+from train.trainer import trainable_parameters
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
 QWEN2_SPLIT = (
@@ -53,7 +54,6 @@ AUTOENCODER = AutoencoderConfig(
     ch=32, ch_mult=(1, 1, 2), num_res_blocks=1, z_channels=8, scale_factor=1.0, shift_factor=0.0
 )
 
-PACKS = 3  # of a step
 TEXT_DROPOUT = 0.1
 RECONSTRUCTED = 0.3  # share of the seen images that went through the autoencoder, as the model's own images did
 TEXT_WEIGHT = 2.0  # of the cross-entropy beside the flow-matching loss
@@ -64,8 +64,10 @@ LATENT_NOISE = 0.25  # largest standard deviation of the noise on those latents
 class Phase:
     """A part of the network's training; ``weights`` of the tasks by name, where they are not those of ``TASKS``.
 
-    ``timestep_shift`` > 1 draws more timesteps near noise, where the text decides what goes where.
-    The learning rate rises over the first ``warmup`` steps and falls linearly to zero over the last ``decay`` steps.
+    ``timestep_shift`` > 1 draws more timesteps near noise, where the text decides what goes where. With
+    ``trainable`` "generation" only that expert learns: understanding stays as it is, and a step costs half as much.
+    Samples go in ``packs`` of similar length, whose rows are padded to the longest. The learning rate rises over the
+    first ``warmup`` steps and falls linearly to zero over the last ``decay`` steps.
     """
 
     name: str
@@ -76,6 +78,8 @@ class Phase:
     warmup: int = 0
     decay: int = 0
     peak_lr: float = 2e-3
+    trainable: Literal["all", "generation"] = "all"
+    packs: int = 3
 
 
 _RELATIONS = {
@@ -88,15 +92,26 @@ _RELATIONS = {
 _CAPTIONS = {
     "caption_to_image": 0.6, "plan_then_image": 0.14, "question_answering": 0.05, "find_all": 0.05, "judge": 0.16,
 }  # fmt: skip
+_JUDGING = {
+    "caption_to_image": 0.0, "plan_then_image": 0.1, "question_answering": 0.1, "find_all": 0.05, "judge": 0.75,
+}  # fmt: skip
+_GENERATION = {
+    "caption_to_image": 0.85, "plan_then_image": 0.15, "question_answering": 0.0, "find_all": 0.0, "judge": 0.0,
+}  # fmt: skip
 
 # After two phases planned images come out well, and those of bare captions have the wrong number of things: how many is
-# decided near noise, where few timesteps were drawn (docs/lab-notes.md, 15).
+# decided near noise, where few timesteps were drawn, and takes many more captions to learn (docs/lab-notes.md, 15, 20).
 PHASES = (
     Phase("learning", 1500, warmup=100),
     Phase("annealing", 1200, decay=1200),
     Phase("relations", 450, weights=_RELATIONS, warmup=20, decay=400, peak_lr=1e-3),
     Phase("captions", 900, weights=_CAPTIONS, timestep_shift=5.0, warmup=20, decay=700, peak_lr=1.5e-3),
-)
+    Phase("judging", 300, weights=_JUDGING, warmup=20, decay=280, peak_lr=1e-3),
+    Phase(
+        "generation", 4500, weights=_GENERATION, timestep_shift=5.0, warmup=50, decay=4450, peak_lr=1.5e-3,
+        trainable="generation", packs=1,
+    ),
+)  # fmt: skip
 
 
 # --- tokenizer
@@ -212,21 +227,16 @@ def _pixels(images: Sequence[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def backward(
-    model: Bagel, samples: list[list[Segment]], timestep_shift: float, rng: np.random.Generator
-) -> tuple[float, float]:
-    """Gradients of (flow matching + weighted cross-entropy), each a mean over its tokens in the batch; returns both.
-
-    Rows of a pack are padded to the longest, so samples of similar length go together, in ``PACKS`` packs.
-    """
+def backward(model: Bagel, samples: list[list[Segment]], phase: Phase, rng: np.random.Generator) -> tuple[float, float]:
+    """Gradients of (flow matching + weighted cross-entropy), each a mean over its tokens in the batch; returns both."""
     generator = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
     by_length = sorted(samples, key=lambda sample: sum(len(s.text or "") for s in sample))
-    size = -(-len(samples) // PACKS)
+    size = -(-len(samples) // phase.packs)
     packs = []
     for pack in (by_length[first : first + size] for first in range(0, len(samples), size)):
         clean = [model.tokens(s.latent) for sample in pack for s in sample if s.latent is not None]
         noise = [torch.randn(x.shape, generator=generator) for x in clean]
-        t = flow.sample_timesteps(len(clean), timestep_shift, generator)
+        t = flow.sample_timesteps(len(clean), phase.timestep_shift, generator)
         empty = [torch.zeros(0, model.config.latent_dim)]
         target = flow.velocity_target(torch.cat(clean or empty), torch.cat(noise or empty))
         packs.append((model.pack(pack, noise, t.tolist()), target))
@@ -269,7 +279,9 @@ def pretrain_network(
         first, done = state["phase"], state["step"]
     deadline = time.monotonic() + stop_after
     for number, phase in list(enumerate(phases))[first:]:
-        if not _run_phase(model, optimizers, folder, number, phase, done, seed, deadline):
+        with trainable_parameters(model, phase.trainable):
+            finished = _run_phase(model, optimizers, folder, number, phase, done, seed, deadline)
+        if not finished:
             return
         done = 0
 
@@ -290,7 +302,7 @@ def _run_phase(
         rng = np.random.default_rng((seed, number + 1, step))
         segments = prepare(model, list(_samples(rng, phase.batch, phase.weights)), rng)
         model.network.zero_grad(set_to_none=True)
-        mse, ce = backward(model, segments, phase.timestep_shift, rng)
+        mse, ce = backward(model, segments, phase, rng)
         norm = torch.nn.utils.clip_grad_norm_(model.network.parameters(), 1.0)
         for optimizer in optimizers:
             for group in optimizer.param_groups:

@@ -36,7 +36,7 @@ from srum.shapes.scenes import (
 )
 from srum.shapes.truth import STRAY_BLOB, Truth, layout_truth, region_truth
 
-WRONG_CAPTIONS = 0.3
+WRONG_CAPTIONS = 0.4
 PLAN_INSTRUCTION = "Plan, then draw."
 
 _judge = load_instructions("compact")
