@@ -218,6 +218,27 @@ def test_a_checkpoint_that_does_not_fit_is_named(tmp_path: Path, model: Bagel) -
         Bagel.load(tmp_path)
 
 
+def test_shards_are_the_one_file_in_pieces(model: Bagel, tmp_path: Path) -> None:
+    """Saved in shards and loaded again, bit for bit; one of them lost is named."""
+    model.save(tmp_path, max_shard_size=200_000)
+    shards = sorted(tmp_path.glob("ema-*.safetensors"))
+    assert len(shards) > 2 and not (tmp_path / "ema.safetensors").exists()
+    again, before = Bagel.load(tmp_path).network.state_dict(), model.network.state_dict()
+    assert again.keys() == before.keys()
+    assert all(torch.equal(again[name], before[name]) for name in before)
+    shards[1].unlink()
+    with pytest.raises(FileNotFoundError, match=shards[1].name):
+        Bagel.load(tmp_path)
+
+
+def test_weights_take_the_type_that_is_asked_for(model: Bagel) -> None:
+    loaded = Bagel.load(CHECKPOINT, dtype=torch.bfloat16).network
+    assert {tensor.dtype for tensor in loaded.state_dict().values()} == {torch.bfloat16}
+    assert [n for n, p in loaded.named_parameters() if not p.requires_grad] == [
+        n for n, p in model.network.named_parameters() if not p.requires_grad
+    ]
+
+
 def test_selected_rows_go_on_by_themselves() -> None:
     """Rows of a cache are copied by ``select`` and joined by ``stack``: lengths and positions go with them."""
     cache = Cache(layers=1, rows=2, kv_heads=1, head_dim=4, device=torch.device("cpu"), dtype=torch.float32)

@@ -49,17 +49,26 @@ class Bagel:
         self._ids = lru_cache(maxsize=65536)(lambda text: tuple(tokenizer.encode(text, add_special_tokens=False)))
 
     @classmethod
-    def load(cls, folder: str | Path, device: str | torch.device = "cpu", precision: Precision = "fp32") -> Bagel:
-        """Read a folder in the official layout. Errors name the missing file or the tensors that do not fit."""
+    def load(
+        cls,
+        folder: str | Path,
+        device: str | torch.device = "cpu",
+        precision: Precision = "fp32",
+        dtype: torch.dtype = torch.float32,
+    ) -> Bagel:
+        """Read a folder in the official layout, the network's weights as ``dtype``.
+
+        Errors name the missing file or the tensors that do not fit.
+        """
         folder = Path(folder)
         config = BagelConfig.from_folder(folder)
-        network = load_network(folder, config).to(device).eval()
+        network = load_network(folder, config, device, dtype).eval()
         autoencoder = load_autoencoder(folder, config).to(device)
         return cls(folder, config, network, autoencoder, load_tokenizer(folder), precision)
 
-    def save(self, folder: str | Path, dtype: torch.dtype = torch.float32) -> None:
-        """Write the official layout."""
-        save_checkpoint(Path(folder), self.config, self.network, self.autoencoder, self.folder, dtype)
+    def save(self, folder: str | Path, dtype: torch.dtype = torch.float32, max_shard_size: int | str = "1TB") -> None:
+        """Write the official layout; weights above ``max_shard_size`` (bytes, or such as "5GB") in shards."""
+        save_checkpoint(Path(folder), self.config, self.network, self.autoencoder, self.folder, dtype, max_shard_size)
 
     @property
     def device(self) -> torch.device:
