@@ -173,6 +173,31 @@ def export(
     typer.echo(f"{out}: {write_export(open_run(run), out)} candidates")
 
 
+@app.command()
+def doctor(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder, hub id or shipped name.")],
+    size: Annotated[
+        int | None, typer.Option(min=16, help="Side of the images in pixels (default: the largest).")
+    ] = None,
+    check: Annotated[bool, typer.Option(help="Load the weights and compare training with sampling.")] = True,
+) -> None:
+    """Say what a checkpoint holds, what of it fits on this machine, and whether it computes as it should."""
+    from rich.console import Console
+
+    from srum import models
+    from srum.doctor import Machine, self_check, tables
+    from srum.models.bagel.config import BagelConfig
+
+    folder, machine = models.find(model), Machine.here()
+    side = size or BagelConfig.from_folder(folder).vae_transform.max_image_size
+    Console().print(*tables(folder, machine, (side, side)))
+    if check:
+        deviation, tolerance = self_check(models.load(folder), (side, side))
+        typer.echo(f"training and sampling agree to {deviation:.1e} (at most {tolerance:.0e} expected)")
+        if deviation > tolerance:
+            raise typer.Exit(1)
+
+
 @app.command("run")
 def run_(
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/default"),

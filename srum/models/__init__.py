@@ -2,30 +2,47 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from huggingface_hub import snapshot_download
 
 if TYPE_CHECKING:
     from srum.models.bagel import Bagel
 
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # owner/name
 EMBEDDED = {"srum-tiny": Path(__file__).parent / "tiny"}
 
 
-def load(name: str | Path, device: str | torch.device | None = None) -> Bagel:
-    """The embedded model by name (``srum-tiny``), or a checkpoint folder in the official layout.
+def load(name: str | Path, device: str | torch.device | None = None, dtype: torch.dtype = torch.float32) -> Bagel:
+    """The embedded model by name (``srum-tiny``), a checkpoint folder in the official layout, or one from the hub.
 
     ``device`` defaults to CUDA where there is one. On a CPU that multiplies bfloat16 natively, and on CUDA, the network
-    computes in bfloat16 over float32 weights. Raises FileNotFoundError for a folder that is no checkpoint.
+    computes in bfloat16, whatever the ``dtype`` of its weights. Raises FileNotFoundError as :func:`find` does.
     """
     from srum.models.bagel import Bagel
 
-    folder = EMBEDDED.get(str(name), Path(name))
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no model {str(name)!r}: give a checkpoint folder or one of {', '.join(EMBEDDED)}")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return Bagel.load(folder, device, precision="bf16" if native_bfloat16(device) else "fp32")
+    return Bagel.load(find(name), device, "bf16" if native_bfloat16(device) else "fp32", dtype)
+
+
+def find(name: str | Path) -> Path:
+    """The folder of a model: of a shipped one, itself, or the local copy of a hub repository, fetched if need be.
+
+    Raises FileNotFoundError where there is none.
+    """
+    folder = EMBEDDED.get(str(name), Path(name))
+    if folder.is_dir():
+        return folder
+    if HUB_ID.fullmatch(str(name)):
+        try:
+            return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors", "*.txt"]))
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise FileNotFoundError(f"no folder {str(name)!r}, and none from the hub: {reason}") from None
+    raise FileNotFoundError(f"no model {str(name)!r}: give a checkpoint folder or one of {', '.join(EMBEDDED)}")
 
 
 def native_bfloat16(device: torch.device) -> bool:

@@ -1,0 +1,128 @@
+"""What ``srum doctor`` says of a checkpoint: its files, what fits on this machine, whether it computes as it should."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.table import Table
+from safetensors import safe_open
+
+from srum.models import native_bfloat16
+from srum.models.bagel import Bagel
+from srum.models.bagel.checkpoint import TOKENIZER_FILES, weight_files
+from srum.models.bagel.config import BagelConfig
+from srum.models.bagel.memory import Sizes, stage_needs
+from srum.models.base import Sampling, Segment
+
+GIGABYTE = 1e9
+CHECK = Sampling(timesteps=2, guidance=1.0)  # a single step from noise
+TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}  # of the self-check, relative to the largest velocity
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where the model would run; ``memory`` in bytes, what is free now."""
+
+    device: torch.device
+    name: str
+    memory: int
+    bfloat16: bool
+
+    @classmethod
+    def here(cls, device: torch.device | str | None = None) -> Machine:
+        """The device that ``srum.models.load`` takes."""
+        found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if found.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(found)
+            return cls(found, torch.cuda.get_device_name(found), free, native_bfloat16(found))
+        name = f"CPU, {torch.get_num_threads()} threads"
+        return cls(found, name, _available_memory(), native_bfloat16(found))
+
+    @property
+    def attention(self) -> dict[str, str]:
+        """Which attention each kind of pass takes (``srum.models.bagel.network.attend``)."""
+        explicit = self.device.type == "cpu" and self.bfloat16
+        fused = "scaled_dot_product_attention"
+        return {"inference": fused, "training": "explicit scores" if explicit else fused}
+
+
+def _available_memory() -> int:
+    """What the system says a new process can have, in bytes."""
+    lines = Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []
+    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    return found[0] if found else 0
+
+
+def tables(folder: Path, machine: Machine, size: tuple[int, int]) -> Iterator[Table]:
+    """What was found, and what fits, for images of (H, W) pixels. Nothing but headers is read.
+
+    Raises FileNotFoundError and ValueError as loading does.
+    """
+    config = BagelConfig.from_folder(folder)
+    sizes = Sizes.of(config)
+    yield _found(folder, config, sizes)
+    yield _machine(machine)
+    yield _fits(config, sizes, machine, size)
+
+
+def _found(folder: Path, config: BagelConfig, sizes: Sizes) -> Table:
+    table = Table(title=str(folder), title_justify="left", show_header=False)
+    types: Counter[str] = Counter()
+    for path in (*weight_files(folder), folder / "ae.safetensors"):
+        with safe_open(path, "pt") as tensors:
+            names = list(tensors.keys())
+            types.update(tensors.get_slice(name).get_dtype() for name in names)
+        table.add_row(path.name, f"{path.stat().st_size / GIGABYTE:.3f} GB, {len(names)} tensors")
+    lost = [name for name in TOKENIZER_FILES if not (folder / name).is_file()]
+    table.add_row("tokenizer", f"without {', '.join(lost)}" if lost else "complete")
+    table.add_row("types on disk", ", ".join(f"{kind} ({count})" for kind, count in sorted(types.items())))
+    llm = config.llm
+    shape = f"{llm.num_hidden_layers} layers, width {llm.hidden_size}, {llm.num_attention_heads} heads"
+    table.add_row("network", f"{sizes.network / 1e6:,.1f} million parameters: {shape}")
+    table.add_row("generation expert", f"{sizes.generation / 1e6:,.1f} million of them")
+    table.add_row("autoencoder", f"{sizes.autoencoder / 1e6:,.1f} million parameters")
+    table.add_row("latent token", f"{config.pixels_per_token} px square, {config.latent_dim} numbers")
+    return table
+
+
+def _machine(machine: Machine) -> Table:
+    table = Table(title="this machine", title_justify="left", show_header=False)
+    table.add_row(str(machine.device), machine.name)
+    table.add_row("memory", f"{machine.memory / GIGABYTE:.1f} GB free")
+    table.add_row("computes in", "bfloat16" if machine.bfloat16 else "float32")
+    for kind, path in machine.attention.items():
+        table.add_row(f"attention, {kind}", path)
+    return table
+
+
+def _fits(config: BagelConfig, sizes: Sizes, machine: Machine, size: tuple[int, int]) -> Table:
+    title = f"what fits, images of {size[0]}x{size[1]} px (an estimate)"
+    table = Table("stage", "once, GB", "per image, GB", "images at a time", title=title, title_justify="left")
+    for stage, need in stage_needs(config, sizes, size, machine.bfloat16).items():
+        count = need.images(machine.memory)
+        numbers = f"{need.once / GIGABYTE:.3f}", f"{need.per_image / GIGABYTE:.4f}"
+        table.add_row(stage, *numbers, f"{count:,}" if count else "[red]does not fit[/red]")
+    return table
+
+
+def self_check(model: Bagel, size: tuple[int, int]) -> tuple[float, float]:
+    """Largest deviation between the two ways to one velocity, relative to its largest value, and what is tolerated.
+
+    One way is the packed forward pass that training takes, the other a denoising step over the cached prompt.
+    """
+    prompt, (noise,) = "a red circle above a blue square", model.noise([0], [size])
+    steps: list[tuple[torch.Tensor, torch.Tensor]] = []
+    latent = torch.zeros(
+        model.config.autoencoder.z_channels, *(n * model.config.latent_patch_size for n in model.latent_grid(size))
+    )
+    with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16, enabled=model.precision == "bf16"):
+        contexts, _ = model.generation_contexts([prompt], None, [0])
+        model.denoise(contexts, [noise], [size], CHECK, steps)
+        sample = [Segment("text", text=prompt), Segment("noisy", latent=latent, loss=True)]
+        packed = model.velocity(model.pack([sample], [noise], [1.0])).velocity
+    ((_, cached),) = steps
+    return float((packed - cached).abs().max() / cached.abs().max()), TOLERANCE[model.precision]

@@ -1,0 +1,85 @@
+"""How much memory a stage takes, from shapes alone: what ``srum doctor`` prints before any weight is read.
+
+Counted are weights, gradients, optimiser state, keys and values, and the activations that live at the same time;
+``benchmarks/memory.py`` compares the sums with what processes took. Weights are float32 as the stages load them; under
+bfloat16 autocast a bfloat16 copy of each stands beside it.
+
+H hidden width, I feed-forward width, L tokens of an image with its two markers; all results in bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from srum.models.bagel.autoencoder import build_autoencoder
+from srum.models.bagel.config import BagelConfig
+from srum.models.bagel.network import BagelNetwork
+
+FLOAT, BFLOAT = 4, 2  # bytes
+TEXT = 48  # tokens of a prompt, a question or a reply
+QUESTIONS = 6  # about one image
+BRANCHES = 2  # of guided sampling: with the prompt and without
+LIVE = (6, 3)  # tensors of width H and of width I that a layer holds at once
+SAVED = (14, 4)  # tensors of width H and of width I that a layer keeps for its backward pass
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Numbers of parameters."""
+
+    network: int
+    generation: int
+    autoencoder: int
+
+    @classmethod
+    def of(cls, config: BagelConfig) -> Sizes:
+        """Counted on the meta device: nothing is allocated."""
+        with torch.device("meta"):
+            network, autoencoder = BagelNetwork(config), build_autoencoder(config.autoencoder)
+        return cls(
+            network=sum(p.numel() for p in network.parameters()),
+            generation=sum(p.numel() for _, p in network.generation_parameters()),
+            autoencoder=sum(p.numel() for p in autoencoder.parameters()),
+        )
+
+
+@dataclass(frozen=True)
+class Need:
+    """Memory of a stage: once, and for every image of a call."""
+
+    once: int
+    per_image: int
+
+    def images(self, available: int) -> int:
+        """How many images a call may hold; 0 where the stage does not fit at all."""
+        return max(0, available - self.once) // self.per_image
+
+
+def stage_needs(config: BagelConfig, sizes: Sizes, size: tuple[int, int], bfloat16: bool) -> dict[str, Need]:
+    """What rollout, judging and training (the generation expert, all weights) need for images of (H, W) pixels."""
+    llm = config.llm
+    compute = BFLOAT if bfloat16 else FLOAT
+    latent = (size[0] // config.pixels_per_token) * (size[1] // config.pixels_per_token) + 2
+    seen = (size[0] // config.vit.patch_size) * (size[1] // config.vit.patch_size) + 2
+    live = compute * (LIVE[0] * llm.hidden_size + LIVE[1] * llm.intermediate_size)
+    kept = compute * (SAVED[0] * llm.hidden_size + SAVED[1] * llm.intermediate_size) * llm.num_hidden_layers
+    cached = compute * 2 * llm.num_key_value_heads * llm.head_dim * llm.num_hidden_layers
+    copies = BFLOAT if bfloat16 else 0
+    inference = (FLOAT + copies) * sizes.network + FLOAT * sizes.autoencoder
+
+    def training(trained: int) -> Need:
+        gradients_and_adam = 3 * FLOAT * trained
+        start_of_round = (FLOAT + copies) * trained  # region_nft compares with it
+        return Need(inference + gradients_and_adam + start_of_round, kept * (latent + TEXT))
+
+    denoising = BRANCHES * latent * live + BRANCHES * (latent + TEXT) * cached
+    decoding = 4 * FLOAT * config.autoencoder.ch * size[0] * size[1]
+    asking = QUESTIONS * (seen + 3 * TEXT) * cached + (seen + QUESTIONS * TEXT) * live
+    return {
+        "rollout": Need(inference, max(denoising, decoding)),
+        "judging": Need(inference, asking),
+        "training, generation expert": training(sizes.generation),
+        "training, all weights": training(sizes.network),
+    }
