@@ -108,7 +108,7 @@ PHASES = (
     Phase("captions", 900, weights=_CAPTIONS, timestep_shift=5.0, warmup=20, decay=700, peak_lr=1.5e-3),
     Phase("judging", 300, weights=_JUDGING, warmup=20, decay=280, peak_lr=1e-3),
     Phase(
-        "generation", 4500, weights=_GENERATION, timestep_shift=5.0, warmup=50, decay=4450, peak_lr=1.5e-3,
+        "generation", 3400, weights=_GENERATION, timestep_shift=5.0, warmup=50, decay=3350, peak_lr=1.5e-3,
         trainable="generation", packs=1,
     ),
 )  # fmt: skip

@@ -2,7 +2,7 @@
 
 Counted are weights, gradients, optimiser state, keys and values, and the activations that live at the same time;
 ``benchmarks/memory.py`` compares the sums with what processes took. Weights are float32 as the stages load them; under
-bfloat16 autocast a bfloat16 copy of each stands beside it.
+bfloat16 autocast a bfloat16 copy stands beside each that may learn and is in use.
 
 H hidden width, I feed-forward width, L tokens of an image with its two markers; all results in bytes.
 """
@@ -67,19 +67,19 @@ def stage_needs(config: BagelConfig, sizes: Sizes, size: tuple[int, int], bfloat
     kept = compute * (SAVED[0] * llm.hidden_size + SAVED[1] * llm.intermediate_size) * llm.num_hidden_layers
     cached = compute * 2 * llm.num_key_value_heads * llm.head_dim * llm.num_hidden_layers
     copies = BFLOAT if bfloat16 else 0
-    inference = (FLOAT + copies) * sizes.network + FLOAT * sizes.autoencoder
+    weights = FLOAT * (sizes.network + sizes.autoencoder)
 
     def training(trained: int) -> Need:
         gradients_and_adam = 3 * FLOAT * trained
-        start_of_round = (FLOAT + copies) * trained  # region_nft compares with it
-        return Need(inference + gradients_and_adam + start_of_round, kept * (latent + TEXT))
+        start_of_round = FLOAT * trained  # region_nft compares with it
+        return Need(weights + copies * trained + gradients_and_adam + start_of_round, kept * (latent + TEXT))
 
     denoising = BRANCHES * latent * live + BRANCHES * (latent + TEXT) * cached
-    decoding = 4 * FLOAT * config.autoencoder.ch * size[0] * size[1]
+    decoding = 2 * FLOAT * config.autoencoder.ch * size[0] * size[1]
     asking = QUESTIONS * (seen + 3 * TEXT) * cached + (seen + QUESTIONS * TEXT) * live
     return {
-        "rollout": Need(inference, max(denoising, decoding)),
-        "judging": Need(inference, asking),
+        "rollout": Need(weights + copies * sizes.network, max(denoising, decoding)),
+        "judging": Need(weights + copies * (sizes.network - sizes.generation), asking),
         "training, generation expert": training(sizes.generation),
         "training, all weights": training(sizes.network),
     }

@@ -184,7 +184,7 @@ class Bagel:
                 splits = [[Split(kind="noisy", tokens=n, grid=g)] for n, g in zip(noise, grids, strict=True)]
                 branches[count] = cache, self._lay_out(splits * count, cache)
             cache, batch = branches[count]
-            batch = replace(batch, latents=x.repeat(count, 1), timesteps=torch.full_like(batch.timesteps, t))
+            batch = replace(batch, latents=x.repeat(count, 1), timesteps=torch.full((1,), t, device=x.device))
             _, gen = self._forward(batch, cache)
             return self.network.llm2vae(gen)
 

@@ -302,7 +302,7 @@ class BagelNetwork(nn.Module):
         return self.connector(features[present]) + self.vit_pos_embed(ids[present])
 
     def embed_latents(self, tokens: Tensor, t: Tensor, ids: Tensor) -> Tensor:
-        """Latent tokens (G, D) at timesteps (G,) with position ids (G,), to (G, H)."""
+        """Latent tokens (G, D) at timesteps (G,), or all at one (1,), with position ids (G,), to (G, H)."""
         return self.vae2llm(tokens) + self.time_embedder(t) + self.latent_pos_embed(ids)
 
     def generation_parameters(self) -> list[tuple[str, nn.Parameter]]:

@@ -70,9 +70,9 @@ class Batch:
     """Everything the network needs. Streams: und = [text; seen], gen = [latents]; see ``Layout``.
 
     ``text_ids`` (Nt,); ``patches`` (N, P, 3 p p) padded with ``patch_ids``, ``patch_present`` (N, P);
-    ``latents`` (G, D), ``timesteps`` (G,), ``latent_ids`` (G,); ``loss_tokens``: indices into gen; ``ce_tokens``:
-    indices into the text stream with ``labels`` and ``ce_weights`` (1 / sqrt(targets of the segment)). ``row``,
-    ``column`` (T,) say where each token of [und; gen] stands.
+    ``latents`` (G, D), ``timesteps`` (G,), or (1,) where all are at one, ``latent_ids`` (G,); ``loss_tokens``: indices
+    into gen; ``ce_tokens``: indices into the text stream with ``labels`` and ``ce_weights`` (1 / sqrt(targets of the
+    segment)). ``row``, ``column`` (T,) say where each token of [und; gen] stands.
     """
 
     layout: Layout

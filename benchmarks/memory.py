@@ -1,0 +1,109 @@
+"""Is the memory that ``srum doctor`` estimates what a process takes? Every stage in a process of its own, CPU.
+
+    python -m benchmarks.memory [--images 8]
+
+The model is that of ``benchmarks/medium.py``. A process reports how far its peak resident memory rose above what it had
+before the model was built.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.medium import SIDE, medium_model
+from benchmarks.stages import make_items
+from srum.config import TrainConfig
+from srum.models import native_bfloat16
+from srum.models.bagel import Bagel
+from srum.models.bagel.memory import QUESTIONS, TEXT, Sizes, stage_needs
+from srum.models.base import Decoding, Question, Sampling
+from srum.records import Candidate
+from train.data import TrainingRecord
+from train.trainer import frozen_copy, make_batch, trainable_parameters, update
+
+SIZE = (SIDE, SIDE)
+SHORT = Sampling(size=SIZE, timesteps=3, guidance_interval=(0.0, 1.0))
+BFLOAT16 = native_bfloat16(torch.device("cpu"))
+
+
+def rollout(model: Bagel, images: int) -> None:
+    """Two guided steps and the decoder."""
+    model.generate([item.prompt for item in make_items(images)], SHORT, range(images))
+
+
+def judging(model: Bagel, images: int) -> None:
+    """As many questions as the estimate assumes, about as long."""
+    items = make_items(images)
+    text = "Is the red circle right? " * (TEXT // 8)
+    asked = [[Question(f"{number} {text}") for number in range(QUESTIONS)]] * images
+    model.answer([item.image.resize(SIZE) for item in items], asked, Decoding(max_tokens=TEXT))
+
+
+def training(scope: str) -> Callable[[Bagel, int], None]:
+    """Two steps of the default objective on ``images`` samples: in the second the optimiser has its state."""
+
+    def work(model: Bagel, images: int) -> None:
+        config = TrainConfig.model_validate({"batch_size": images, "trainable": scope})
+        latent = torch.zeros(model.config.autoencoder.z_channels, *(2 * n for n in model.latent_grid(SIZE)))
+        map_ = torch.ones(model.latent_grid(SIZE))
+        records = [
+            TrainingRecord(
+                Candidate(id=n, prompt_id=n, prompt="a red circle", index=0, seed=0, image=n, latent=n, size=SIZE),
+                latent, map_, mapping="signed", alpha=1.0, sample_score=1.0,
+            )
+            for n in map(str, range(images))
+        ]  # fmt: skip
+        with trainable_parameters(model, scope) as parameters:
+            old = frozen_copy(model)
+            optimizer = torch.optim.AdamW(list(parameters.values()), config.lr)
+            for step in range(2):
+                batch = make_batch(model, records, [map_] * images, config, seed=0, step=step)
+                update(model, old, batch, list(parameters.values()), optimizer, config, step=step)
+
+    return work
+
+
+STAGES: dict[str, Callable[[Bagel, int], None]] = {
+    "rollout": rollout,
+    "judging": judging,
+    "training, generation expert": training("generation"),
+    "training, all weights": training("all"),
+}
+
+
+def peak() -> int:
+    """Largest resident memory of this process so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the table; with ``--stage`` measure that one here and print its bytes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=8)
+    parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.stage:
+        before = peak()
+        STAGES[args.stage](medium_model("bf16" if BFLOAT16 else "fp32"), args.images)
+        print(peak() - before)
+        return
+    config = medium_model("fp32").config
+    table = Table("stage", "estimate, GB", "taken, GB", "estimate / taken", title=f"{args.images} images of {SIDE} px")
+    for stage, need in stage_needs(config, Sizes.of(config), SIZE, BFLOAT16).items():
+        command = [sys.executable, "-m", "benchmarks.memory", "--images", str(args.images), "--stage", stage]
+        taken = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        estimate = need.once + args.images * need.per_image
+        table.add_row(stage, f"{estimate / 1e9:.2f}", f"{taken / 1e9:.2f}", f"{estimate / taken:.2f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
