@@ -2,7 +2,7 @@
 # make test   install with the development tools, then run the tests
 # make check  what CI runs: lint, format, types, tests
 # make lab    the experiments behind the claims (hours)
-# make pictures  the picture of the README, from runs/demo
+# make pictures  the pictures of the README and of docs/, from runs/demo
 
 PYTHON ?= python3
 VENV ?= .venv

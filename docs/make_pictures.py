@@ -1,31 +1,32 @@
-"""Draw the picture of the README from a run: ``python docs/make_pictures.py runs/demo``."""
+"""Draw the pictures of the README and of docs/method.md from a run: ``python docs/make_pictures.py runs/demo``."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from safetensors.numpy import load_file
-
+from srum import open_run
 from srum.plots import reward_map_figure
-from srum.records import Candidate, RewardMap
-from srum.run_dir import open_image, read_records
+from srum.reading import RunView
 
-OUT = Path(__file__).parent / "images" / "reward_map.png"
+OUT = Path(__file__).parent / "images"
 
 
-def draw(round_folder: Path, candidate_id: str | None = None, out: Path = OUT) -> str:
+def draw_reward_map(run: RunView, round_: int, candidate_id: str | None, out: Path) -> str:
     """Write ``out``: a candidate beside its reward map. Returns which; by default the one whose map varies most."""
-    rewards = {reward.candidate_id: reward for reward in read_records(round_folder / "rewards.jsonl", RewardMap)}
-    candidates = {c.id: c for c in read_records(round_folder / "candidates.jsonl", Candidate)}
-    maps = {name: load_file(round_folder / reward.values)["reward"] for name, reward in rewards.items()}
-    chosen = candidate_id or max(maps, key=lambda name: float(maps[name].std()))
-    image = open_image(round_folder / candidates[chosen].image)
-    figure = reward_map_figure(image, maps[chosen], rewards[chosen].mapping, grid=True)
-    figure.suptitle(candidates[chosen].prompt, fontsize=9, parse_math=False)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    maps = {c.id: (c, values) for c in run.candidates(round_) if (values := c.reward_map()) is not None}
+    chosen = candidate_id or max(maps, key=lambda name: float(maps[name][1].std()))
+    candidate, values = maps[chosen]
+    assert candidate.reward is not None
+    figure = reward_map_figure(candidate.image(), values.numpy(), candidate.reward.mapping, grid=True)
+    figure.suptitle(candidate.prompt.text, fontsize=9, parse_math=False)
     figure.savefig(out, dpi=150)
     return chosen
+
+
+def draw_gallery(run: RunView, round_: int, out: Path) -> None:
+    """Write ``out``: candidates of the round from the best to the worst score."""
+    run.candidates(round_).gallery(limit=24).savefig(out, dpi=110)
 
 
 if __name__ == "__main__":
@@ -34,5 +35,8 @@ if __name__ == "__main__":
     parser.add_argument("--round", type=int, default=0)
     parser.add_argument("--candidate", help="id of the candidate (default: the one whose map varies most)")
     arguments = parser.parse_args()
-    chosen = draw(arguments.run / f"round-{arguments.round:03d}", arguments.candidate)
-    print(f"{OUT}: candidate {chosen}")
+    OUT.mkdir(exist_ok=True)
+    opened = open_run(arguments.run)
+    chosen = draw_reward_map(opened, arguments.round, arguments.candidate, OUT / "reward_map.png")
+    draw_gallery(opened, arguments.round, OUT / "gallery.png")
+    print(f"{OUT}: reward_map.png (candidate {chosen}), gallery.png")

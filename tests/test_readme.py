@@ -12,12 +12,10 @@ import numpy as np
 import pytest
 import typer
 from PIL import Image
-from safetensors.numpy import save_file
 
 from grounding.base import ground, load_grounder
+from srum import open_run
 from srum.cli import app
-from srum.records import Candidate, RewardMap
-from srum.run_dir import write_records
 from srum.shapes.render import render
 from srum.shapes.scenes import Scene, Thing
 from tests.fakes import FakeModel, run_on_fakes
@@ -78,25 +76,19 @@ def test_the_files_that_the_documents_name_exist() -> None:
         assert not missing, document.name
 
 
-def test_the_picture_is_drawn_from_a_round(tmp_path: Path) -> None:
+def test_the_pictures_are_drawn_from_a_run(tmp_path: Path) -> None:
     spec = importlib.util.spec_from_file_location("make_pictures", ROOT / "docs" / "make_pictures.py")
     assert spec is not None and spec.loader is not None
     pictures = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(pictures)
-    candidates, rewards = [], []
-    for index, contrast in enumerate((0.1, 1.0, 0.5)):
-        name = f"c-{index}"
-        files = {"image": f"{name}.png", "latent": f"{name}.safetensors"}
-        candidates.append(
-            Candidate(id=name, prompt_id="c", prompt="two $things$", index=index, seed=0, size=(64, 64), **files)
-        )
-        Image.new("RGB", (64, 64)).save(tmp_path / f"{name}.png")
-        save_file({"reward": contrast * np.eye(8, dtype=np.float32)}, tmp_path / f"{name}.reward")
-        facts = {"grid": (8, 8), "mapping": "signed", "alpha": 0.5, "sample_score": 0.0}
-        rewards.append(RewardMap(candidate_id=name, values=f"{name}.reward", **facts))
-    write_records(tmp_path / "candidates.jsonl", candidates)
-    write_records(tmp_path / "rewards.jsonl", rewards)
-    assert pictures.draw(tmp_path, out=tmp_path / "images/a.png") == "c-1"
-    assert pictures.draw(tmp_path, "c-2", tmp_path / "images/b.png") == "c-2"
-    with Image.open(tmp_path / "images/a.png") as drawn:
+    run_on_fakes(tmp_path / "run")
+    run = open_run(tmp_path / "run")
+    spread = {c.id: float(values.std()) for c in run.candidates(0) if (values := c.reward_map()) is not None}
+    assert pictures.draw_reward_map(run, 0, None, tmp_path / "a.png") == max(spread, key=spread.__getitem__)
+    other = min(spread, key=spread.__getitem__)
+    assert pictures.draw_reward_map(run, 0, other, tmp_path / "b.png") == other
+    pictures.draw_gallery(run, 0, tmp_path / "gallery.png")
+    with Image.open(tmp_path / "a.png") as drawn:
         assert drawn.width > drawn.height > 300
+    with Image.open(tmp_path / "gallery.png") as drawn:
+        assert min(drawn.size) > 150
