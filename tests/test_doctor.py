@@ -1,0 +1,92 @@
+"""The doctor: what it says of the golden checkpoint and of BAGEL's size, and what it refuses."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from typer.testing import CliRunner
+
+from srum import models
+from srum.cli import app
+from srum.doctor import Machine, self_check, tables
+from srum.models.bagel import Bagel
+from srum.models.bagel.config import BagelConfig
+from srum.models.bagel.memory import Need, Sizes, stage_needs
+
+CHECKPOINT = Path(__file__).parent / "golden" / "bagel" / "checkpoint"
+HOST = Machine(torch.device("cpu"), "CPU", 10**9, bfloat16=False)
+
+
+def printed(folder: Path, machine: Machine = HOST) -> str:
+    console = Console(file=io.StringIO(), width=160)
+    console.print(*tables(folder, machine, (64, 64)))
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_it_says_what_the_folder_holds() -> None:
+    shapes = json.loads((CHECKPOINT.parent / "checkpoint_shapes.json").read_text())
+    text = printed(CHECKPOINT)
+    assert f"{len(shapes)} tensors" in text and "complete" in text and "F32" in text
+    parameters = sum(torch.Size(shape).numel() for shape in shapes.values())
+    assert f"{parameters / 1e6:,.1f} million parameters" in text
+
+
+def test_what_does_not_fit_is_said() -> None:
+    assert "does not fit" not in printed(CHECKPOINT)
+    small = Machine(torch.device("cpu"), "CPU", 1000, bfloat16=False)
+    assert printed(CHECKPOINT, small).count("does not fit") == 4
+
+
+def test_the_images_that_fit() -> None:
+    """(100 - 10) // 20 = 4; exactly nothing left, and less than nothing, hold no image."""
+    assert [Need(10, 20).images(available) for available in (100, 10, 5)] == [4, 0, 0]
+
+
+def test_bagel_needs_what_its_size_says(tmp_path: Path) -> None:
+    """Float32 weights of 14.6 billion parameters take 58.4 GB; training all adds four times as much."""
+    llm = {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28}
+    llm |= {"num_key_value_heads": 4, "vocab_size": 152064}
+    vit = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16}
+    (tmp_path / "llm_config.json").write_text(json.dumps(llm))
+    (tmp_path / "vit_config.json").write_text(json.dumps(vit | {"patch_size": 14, "image_size": 980}))
+    config = BagelConfig.from_folder(tmp_path)
+    sizes = Sizes.of(config)
+    assert (sizes.network, sizes.autoencoder) == (14_607_260_128, 83_819_683)
+    once = {name: need.once / 1e9 for name, need in stage_needs(config, sizes, (1024, 1024), bfloat16=False).items()}
+    assert once["rollout"] == once["judging"] == pytest.approx(4 * (14.607260128 + 0.083819683))
+    assert once["training, all weights"] - once["rollout"] == pytest.approx(16 * 14.607260128)
+
+
+def test_training_and_sampling_agree() -> None:
+    deviation, tolerance = self_check(Bagel.load(CHECKPOINT), (64, 96))
+    assert deviation < 1e-4 < tolerance
+
+
+def test_the_command_ends_well_and_badly(tmp_path: Path) -> None:
+    run = CliRunner().invoke(app, ["doctor", str(CHECKPOINT), "--size", "64"])
+    assert run.exit_code == 0 and "training and sampling agree" in run.output
+    run = CliRunner().invoke(app, ["doctor", str(tmp_path), "--no-check"])
+    assert run.exit_code == 2 and "llm_config.json is missing" in run.output
+
+
+def test_a_hub_id_is_fetched_once_and_its_failure_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def fetch(name: str, **options: object) -> str:
+        asked.append(name)
+        if name == "owner/none":
+            raise OSError("there is no such repository\nand more")
+        return str(CHECKPOINT)
+
+    monkeypatch.setattr(models, "snapshot_download", fetch)
+    assert models.find("owner/model") == CHECKPOINT
+    with pytest.raises(FileNotFoundError, match="no folder 'owner/none', and none from the hub: there is no such"):
+        models.find("owner/none")
+    with pytest.raises(FileNotFoundError, match="no model 'nothing'"):
+        models.find("nothing")
+    assert asked == ["owner/model", "owner/none"]
