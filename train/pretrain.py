@@ -62,7 +62,7 @@ LATENT_NOISE = 0.25  # largest standard deviation of the noise on those latents
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of the network's training; ``weights`` of the tasks by name, where they are not those of ``TASKS``.
+    """A part of the network's training; ``weights`` of the tasks by name (others 0), where not those of ``TASKS``.
 
     ``timestep_shift`` > 1 draws more timesteps near noise, where the text decides what goes where. With
     ``trainable`` "generation" only that expert learns: understanding stays as it is, and a step costs half as much.
@@ -90,14 +90,15 @@ _RELATIONS = {
     "judge": 0.4,
 }
 _CAPTIONS = {
-    "caption_to_image": 0.6, "plan_then_image": 0.14, "question_answering": 0.05, "find_all": 0.05, "judge": 0.16,
-}  # fmt: skip
-_JUDGING = {
-    "caption_to_image": 0.0, "plan_then_image": 0.1, "question_answering": 0.1, "find_all": 0.05, "judge": 0.75,
-}  # fmt: skip
-_GENERATION = {
-    "caption_to_image": 0.85, "plan_then_image": 0.15, "question_answering": 0.0, "find_all": 0.0, "judge": 0.0,
-}  # fmt: skip
+    "caption_to_image": 0.6,
+    "plan_then_image": 0.14,
+    "question_answering": 0.05,
+    "find_all": 0.05,
+    "judge": 0.16,
+}
+_JUDGING = {"plan_then_image": 0.1, "question_answering": 0.1, "find_all": 0.05, "judge": 0.75}
+_GENERATION = {"caption_to_image": 0.85, "plan_then_image": 0.15}
+_COMPOSITION = {"composed_caption_to_image": 0.75, "caption_to_image": 0.1, "plan_then_image": 0.15}
 
 # After two phases planned images come out well, and those of bare captions have the wrong number of things: how many is
 # decided near noise, where few timesteps were drawn, and takes many more captions to learn (docs/lab-notes.md, 15, 20).
@@ -109,6 +110,10 @@ PHASES = (
     Phase("judging", 300, weights=_JUDGING, warmup=20, decay=280, peak_lr=1e-3),
     Phase(
         "generation", 3400, weights=_GENERATION, timestep_shift=5.0, warmup=50, decay=3350, peak_lr=1.5e-3,
+        trainable="generation", packs=1,
+    ),
+    Phase(
+        "composition", 2000, weights=_COMPOSITION, timestep_shift=4.0, warmup=30, decay=1900, peak_lr=1.2e-3,
         trainable="generation", packs=1,
     ),
 )  # fmt: skip
@@ -147,7 +152,7 @@ def train_tokenizer(folder: Path, seed: int = 0, samples: int = 20000) -> None:
 
 
 def _samples(rng: np.random.Generator, n: int, mix: Mapping[str, float] | None = None) -> Iterator[Sample]:
-    weights = np.array([task.weight if mix is None else mix[task.name] for task in TASKS])
+    weights = np.array([task.weight if mix is None else mix.get(task.name, 0.0) for task in TASKS])
     for choice in rng.choice(len(TASKS), size=n, p=weights / weights.sum()):
         yield TASKS[choice].draw(rng)
 

@@ -72,9 +72,17 @@ class Task:
 # --- generation
 
 
-def caption_to_image(rng: np.random.Generator) -> Sample:
+COMPOSED = ("two_object", "counting", "position", "color_attr", "size")
+
+
+def composed_caption_to_image(rng: np.random.Generator) -> Sample:
+    """As below, for the categories that bind several facts together: they are learned last."""
+    return caption_to_image(rng, pick(COMPOSED, rng))
+
+
+def caption_to_image(rng: np.random.Generator, category: str | None = None) -> Sample:
     """A caption, often wrong in one fact, and the image."""
-    spec, text = sample_prompt(rng)
+    spec, text = sample_prompt(rng, category=category)
     if rng.random() < WRONG_CAPTIONS:
         text = phrase(corrupt_spec(spec, rng), rng)
     return [Part(text=text, droppable=True), Part(drawn=render(sample_scene(spec, rng)), loss=True)]
@@ -283,6 +291,7 @@ def _analysis(things: Sequence[Thing], spec: Spec) -> str:
 
 TASKS = (
     Task("caption_to_image", 0.30, caption_to_image),
+    Task("composed_caption_to_image", 0.0, composed_caption_to_image),
     Task("plan_then_image", 0.28, plan_then_image),
     Task("question_answering", 0.10, question_answering),
     Task("find_all", 0.07, find_all),
