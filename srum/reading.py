@@ -179,14 +179,11 @@ class RunView:
 
     def candidates(self, round: int | None = None) -> Candidates:
         """The candidates of a round, or of all. Raises RunError, on iteration, for a round that has none."""
-        return Candidates(
-            lambda: (view for k in (self.rounds if round is None else [round]) for view in self._read_round(k))
-        )
+        return Candidates(lambda: (view for folder in self._round_dirs(round) for view in read_round(folder)))
 
     def candidate(self, id: str, round: int | None = None) -> CandidateView:
         """The candidate of that id, from the newest round that has it. Raises RunError where there is none."""
-        rounds = reversed(self.rounds) if round is None else [round]
-        for view in (view for k in rounds for view in self._read_round(k)):
+        for view in (view for folder in reversed(self._round_dirs(round)) for view in read_round(folder)):
             if view.id == id:
                 return view
         where = "" if round is None else f" in round {round}"
@@ -212,6 +209,9 @@ class RunView:
             rows.append({"round": k, "candidates": len(scores), "reward maps": len(known), "mean score": mean})
         return rows
 
+    def _round_dirs(self, round: int | None) -> list[Path]:
+        return [round_dir(self.folder, k) for k in (self.rounds if round is None else [round])]
+
     def __repr__(self) -> str:
         return f"<run {self.folder}, {len(self.rounds)} rounds>"
 
@@ -221,23 +221,27 @@ class RunView:
         body = "".join(f"<tr>{''.join(f'<td>{_cell(value)}</td>' for value in row.values())}</tr>" for row in rows)
         return f"<b>{html.escape(str(self.folder))}</b><table><tr>{head}</tr>{body}</table>"
 
-    def _read_round(self, k: int) -> Iterator[CandidateView]:
-        folder = round_dir(self.folder, k)
-        candidates = read_records(folder / "candidates.jsonl", Candidate)
-        prompts = _by_id(folder / "prompts.jsonl", Prompt)
-        groundings = _by_id(folder / "regions.jsonl", Grounding)
-        judgements = _by_id(folder / "judgements.jsonl", Judgement)
-        rewards = _by_id(folder / "rewards.jsonl", RewardMap)
-        for record in candidates:
-            yield CandidateView(
-                round=k,
-                folder=folder,
-                record=record,
-                prompt=prompts[record.prompt_id],
-                grounding=groundings.get(record.id),
-                judgement=judgements.get(record.id),
-                reward=rewards.get(record.id),
-            )
+
+def read_round(folder: Path) -> Iterator[CandidateView]:
+    """The candidates in the folder of a round, in order. Raises RunError, on iteration, where there are none.
+
+    A candidate that ``prompts.jsonl`` does not know has a prompt without metadata.
+    """
+    candidates = read_records(folder / "candidates.jsonl", Candidate)
+    prompts = _by_id(folder / "prompts.jsonl", Prompt)
+    groundings = _by_id(folder / "regions.jsonl", Grounding)
+    judgements = _by_id(folder / "judgements.jsonl", Judgement)
+    rewards = _by_id(folder / "rewards.jsonl", RewardMap)
+    for record in candidates:
+        yield CandidateView(
+            round=int(folder.name.removeprefix("round-")),
+            folder=folder,
+            record=record,
+            prompt=prompts.get(record.prompt_id) or Prompt(id=record.prompt_id, text=record.prompt),
+            grounding=groundings.get(record.id),
+            judgement=judgements.get(record.id),
+            reward=rewards.get(record.id),
+        )
 
 
 def _by_id(path: Path, kind: type[R]) -> dict[str, R]:

@@ -1,8 +1,9 @@
 """The report of a run: one self-contained ``report.html`` from what the run's folder holds so far.
 
 Everything is inline (images as data URIs, charts as SVG), so the page opens without a server or a network. A part that
-the run has not reached yet is said to be missing. Boxes are drawn in image pixels, reward maps on the latent grid,
-stretched over the image (``srum.plots``).
+the run has not reached yet is said to be missing. ``report.html.j2`` is the page; the candidates of all rounds are in
+it as JSON (``_groups``), of which ``report.js`` makes what is looked at. Boxes are in image pixels, reward maps on the
+latent grid, stretched over the image (``srum.plots``).
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import base64
 import io
 import json
 import re
-import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from math import isqrt
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,28 +22,30 @@ import jinja2
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 from PIL import Image
-from safetensors.numpy import load_file
 
 from srum import plots
 from srum.evaluation.accuracy import Accuracy, CheckedImage, paired_bootstrap, summarize
-from srum.records import Candidate, Grounding, Judgement, LayoutJudgement, Record, Region, RegionJudgement, RewardMap
+from srum.reading import CandidateView, read_round
+from srum.records import Judged, Region, RegionJudgement
 from srum.run_dir import open_image, read_records, write_text
 
-R = TypeVar("R", bound=Record)
 T = TypeVar("T")
 
 BASE = "base"
 BEFORE_AFTER = (BASE, "srum")
 PAIRS_PER_CATEGORY = 4
+EXACT_SIDE = 128  # pixels; images up to this size are kept bit for bit and shown pixel by pixel
 LARGEST_SIDE = 384  # pixels of an image in the page; larger ones are scaled down
+CANDIDATE_PIXELS = 2000 * 256**2  # of all candidates together: 2,000 photographs make a page of less than 40 MB
+LONGEST_REPLY = 600  # characters of a reply without a score
 
 
 def write_report(run_folder: Path) -> Path:
     """Write ``report.html`` into ``run_folder`` and return its path."""
     loader = jinja2.PackageLoader("srum", "")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}  # of the filter tojson, which escapes markup
     page = environment.get_template("report.html.j2").render(**_contents(run_folder))
     path = run_folder / "report.html"
     write_text(path, page)
@@ -50,9 +54,9 @@ def write_report(run_folder: Path) -> Path:
 
 def _contents(run: Path) -> dict[str, Any]:
     rounds = sorted(path for path in run.glob("round-*") if path.is_dir())
-    last = next((path for path in reversed(rounds) if (path / "candidates.jsonl").exists()), None)
     arms = _arms(run / "eval")
     accuracy = _accuracy(arms)
+    groups = _groups(folder for folder in rounds if (folder / "candidates.jsonl").exists())
     return {
         "name": run.resolve().name,
         "rounds": len(rounds),
@@ -65,10 +69,14 @@ def _contents(run: Path) -> dict[str, Any]:
         "timings": list(_flatten(_read_json(run / "timings.json"))),
         "config": _read_text(run / "config.yaml"),
         "command": _read_text(run / "command.txt"),
-        "round": last.name if last else None,
-        "counts": list(_flatten(_read_json(last / "counts.json"))) if last else [],
-        "groups": _groups(last) if last else {},
-        "scale": [plots.score_colour(score) for score in np.linspace(-1, 1, 21)],
+        "counted_rounds": [folder.name for folder in rounds if (folder / "counts.json").exists()],
+        "counts": _counts(rounds),
+        "filters": _filters(groups),
+        "data": {
+            "scale": [plots.score_colour(score) for score in np.linspace(-1, 1, 201)],
+            "missing": plots.MISSING,
+            "groups": groups,
+        },
         **_before_after(run / "eval", arms),
     }
 
@@ -162,95 +170,149 @@ def _before_after(folder: Path, arms: Mapping[str, list[CheckedImage]]) -> dict[
 
 
 def _side(folder: Path, verdict: CheckedImage) -> dict[str, Any]:
-    uri = _image_uri(open_image(folder / "images" / f"{verdict.prompt_id}.png"))
-    return {"arm": folder.name, "correct": verdict.correct, "reasons": "; ".join(verdict.reasons), "image": uri}
+    picture = _picture(folder / "images" / f"{verdict.prompt_id}.png", LARGEST_SIDE)
+    return {"arm": folder.name, "correct": verdict.correct, "reasons": "; ".join(verdict.reasons)} | picture
 
 
 # Candidates
 
 
-def _groups(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """The candidates of a round by prompt, each as the template wants it."""
-    regions = {record.candidate_id: record for record in _read(folder / "regions.jsonl", Grounding)}
-    judgements = {record.candidate_id: record for record in _read(folder / "judgements.jsonl", Judgement)}
-    rewards = {record.candidate_id: record for record in _read(folder / "rewards.jsonl", RewardMap)}
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for number, candidate in enumerate(_read(folder / "candidates.jsonl", Candidate)):
-        key = candidate.id
-        card = _card(folder, candidate, regions.get(key), judgements.get(key), rewards.get(key))
-        groups.setdefault(candidate.prompt, []).append(card | {"anchor": f"image-{number}"})
-    return groups
+def _counts(rounds: list[Path]) -> dict[str, dict[str, float]]:
+    """What became of the candidates, ``counts[outcome][round]``, of the rounds that have been counted."""
+    counts: dict[str, dict[str, float]] = {}
+    for folder in rounds:
+        for outcome, count in _flatten(_read_json(folder / "counts.json")):
+            counts.setdefault(outcome, {})[folder.name] = count
+    return counts
 
 
-def _card(
-    folder: Path,
-    candidate: Candidate,
-    grounding: Grounding | None,
-    judgement: Judgement | None,
-    reward: RewardMap | None,
-) -> dict[str, Any]:
-    height, width = candidate.size
-    said = {region.region_id: region for region in judgement.regions} if judgement else {}
-    regions = grounding.regions if grounding else []
+def _groups(rounds: Iterable[Path]) -> list[dict[str, Any]]:
+    """The candidates of all rounds in the order of the run, grouped by round and prompt."""
+    views = [view for folder in rounds for view in read_round(folder)]
+    side = min(LARGEST_SIDE, isqrt(CANDIDATE_PIXELS // max(1, len(views))))
+    groups: dict[tuple[str, str], list[tuple[CandidateView, dict[str, Any]]]] = {}
+    with ThreadPoolExecutor() as pool:  # Pillow decodes, scales and encodes without holding the interpreter's lock
+        pictures = pool.map(lambda view: _picture(view.folder / view.record.image, side), views)
+        for view, picture in zip(views, pictures, strict=True):
+            groups.setdefault((view.folder.name, view.record.prompt_id), []).append((view, picture))
+    return [_group(members) for members in groups.values()]
+
+
+def _group(members: Sequence[tuple[CandidateView, dict[str, Any]]]) -> dict[str, Any]:
+    """The candidates of one prompt in one round; ``spread`` is the distance from their lowest score to the highest."""
+    first, _ = members[0]
+    scores = [view.score for view, _ in members if view.score is not None]
     return {
-        "id": candidate.id,
-        "summary": f"score {reward.sample_score:+.2f}, alpha {reward.alpha:.2f}, {reward.mapping}" if reward else "",
-        "width": width,
-        "height": height,
-        "stroke": max(width, height) / 64,
-        "image": _image_uri(open_image(folder / candidate.image)),
-        "boxes": [_box(region, said.get(region.id)) for region in regions if region.id != 0],
-        "said": _said(grounding, judgement),
-        "plan": candidate.plan,
-        "reward": _reward_uri(folder / reward.values) if reward else None,
+        "round": first.folder.name,
+        "prompt": first.record.prompt,
+        "category": str(first.category or ""),
+        "spread": _rounded(max(scores) - min(scores)) if len(scores) > 1 else None,
+        "candidates": [_card(view) | picture for view, picture in members],
     }
 
 
-def _box(region: Region, said: RegionJudgement | None) -> dict[str, Any]:
-    x0, y0, x1, y1 = region.box
-    score = said.score if said else None
-    return {"id": region.id, "x": x0, "y": y0, "width": x1 - x0, "height": y1 - y0, "colour": plots.score_colour(score)}
+def _card(view: CandidateView) -> dict[str, Any]:
+    """The facts of a candidate; width and height are those of its image, in whose pixels the boxes are."""
+    height, width = view.record.size
+    reward = view.reward
+    return {
+        "id": view.id,
+        "width": width,
+        "height": height,
+        "score": _rounded(view.score),
+        "layout": _rounded(view.judgement.layout.score if view.judgement else None),
+        "alpha": _rounded(reward.alpha if reward else None),
+        "mapping": reward.mapping if reward else None,
+        "grid": reward.grid if reward else None,
+        "reward": _reward_uri(view) if reward else None,
+        "outcomes": _outcomes(view),
+        "lines": list(_lines(view)),
+        "plan": view.record.plan,
+    }
 
 
-def _said(grounding: Grounding | None, judgement: Judgement | None) -> list[dict[str, str]]:
+def _outcomes(view: CandidateView) -> list[str]:
+    """What became of a candidate: ``judged``, where nothing failed; else the kinds of its failures."""
+    if view.grounding is None or view.judgement is None:
+        return ["not judged yet"]
+    said = [*view.judgement.regions, view.judgement.layout]
+    failures = [str(failure) for failure in dict.fromkeys(judged.failure for judged in said) if failure]
+    if view.grounding.error:
+        return ["grounding failed", *failures]
+    return ["no region"] * (not _things(view)) + (failures or ["judged"])
+
+
+def _lines(view: CandidateView) -> Iterator[dict[str, Any]]:
     """Under a candidate: what the judge said of each region and of the layout, or why there is nothing to say."""
-    if grounding is None or judgement is None:
-        return [_line("judge" if grounding else "grounding", None, "not done yet")]
-    labels = {region.id: region.label for region in grounding.regions}
-    lines = []
-    if grounding.error or not labels:
-        lines.append(_line("grounding", None, grounding.error or "no region found"))
-    for region in judgement.regions:
-        name = "background" if region.region_id == 0 else str(region.region_id)
-        label = region.label or labels.get(region.region_id)
-        lines.append(_line(f"{name} {label}" if label else name, region.score, _reason(region)))
-    return [*lines, _line("layout", judgement.layout.score, _reason(judgement.layout))]
+    if view.grounding is None:
+        yield _line("grounding", text="not done yet")
+        return
+    if view.grounding.error or not _things(view):
+        yield _line("grounding", text=view.grounding.error or "no region found")
+    regions = {region.id: region for region in view.regions}
+    said = {region.region_id: region for region in view.judgement.regions} if view.judgement else {}
+    for number in sorted(regions | said, key=lambda number: (number == 0, number)):
+        yield _region_line(number, regions.get(number), said.get(number))
+    yield _line("layout", view.judgement.layout) if view.judgement else _line("judge", text="not done yet")
 
 
-def _reason(said: RegionJudgement | LayoutJudgement) -> str:
-    if said.failure is None:
-        return said.reason or ""
-    return f"{said.failure}, reply: {textwrap.shorten(said.raw, 160) or 'none'}"
+def _things(view: CandidateView) -> list[Region]:
+    """The regions that are not the background."""
+    return [region for region in view.regions if region.id != 0]
 
 
-def _line(name: str, score: float | None, reason: str) -> dict[str, str]:
-    shown = "" if score is None else f"{score:+.2f}"
-    return {"name": name, "score": shown, "reason": reason, "colour": plots.score_colour(score)}
+def _region_line(number: int, region: Region | None, said: RegionJudgement | None) -> dict[str, Any]:
+    """A line about a region, with its box in image pixels; the background may have been called so by the judge."""
+    label = (said.label if said else None) or (region.label if region else None) or ""
+    known = "background" if number == 0 else str(number)
+    name = label if number == 0 and known in label else f"{known} {label}".strip()
+    box = [round(value, 1) for value in region.box] if region else None
+    return _line(name, said, text="" if said else "not judged") | {"region": number, "box": box}
+
+
+def _line(name: str, said: Judged | None = None, text: str = "") -> dict[str, Any]:
+    """What is said of one thing: score and reason, or the failure with the judge's reply."""
+    if said is None or said.failure is None:
+        reason = said.reason if said else None
+        return {"name": name, "score": _rounded(said.score if said else None), "text": reason or text}
+    return {"name": name, "score": None, "text": said.failure, "reply": _shortened(said.raw) or "none"}
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= LONGEST_REPLY else f"{text[:LONGEST_REPLY]} …"
+
+
+def _rounded(score: float | None) -> float | None:
+    return None if score is None else round(score, 3)
+
+
+def _filters(groups: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """The values that the candidates can be filtered by."""
+    outcomes = {outcome for group in groups for card in group["candidates"] for outcome in card["outcomes"]}
+    return {
+        "round": list(dict.fromkeys(group["round"] for group in groups)),
+        "category": sorted({group["category"] for group in groups} - {""}),
+        "outcome": sorted(outcomes),
+    }
 
 
 # Images as data URIs
 
 
-def _image_uri(image: Image.Image) -> str:
-    """Small images exactly, large ones scaled down and compressed."""
-    exact = max(image.size) <= 128
-    image.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
-    return _data_uri(image, "webp", lossless=exact, quality=85)
+def _picture(path: Path, side: int) -> dict[str, Any]:
+    """An image file for the page: a small one exactly, a larger one scaled down to ``side`` pixels and compressed."""
+    image = open_image(path)
+    exact = max(image.size) <= EXACT_SIDE
+    if not exact:
+        image.thumbnail((side, side))
+    return {"image": _data_uri(image, "webp", lossless=exact, quality=75), "pixelated": exact}
 
 
-def _reward_uri(path: Path) -> str:
+def _reward_uri(view: CandidateView) -> str:
     """A reward map (h, w) as an image of one pixel per latent cell, in the colours of the scores."""
-    colours = plots.SCORE_COLOURS(plots.SCORE_RANGE(_read_reward(path)), bytes=True)[..., :3]
+    values = view.reward_map()
+    assert values is not None  # it has been asked for because there is one
+    colours = plots.SCORE_COLOURS(plots.SCORE_RANGE(values.numpy()), bytes=True)[..., :3]
     return _data_uri(Image.fromarray(colours), "png")
 
 
@@ -271,18 +333,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     return json.loads(_read_text(path) or "{}")
 
 
-def _read(path: Path, kind: type[R]) -> list[R]:
-    return read_records(path, kind) if path.exists() else []
-
-
 def _read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a file of JSON lines; one that is being written at this moment is left out."""
     return [json.loads(line) for line in _read_text(path).splitlines(keepends=True) if line.endswith("\n")]
-
-
-def _read_reward(path: Path) -> NDArray[np.floating]:
-    (values,) = load_file(path).values()
-    return values
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import attention, lab, stages
+from benchmarks import attention, lab, report, stages
 from srum import models
 from tests.fakes import FakeModel
 
@@ -45,6 +45,16 @@ def test_stages_print_ratios_and_floors(capsys: pytest.CaptureFixture[str]) -> N
         assert ratio == pytest.approx(plain / ours, rel=0.1)
         assert above_floor > 1
     assert "GFLOP/s" in out
+
+
+def test_the_report_prints_bytes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "CHROMIUM", ())
+    report.main(["--candidates", "16"])
+    out = capsys.readouterr().out
+    (numbers,) = [found for line in out.splitlines() if len(found := numbers_of(line)) == 6]
+    candidates, _, _, each, plain, ratio = numbers
+    assert candidates == 16 and ratio == pytest.approx(plain / each, abs=0.01)
+    assert "no Chromium here" in out
 
 
 @pytest.fixture

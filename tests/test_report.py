@@ -6,19 +6,34 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 from safetensors.numpy import save_file
+from skimage.data import astronaut
 
-from srum.records import Candidate, Failure, Grounding, Judgement, LayoutJudgement, Region, RegionJudgement, RewardMap
+from benchmarks.report import ask, chromium, write_run
+from srum import report
+from srum.records import (
+    Candidate,
+    Failure,
+    Grounding,
+    Judgement,
+    LayoutJudgement,
+    Prompt,
+    Region,
+    RegionJudgement,
+    RewardMap,
+)
 from srum.report import write_report
 from srum.run_dir import write_json, write_records, write_text
 
 ARMS = ("base", "sft", "srum_paper", "srum")
 CATEGORIES = ("single_object", "counting", "color_attr")
 VOID = {"meta", "img", "br", "hr", "link", "input"}
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\u2028<!-- & ' \""
 
 
 class Wellformed(HTMLParser):
@@ -55,6 +70,18 @@ def parse(page: Path) -> Wellformed:
     return parser
 
 
+def data(page: Path) -> list[dict[str, Any]]:
+    """The candidates by round and prompt, as the page's script reads them."""
+    text = page.read_text(encoding="utf-8")
+    (found,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, flags=re.DOTALL)
+    return json.loads(found)["groups"]
+
+
+def cards(page: Path, folder: str) -> dict[str, dict[str, Any]]:
+    """The candidates of a round by id."""
+    return {card["id"]: card for group in data(page) if group["round"] == folder for card in group["candidates"]}
+
+
 def picture(path: Path, colour: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.new("RGB", (64, 64), "#d8d8d8")
@@ -82,7 +109,9 @@ def write_round(folder: Path, prompts: int = 2) -> list[str]:
             values = f"rewards/{name}.safetensors"
             facts = {"grid": (8, 8), "mapping": "signed", "alpha": 0.6, "sample_score": -0.75}
             rewards.append(RewardMap(candidate_id=name, values=values, **facts))
+    texts = dict.fromkeys((candidate.prompt_id, candidate.prompt) for candidate in candidates)
     for stage, records in {
+        "prompts": [Prompt(id=name, text=text, metadata={"tag": "color_attr"}) for name, text in texts],
         "candidates": candidates,
         "regions": groundings,
         "judgements": judgements,
@@ -154,20 +183,54 @@ def test_everything_is_in_the_page(run: Path) -> None:
         assert arm in page.text
     for category in CATEGORIES:
         assert category.replace("_", " ") in page.text
-    for line in (run / "round-001/candidates.jsonl").read_text().splitlines():
-        assert json.loads(line)["id"] in page.text
+    assert "needs JavaScript" in page.text
     assert "model: srum-tiny" in page.text and "srum run --out demo" in page.text
     assert "round-000/rollout" in page.text and "12.3" in page.text
-    assert "failures / no_score" in page.text
-    assert "round and red, as the prompt asks" in page.text and "-0.75" in page.text
-    assert "no region found" in page.text and "layout: no_score, reply: dunno <i>" in page.text
+    assert "failures / no score" in page.text
+
+
+def test_every_candidate_of_every_round_is_in_the_data(run: Path) -> None:
+    page = write_report(run)
+    for folder in ("round-000", "round-001"):
+        lines = (run / folder / "candidates.jsonl").read_text().splitlines()
+        assert list(cards(page, folder)) == [json.loads(line)["id"] for line in lines]
+    assert {(group["category"], group["prompt"][-8:]) for group in data(page)} == {
+        ("color_attr", "<b>0</b>"),
+        ("color_attr", "<b>1</b>"),
+    }
+    judged, failed = (cards(page, "round-001")[name] for name in ("train-0000-0", "train-0000-1"))
+    assert (judged["score"], judged["layout"], judged["alpha"], judged["grid"]) == (-0.75, 0.2, 0.6, [8, 8])
+    assert judged["outcomes"] == ["judged"] and failed["outcomes"] == ["no region", "no_score"]
+    assert [(line["name"], line["score"], line.get("box")) for line in judged["lines"]] == [
+        ("1 red circle", 0.9, [7.0, 9.0, 27.0, 29.0]),
+        ("2 blue square", -0.75, [35.0, 33.0, 55.0, 53.0]),
+        ("background", 0.1, None),
+        ("layout", 0.2, None),
+    ]
+    assert [line["text"] for line in failed["lines"]] == ["no region found", "no_score"]
+    assert failed["lines"][1]["reply"] == "dunno <i>" and failed["reward"] is None
+
+
+def test_candidates_without_their_prompts_file_have_no_category(run: Path) -> None:
+    for folder in ("round-000", "round-001"):
+        (run / folder / "prompts.jsonl").unlink()
+    assert {group["category"] for group in data(write_report(run))} == {""}
+
+
+def test_the_spread_is_from_the_lowest_score_of_a_prompt_to_the_highest(tmp_path: Path) -> None:
+    write_run(tmp_path, 16, 64)
+    groups = data(write_report(tmp_path))
+    assert len(groups) == 4
+    for group in groups:
+        scores = [card["score"] for card in group["candidates"] if card["score"] is not None]
+        assert group["spread"] == pytest.approx(max(scores) - min(scores), abs=2e-3)
 
 
 def test_the_table_says_what_the_verdicts_say(run: Path) -> None:
     """Of every 4 prompts the arms get 1, 2, 3 and 4 right, so base has 25 %, srum 100 %, 18 of 24 fixed."""
     text = " ".join(parse(write_report(run)).text.split())
-    assert re.search(r"base 25\.0\s?12\.0 to 44\.9", text)
-    assert re.search(r"srum 100\.0\s?86\.2 to 100\.0 \+75\.0 \+58\.3 to \+91\.7", text)
+    assert re.search(r"base sft srum_paper srum overall\s?25\.0\s?12\.0 to 44\.9 .* 100\.0\s?86\.2 to 100\.0", text)
+    assert re.search(r"above base\s?\u2013 .* \+75\.0 \+58\.3 to \+91\.7", text)
     assert "18 held-out prompts went from wrong to right, 0 from right to wrong, of 24" in text
 
 
@@ -180,14 +243,56 @@ def test_evaluations_of_single_rounds_become_a_chart(run: Path) -> None:
 
 def test_text_of_prompts_and_judges_is_escaped(run: Path) -> None:
     text = write_report(run).read_text()
-    assert "<script" not in text and "&lt;script&gt;" in text
-    assert "<b>0</b>" not in text and "&amp; &lt;b&gt;0&lt;/b&gt;" in text
+    assert text.count("<script") == 2 and "\\u003cscript\\u003ealert" in text  # the data and the code
+    assert "<b>0</b>" not in text and "\\u0026 \\u003cb\\u003e0\\u003c/b\\u003e" in text
+
+
+def test_no_text_breaks_out_of_its_place(run: Path) -> None:
+    """Hostile are the prompts, the category, the error of the grounder, the judge's reply and the checker's reasons."""
+    picture(run / "round-002/images/x.png", "#c53030")
+    candidate = Candidate(
+        id="x", prompt_id="x", prompt=HOSTILE, index=0, seed=0, size=(64, 64), image="images/x.png", latent="x"
+    )
+    layout = LayoutJudgement(score=None, failure=Failure.NO_SCORE, raw=HOSTILE)
+    write_records(run / "round-002/prompts.jsonl", [Prompt(id="x", text=HOSTILE, metadata={"tag": HOSTILE})])
+    write_records(run / "round-002/candidates.jsonl", [candidate])
+    write_records(run / "round-002/regions.jsonl", [Grounding(candidate_id="x", regions=[], error=HOSTILE)])
+    write_records(run / "round-002/judgements.jsonl", [Judgement(candidate_id="x", regions=[], layout=layout)])
+    for arm in ("base", "srum"):
+        path = run / f"eval/{arm}/verdicts.jsonl"
+        verdict = {"prompt_id": "held-out-0000", "prompt": HOSTILE, "category": "<i>", "reasons": [HOSTILE]}
+        write_text(path, json.dumps({"schema": 1, "correct": False} | verdict) + "\n")
+    page = write_report(run)
+    parse(page)
+    text = page.read_text()
+    assert text.count("<script") == 2 and "<img src=x" not in text and "<!--" not in text
+    (group,) = (group for group in data(page) if group["round"] == "round-002")
+    (card,) = group["candidates"]
+    grounding, said = card["lines"]
+    assert {group["prompt"], group["category"], grounding["text"], said["reply"]} == {HOSTILE}
 
 
 def test_nothing_is_loaded_from_elsewhere(run: Path) -> None:
     path = write_report(run)
     assert all(link.startswith(("data:image/", "#")) for link in parse(path).links)
-    assert "http" not in path.read_text()
+    assert not re.search("https?:", path.read_text())
+
+
+@pytest.mark.parametrize("photographs", [False, True])
+def test_a_page_of_2000_candidates_stays_below_40_megabytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photographs: bool
+) -> None:
+    """Measured on 16 and 32, whose images have the pixels that they would have among 2,000."""
+    photograph, pixels, bytes_of = Image.fromarray(astronaut()), report.CANDIDATE_PIXELS // 2000, {}
+    for count in (16, 32):
+        folder = tmp_path / str(count)
+        write_run(folder, count, 64)
+        for path in folder.glob("round-*/images/*.png") if photographs else ():
+            photograph.save(path)
+        monkeypatch.setattr(report, "CANDIDATE_PIXELS", count * pixels)
+        bytes_of[count] = write_report(folder).stat().st_size
+    each = (bytes_of[32] - bytes_of[16]) / 16
+    assert 2000 * each < 40e6
 
 
 def test_the_same_run_gives_the_same_page(run: Path) -> None:
@@ -196,6 +301,7 @@ def test_the_same_run_gives_the_same_page(run: Path) -> None:
 
 def test_a_run_that_has_only_begun(tmp_path: Path) -> None:
     text = parse(write_report(tmp_path)).text
+    assert "<script" not in (tmp_path / "report.html").read_text()
     for missing in ("No result yet", "No pair of evaluated images", "No training step", "No timings", "No candidate"):
         assert missing in text
 
@@ -205,11 +311,87 @@ def test_a_round_that_stopped_between_stages(run: Path, missing: str) -> None:
     stages = ["regions", "judgements", "rewards"]
     for stage in stages[stages.index(missing) :]:
         (run / f"round-001/{stage}.jsonl").unlink()
-    said = {"rewards": "no reward map", "judgements": "judge: not done yet", "regions": "grounding: not done yet"}
-    assert said[missing] in parse(write_report(run)).text
+    card = cards(write_report(run), "round-001")["train-0000-0"]
+    names = {"rewards": "layout", "judgements": "judge", "regions": "grounding"}
+    assert card["reward"] is None and card["lines"][-1]["name"] == names[missing]
+    assert (card["outcomes"], card["lines"][-1]["text"]) == (
+        (["judged"], "plausible") if missing == "rewards" else (["not judged yet"], "not done yet")
+    )
 
 
 def test_a_metrics_line_that_is_being_written_is_left_out(run: Path) -> None:
     with (run / "round-001/train/srum/metrics.jsonl").open("a") as file:
         file.write('{"step": 40, "lo')
     assert "loss" in parse(write_report(run)).text
+
+
+# --- in a browser
+
+
+needs_chromium = pytest.mark.skipif(chromium() is None, reason="no Chromium on the PATH")
+
+STATES = {
+    "": 8,
+    "round=round-001": 4,
+    "round=round-001&outcome=judged": 2,
+    "outcome=no_score": 4,
+    "category=color_attr&text=square+RED": 8,
+    "text=train-0001-0": 2,
+    "from=-0.75&to=-0.75": 4,
+    "from=-0.7": 0,
+    "text=%3Cb%3E": 8,
+    "text=%3Ci%3E": 0,
+}
+
+
+@pytest.mark.browser
+@needs_chromium
+def test_filters_in_the_address(run: Path) -> None:
+    expression = f"""{json.dumps(list(STATES))}.map((state) => {{
+        history.replaceState(null, "", `#${{state}}`);
+        recall();
+        return [byId("count").textContent, grid.childElementCount];
+    }})"""
+    found = ask(write_report(run), expression)
+    assert found == [[f"{count} of 8 candidates match", count] for count in STATES.values()]
+
+
+@pytest.mark.browser
+@needs_chromium
+def test_an_opened_candidate_lights_up_what_is_pointed_at(run: Path) -> None:
+    """From the address to the dialog; line to boxes, box to line; both pictures; the facts as text, not as markup."""
+    expression = r"""(() => {
+        const lit = () => [...dialog.querySelectorAll(".lit")].map((e) => `${e.tagName} ${e.dataset.region}`);
+        const line = dialog.querySelector("li[data-region='2']");
+        line.focus();
+        const focused = lit();
+        dialog.querySelector(".box[data-region='1']").dispatchEvent(new PointerEvent("pointerover", { bubbles: true }));
+        const pointed = lit();
+        const words = line.textContent.replace(/\s+/g, " ").trim();
+        const first = [dialog.open, dialog.querySelector("h3").textContent, words];
+        step(1);
+        const second = [location.hash, dialog.querySelector(".unmapped").hidden, byId("lines").textContent];
+        return { focused, pointed, first, second };
+    })()"""
+    found = ask(write_report(run), expression, "round=round-001&show=round-001/train-0000-0")
+    assert found["focused"] == ["DIV 2", "DIV 2", "LI 2"] and found["pointed"] == ["DIV 1", "DIV 1", "LI 1"]
+    prompt = "a photo of a red circle above a blue square & <b>0</b>"
+    assert found["first"] == [True, prompt, "2 blue square \u22120.75: <script>alert('wrong')</script>"]
+    address, unmapped_is_hidden, lines = found["second"]
+    assert address == "#round=round-001&show=round-001%2Ftrain-0000-1" and not unmapped_is_hidden
+    assert "layout: no_score" in " ".join(lines.split()) and "dunno <i>" in lines
+
+
+@pytest.mark.browser
+@needs_chromium
+def test_thumbnails_are_made_as_they_come_near(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", 192, 64)
+    expression = """(async () => {
+        const before = grid.childElementCount;
+        while (grid.childElementCount < matching.length) {
+            scrollTo(0, document.body.scrollHeight);
+            await new Promise((done) => setTimeout(done, 100));
+        }
+        return [before, grid.childElementCount];
+    })()"""
+    assert ask(write_report(tmp_path / "run"), expression) == [60, 192]
