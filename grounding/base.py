@@ -1,84 +1,154 @@
-"""What proposes regions: the protocol, how a grounder is found by name, and the checks on what it returns."""
+"""What proposes regions: the protocol, how a grounder is found by name, and what becomes of its proposals."""
 
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import sys
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from PIL.Image import Image
+from pydantic import ValidationError
 
-from grounding.classical import ClassicalGrounder
-from grounding.filtering import largest
-from grounding.grid import GridGrounder
-from grounding.native import NativeGrounder
-from srum.geometry import clip_box, coverage, rle_decode
+from grounding.filtering import by_area, largest, without_overlaps
+from srum.geometry import clip_box, coverage, rle_decode, rle_encode
 from srum.models.base import UnifiedModel
 from srum.records import Region, Size
+from srum.run_dir import ImageError, open_image, to_rgb
 
-SHIPPED = ("classical", "native", "grid")
+SHIPPED = {
+    "sam": "grounding.sam:SamGrounder",
+    "segment_anything": "grounding.segment_anything:SegmentAnythingGrounder",
+    "detector": "grounding.detector:DetectorGrounder",
+    "native": "grounding.native:NativeGrounder",
+    "classical": "grounding.classical:ClassicalGrounder",
+    "grid": "grounding.grid:GridGrounder",
+}
+ENTRY_POINTS = "srum.grounders"  # the group in which an installed package names its own
+MESSAGE_LENGTH = 500  # characters of an error that a record keeps
+
+Relevant = Callable[[Image, str, Sequence[Region]], list[Region]]
+
+
+class GrounderError(ValueError):
+    """A grounder that cannot be found, made or loaded; the message is one line and says what is missing."""
+
+
+class ProposalError(ValueError):
+    """Proposals for one image that are none: not regions, of another image's frame, or a reply without any."""
 
 
 class Grounder(Protocol):
     """Proposes regions of images. Ids, order, number and overlaps are free: ``ground`` puts them in order."""
 
-    def propose(self, images: Sequence[Image], prompts: Sequence[str]) -> list[list[Region]]:
-        """Regions per image, boxes (x0, y0, x1, y1) and masks in pixels of that image. ``prompts`` may be ignored."""
+    def propose(self, images: Sequence[Image], prompts: Sequence[str]) -> Sequence[Sequence[Region] | ProposalError]:
+        """Regions per RGB image, boxes (x0, y0, x1, y1) and masks in pixels of that image; ``prompts`` may be ignored.
+
+        An image without regions has an empty list; an image that failed alone has its ProposalError in the list's
+        place, and what is raised fails the call: its images are then tried one by one.
+        """
         ...
 
 
-class GrounderError(ValueError):
-    """A grounder that cannot be found; the message is one line and says what was looked for."""
+def load_grounder(name: str, model: UnifiedModel, /, **options: Any) -> Grounder:
+    """A shipped grounder by name, one of an installed package by its entry point, or a class by ``module:Class``.
 
-
-def load_grounder(name: str, model: UnifiedModel) -> Grounder:
-    """A shipped grounder by name, or the user's class by ``module:Class``, made without arguments.
-
-    The current directory is importable. Raises GrounderError; an error inside the user's module is raised as it is.
+    ``options`` are arguments of its constructor, and a parameter called ``model`` receives the unified model. The
+    current directory is importable. Raises GrounderError, also for options that the constructor has not or refuses; an
+    error inside the user's module is raised as it is.
     """
-    if name == "classical":
-        return ClassicalGrounder()
-    if name == "native":
-        return NativeGrounder(model)
-    if name == "grid":
-        return GridGrounder()
-    return _load_class(name)()
+    grounder = _load_class(name)
+    signature = inspect.signature(grounder)
+    given = {"model": model} if "model" in signature.parameters else {}
+    try:
+        signature.bind(**given, **options)
+    except TypeError as error:
+        known = ", ".join(option for option in signature.parameters if option != "model") or "none"
+        raise GrounderError(f"grounder {name!r}: {error}; its options are: {known}") from None
+    try:
+        return grounder(**given, **options)
+    except ValidationError as error:
+        wrong = "; ".join(f"{detail['loc'][0]}: {detail['msg']}, got {detail['input']!r}" for detail in error.errors())
+        raise GrounderError(f"grounder {name!r}: {wrong}") from None
+
+
+def masked_region(index: int, mask: np.ndarray, source: str) -> Region:
+    """The region of a binary mask (H, W) of the image, not empty; its box is the smallest of whole pixels."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    box = (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
+    return Region(id=index, box=box, mask=rle_encode(mask), area=float(mask.sum()), source=source)
+
+
+def cannot_load(grounder: str, checkpoint: str | Path, error: Exception) -> GrounderError:
+    """What to raise for a checkpoint that ``error`` refused; of its message the first line."""
+    reason = str(error).strip() or type(error).__name__
+    return GrounderError(f"{grounder}: cannot load {checkpoint}: {reason.splitlines()[0]}")
+
+
+def default_device() -> torch.device:
+    """CUDA where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def ground(
-    grounder: Grounder, images: Sequence[Image], prompts: Sequence[str], max_regions: int
+    grounder: Grounder,
+    images: Sequence[Image | Path],
+    prompts: Sequence[str],
+    max_regions: int,
+    *,
+    min_area: float = 0.0,
+    max_area: float = 1.0,
+    max_overlap: float = 1.0,
+    relevant: Relevant | None = None,
 ) -> list[tuple[list[Region], str | None]]:
-    """The regions of each image, or an empty list and what went wrong.
+    """The regions of each image (or file of one), or an empty list and what went wrong, as ``Type: message``.
 
-    Boxes are cut to the image, the ``max_regions`` largest regions stay, largest first, with ids from 1. The
+    Boxes are cut to the image. Of what is left, regions go whose area is not within the fractions ``min_area`` and
+    ``max_area`` of the image or whose box has an IoU above ``max_overlap`` with one proposed before, then those that
+    are not ``relevant``; of the others the ``max_regions`` largest stay, largest first, with ids from 1. The
     background, region 0, comes last: its box is the whole image, its area what the others leave; it is absent where
-    they leave nothing. When a batch fails, by an exception or by nonsense, its images are tried one by one.
+    they leave nothing.
+
+    Errors, of one image each: ImageError (no image, or an empty one), ProposalError (nonsense, or boxes in a wrong
+    frame), or what the grounder raises when asked about that image alone.
     """
-    try:
-        proposals = grounder.propose(images, prompts)
-        if len(proposals) != len(images):
-            raise ValueError(f"{len(proposals)} lists of regions for {len(images)} images")
-        return [
-            (_finish(regions, (image.height, image.width), max_regions), None)
-            for regions, image in zip(proposals, images, strict=True)
-        ]
-    except Exception as error:
-        if len(images) == 1:
-            return [([], f"{type(error).__name__}: {error}")]
-    return [
-        outcome
-        for image, prompt in zip(images, prompts, strict=True)
-        for outcome in ground(grounder, [image], [prompt], max_regions)
-    ]
+    rgb: dict[int, Image] = {}
+    outcomes: dict[int, tuple[list[Region], str | None]] = {}
+    for index, image in enumerate(images):
+        try:
+            rgb[index] = open_image(image) if isinstance(image, Path) else to_rgb(image)
+        except ImageError as error:
+            outcomes[index] = [], _one_line(error)
+    proposals = _propose(grounder, list(rgb.values()), [prompts[index] for index in rgb])
+    for (index, image), proposal in zip(rgb.items(), proposals, strict=True):
+        size = (image.height, image.width)
+        try:
+            kept = without_overlaps(by_area(_inside(proposal, size), size, min_area, max_area), max_overlap)
+            if relevant is not None:
+                kept = relevant(image, prompts[index], kept)
+            outcomes[index] = _finish(kept, size, max_regions), None
+        except Exception as error:  # the grounder's own, or anything that nonsense leads to
+            outcomes[index] = [], _one_line(error)
+    return [outcomes[index] for index in range(len(images))]
+
+
+def _find(name: str) -> str:
+    """``module:Class`` for a name."""
+    installed = {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
+    named = {**installed, **SHIPPED}
+    if name not in named and not all(name.partition(":")):
+        raise GrounderError(f"no grounder {name!r}: give one of {', '.join({**SHIPPED, **installed})} or module:Class")
+    return named.get(name, name)
 
 
 def _load_class(name: str) -> type[Grounder]:
-    module_name, colon, class_name = name.partition(":")
-    if not (module_name and colon and class_name):
-        raise GrounderError(f"no grounder {name!r}: give one of {', '.join(SHIPPED)} or module:Class")
+    module_name, _, class_name = _find(name).partition(":")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
@@ -95,33 +165,65 @@ def _load_class(name: str) -> type[Grounder]:
     return grounder
 
 
+def _propose(grounder: Grounder, images: Sequence[Image], prompts: Sequence[str]) -> list[Sequence[Region] | Exception]:
+    """What the grounder returns for each image, or the exception that it raises for that image alone."""
+    if not images:
+        return []
+    try:
+        proposals = list(grounder.propose(images, prompts))
+        if len(proposals) != len(images):
+            raise ProposalError(f"{len(proposals)} lists of regions for {len(images)} images")
+        return [*proposals]
+    except Exception as error:
+        if len(images) == 1:
+            return [error]
+    return [
+        outcome
+        for image, prompt in zip(images, prompts, strict=True)
+        for outcome in _propose(grounder, [image], [prompt])
+    ]
+
+
+def _inside(proposal: Sequence[Region] | Exception, size: Size) -> list[Region]:
+    """The proposed regions, cut to an image of ``size`` (H, W). Raises what failed, and ProposalError for nonsense."""
+    if isinstance(proposal, Exception):
+        raise proposal
+    if not isinstance(proposal, Sequence):
+        raise ProposalError(f"expected a list of regions, got {type(proposal).__name__}")
+    inside = [cut for region in proposal if (cut := _cut(region, size)) is not None]
+    if proposal and not inside:
+        height, width = size
+        raise ProposalError(
+            f"none of {len(proposal)} regions covers a pixel of the image of {width}x{height}; the first has the box "
+            f"{proposal[0].box}: are boxes (x0, y0, x1, y1) in pixels of the image?"
+        )
+    return inside
+
+
+def _cut(region: Region, size: Size) -> Region | None:
+    """The region with its box inside the image; None where less than a pixel is left."""
+    if not isinstance(region, Region):
+        raise ProposalError(f"expected a Region, got {type(region).__name__}")
+    if region.mask is not None and region.mask.size != size:
+        raise ProposalError(f"a mask of {region.mask.size} for an image of {size}")
+    x0, y0, x1, y1 = box = clip_box(region.box, size)
+    area = (x1 - x0) * (y1 - y0) if region.mask is None else float(rle_decode(region.mask).sum())
+    if not (x0 < x1 and y0 < y1 and area >= 1):
+        return None
+    return region.model_copy(update={"box": box, "area": area})
+
+
 def _finish(regions: Sequence[Region], size: Size, max_regions: int) -> list[Region]:
-    """Checked, cut, sorted and numbered regions of an image of ``size`` (H, W), and the background."""
-    inside = [cut for region in regions if (cut := _cut(region, size)) is not None]
-    by_size = sorted(largest(inside, max_regions), key=lambda region: -region.area)
+    """Sorted and numbered regions of an image of ``size`` (H, W), and the background."""
+    by_size = sorted(largest(regions, max_regions), key=lambda region: -region.area)
     numbered = [region.model_copy(update={"id": index}) for index, region in enumerate(by_size, start=1)]
     return numbered + _background(numbered, size)
 
 
-def _cut(region: Region, size: Size) -> Region | None:
-    """The region with its box inside the image; None where nothing is left. Raises for what is no region."""
-    if not isinstance(region, Region):
-        raise TypeError(f"expected a Region, got {type(region).__name__}")
-    if region.mask is not None and region.mask.size != size:
-        raise ValueError(f"a mask of {region.mask.size} for an image of {size}")
-    x0, y0, x1, y1 = box = clip_box(region.box, size)
-    if not (x0 < x1 and y0 < y1):
-        return None
-    if region.mask is None:
-        return region.model_copy(update={"box": box, "area": (x1 - x0) * (y1 - y0)})
-    pixels = int(rle_decode(region.mask).sum())
-    return region.model_copy(update={"box": box, "area": float(pixels)}) if pixels else None
-
-
 def _background(regions: Sequence[Region], size: Size) -> list[Region]:
     covered = torch.zeros(size, dtype=torch.float64)
-    for region in regions:
-        covered = torch.maximum(covered, _pixels(region, size))
+    for region in regions:  # a pixel on the border of two boxes is covered by both together
+        covered = (covered + _pixels(region, size)).clamp(max=1)
     height, width = size
     left = height * width - covered.sum().item()
     return [Region(id=0, box=(0, 0, width, height), area=left, source="background")] if left > 1e-6 else []
@@ -132,3 +234,7 @@ def _pixels(region: Region, size: Size) -> torch.Tensor:
     if region.mask is not None:
         return torch.from_numpy(rle_decode(region.mask)).to(torch.float64)
     return coverage(torch.tensor([region.box], dtype=torch.float64), size, size)[0]
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:MESSAGE_LENGTH]

@@ -10,8 +10,10 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 from PIL.Image import Image
+from pydantic import validate_call
 
-from srum.geometry import rle_encode
+from grounding.base import masked_region
+from srum.config import Fraction
 from srum.records import Region
 
 WORKING_SIDE = 256  # larger images are segmented at this length of their longer side
@@ -26,7 +28,8 @@ CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
 class ClassicalGrounder:
     """``min_area``: regions smaller than this fraction of the image, or nowhere 3 px wide, are specks."""
 
-    def __init__(self, min_area: float = 0.003) -> None:
+    @validate_call
+    def __init__(self, min_area: Fraction = 0.003) -> None:
         self.min_area = min_area
 
     def propose(self, images: Sequence[Image], prompts: Sequence[str]) -> list[list[Region]]:
@@ -37,7 +40,7 @@ class ClassicalGrounder:
         labels = segment(_shrink(rgb), self.min_area)
         labels = cv2.resize(labels, (rgb.shape[1], rgb.shape[0]), interpolation=cv2.INTER_NEAREST)
         masks = (labels == label for label in np.unique(labels[labels > 0]))
-        return [_region(index, mask) for index, mask in enumerate(masks, start=1)]
+        return [masked_region(index, mask, "classical") for index, mask in enumerate(masks, start=1)]
 
 
 def segment(rgb: np.ndarray, min_area: float) -> np.ndarray:
@@ -116,11 +119,8 @@ def _joined(components: np.ndarray, solid: np.ndarray, foreground: np.ndarray) -
 
 def _shrink(rgb: np.ndarray) -> np.ndarray:
     """The image at ``WORKING_SIDE`` on its longer side, where it is larger."""
-    scale = WORKING_SIDE / max(rgb.shape[:2])
-    return cv2.resize(rgb, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else rgb
-
-
-def _region(index: int, mask: np.ndarray) -> Region:
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    box = (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
-    return Region(id=index, box=box, mask=rle_encode(mask), area=float(mask.sum()), source="classical")
+    height, width = rgb.shape[:2]
+    scale = WORKING_SIDE / max(height, width)
+    if scale >= 1:
+        return rgb
+    return cv2.resize(rgb, (max(1, round(width * scale)), max(1, round(height * scale))), interpolation=cv2.INTER_AREA)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
+import cv2
 
-from srum.geometry import iou
 from srum.records import Region, Size
 
 
@@ -18,13 +17,10 @@ def by_area(regions: Sequence[Region], image_size: Size, low: float = 0.0, high:
 
 def without_overlaps(regions: Sequence[Region], threshold: float) -> list[Region]:
     """Non-maximum suppression: a region goes when its box has an IoU above ``threshold`` with an earlier one kept."""
-    boxes = torch.tensor([region.box for region in regions], dtype=torch.float64).reshape(-1, 4)
-    overlaps = (iou(boxes, boxes) > threshold).tolist()
-    kept: list[int] = []
-    for index in range(len(regions)):
-        if not any(overlaps[index][earlier] for earlier in kept):
-            kept.append(index)
-    return [regions[index] for index in kept]
+    corners_and_sides = [(x0, y0, x1 - x0, y1 - y0) for x0, y0, x1, y1 in (region.box for region in regions)]
+    earlier_is_better = [float(rank) for rank in range(len(regions), 0, -1)]
+    kept = cv2.dnn.NMSBoxes(corners_and_sides, earlier_is_better, score_threshold=0.0, nms_threshold=threshold)
+    return [regions[index] for index in sorted(kept)]
 
 
 def largest(regions: Sequence[Region], count: int) -> list[Region]:

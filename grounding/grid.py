@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from PIL.Image import Image
+from pydantic import validate_call
 
+from srum.config import Count
 from srum.records import Region
 
 
 class GridGrounder:
     """``side`` x ``side`` equal boxes, row by row."""
 
-    def __init__(self, side: int = 3) -> None:
+    @validate_call
+    def __init__(self, side: Count = 3) -> None:
         self.side = side
 
     def propose(self, images: Sequence[Image], prompts: Sequence[str]) -> list[list[Region]]:

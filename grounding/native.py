@@ -1,23 +1,34 @@
-"""The model as its own grounder: it is asked for the objects of its image and replies with boxes in JSON.
+"""The model as its own grounder: it is asked for the objects of its image and replies with boxes.
 
-The paper uses this for models that ground well (Appendix B: BLIP3-o) and SAM for the others (BAGEL).
+The paper uses this for models that ground well (Appendix B: BLIP3-o) and SAM for the others (BAGEL). Replies are
+JSON, as the embedded model and Qwen-VL since 2.5 write them, or the tagged corners of earlier Qwen-VL.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from PIL.Image import Image
+from pydantic import ConfigDict, SkipValidation, validate_call
 
-from srum.geometry import clip_box, scale_box
+from grounding.base import ProposalError
+from srum.config import Count
+from srum.geometry import scale_box
 from srum.models.base import Decoding, Question, UnifiedModel
 from srum.records import Box, Region, Size
 
 QUESTION = "Find all objects."
-BOX_KEYS = ("bbox_2d", "bbox", "box")
+BOX_KEYS = ("bbox_2d", "bbox", "box", "bounding_box")
+LABEL_KEYS = ("label", "object", "name")
+NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
+TAGGED = re.compile(  # <|object_ref_start|>cat<|object_ref_end|><|box_start|>(1,2),(3,4)<|box_end|>, or <ref> and <box>
+    r"(?:<(?:\|object_ref_start\||ref)>([^<]*)<(?:\|object_ref_end\||/ref)>\s*)?"
+    rf"<(?:\|box_start\||box)>\({NUMBER},{NUMBER}\),\s*\({NUMBER},{NUMBER}\)"
+)
 THOUSAND: Size = (1000, 1000)
 
 Frame = Literal["pixels", "thousand"]
@@ -27,31 +38,41 @@ class NativeGrounder:
     """Asks ``model`` for the objects of each image.
 
     ``frame`` says what the model's boxes are in: ``pixels`` of the image, or ``thousand`` for a 1000x1000 frame
-    stretched over it.
+    stretched over it (Qwen-VL, Qwen2-VL and Qwen3-VL). ``question`` is put as it is, with the image's prompt for
+    ``{prompt}`` where it has that.
     """
 
-    def __init__(self, model: UnifiedModel, frame: Frame = "pixels", decoding: Decoding | None = None) -> None:
+    @validate_call(config=ConfigDict(arbitrary_types_allowed=True))
+    def __init__(
+        self,
+        model: SkipValidation[UnifiedModel],
+        frame: Frame = "pixels",
+        question: str = QUESTION,
+        max_tokens: Count = 512,
+    ) -> None:
         self.model = model
         self.frame = frame
-        self.decoding = decoding or Decoding(max_tokens=512)
+        self.question = question
+        self.decoding = Decoding(max_tokens=max_tokens)
 
-    def propose(self, images: Sequence[Image], prompts: Sequence[str]) -> list[list[Region]]:
-        """Regions per image, boxes in image pixels. Raises ValueError for a reply that is not a list of objects."""
-        replies = self.model.answer(images, [[Question(QUESTION)]] * len(images), self.decoding)
+    def propose(self, images: Sequence[Image], prompts: Sequence[str]) -> list[list[Region] | ProposalError]:
+        """Regions per image, boxes in image pixels and not cut to it; an error for a reply without any object."""
+        questions = [[Question(self.question.replace("{prompt}", prompt))] for prompt in prompts]
+        replies = self.model.answer(images, questions, self.decoding)
         return [
             self._regions(reply, (image.height, image.width)) for image, (reply,) in zip(images, replies, strict=True)
         ]
 
-    def _regions(self, reply: str, size: Size) -> list[Region]:
-        objects = dict.fromkeys(parse_boxes(reply))  # a model that repeats itself names one object once
-        regions: list[Region] = []
-        for label, box in objects:
-            in_pixels = box if self.frame == "pixels" else scale_box(box, THOUSAND, size)
-            x0, y0, x1, y1 = in_image = clip_box(in_pixels, size)
-            if x0 < x1 and y0 < y1:
-                area = (x1 - x0) * (y1 - y0)
-                regions.append(Region(id=len(regions) + 1, box=in_image, area=area, source="native", label=label))
-        return regions
+    def _regions(self, reply: str, size: Size) -> list[Region] | ProposalError:
+        try:
+            objects = dict.fromkeys(parse_boxes(reply))  # a model that repeats itself names one object once
+        except ProposalError as error:
+            return error
+        frame = size if self.frame == "pixels" else THOUSAND
+        return [
+            Region(id=index, box=scale_box(box, frame, size), area=1, source="native", label=label)
+            for index, (label, box) in enumerate(objects, start=1)
+        ]
 
 
 def format_boxes(objects: Sequence[tuple[str, Sequence[float]]]) -> str:
@@ -66,18 +87,17 @@ def format_boxes(objects: Sequence[tuple[str, Sequence[float]]]) -> str:
 def parse_boxes(reply: str) -> list[tuple[str | None, Box]]:
     """Labels and boxes, in the reply's own frame, of every complete object of ``reply``.
 
-    Code fences, words around the list, wrapping objects and a truncated tail are passed over, and so are objects
-    without four finite numbers in order. Raises ValueError for a reply without any object that is no empty list.
+    Code fences, words around the list, wrapping objects and a truncated tail are passed over, and so are boxes that are
+    not four finite numbers in order. Raises ProposalError for a reply without any object that is no empty list.
     """
-    objects = list(_json_objects(reply))
+    objects = [*_json_objects(reply)] or [*_tagged_objects(reply)]
     if not objects and "[]" not in reply:
-        raise ValueError(f"no objects in the reply {reply[:200]!r}")
-    named = ((entry.get("label"), _box(entry)) for entry in objects)
-    return [(label if isinstance(label, str) else None, box) for label, box in named if box is not None]
+        raise ProposalError(f"no objects in the reply {reply[:200]!r}")
+    return [(label, box) for label, values in objects for box in _boxes(values)]
 
 
-def _json_objects(text: str) -> Iterator[dict[str, Any]]:
-    """Every JSON object of ``text`` that names a box, left to right."""
+def _json_objects(text: str) -> Iterator[tuple[str | None, Any]]:
+    """Label and value of the box of every JSON object of ``text`` that names a box, left to right."""
     decoder = json.JSONDecoder()
     start = text.find("{")
     while start >= 0:
@@ -85,17 +105,26 @@ def _json_objects(text: str) -> Iterator[dict[str, Any]]:
             value, end = decoder.raw_decode(text, start)
         except (ValueError, RecursionError):
             value, end = {}, start + 1
-        if any(key in value for key in BOX_KEYS):
-            yield value
+        if key := next((key for key in BOX_KEYS if key in value), None):
+            yield next((value[name] for name in LABEL_KEYS if isinstance(value.get(name), str)), None), value[key]
         else:
             end = start + 1
         start = text.find("{", end)
 
 
-def _box(entry: dict[str, Any]) -> Box | None:
-    values = next(entry[key] for key in BOX_KEYS if key in entry)
-    if not (isinstance(values, list) and len(values) == 4 and all(isinstance(v, int | float) for v in values)):
-        return None
-    x0, y0, x1, y1 = values
-    ordered = all(map(math.isfinite, values)) and x0 < x1 and y0 < y1
-    return (x0, y0, x1, y1) if ordered else None
+def _tagged_objects(text: str) -> Iterator[tuple[str | None, Any]]:
+    for label, *corners in TAGGED.findall(text):
+        yield label.strip() or None, [float(value) for value in corners]
+
+
+def _boxes(values: Any) -> list[Box]:
+    """The box that four numbers are, or those in a list of such fours."""
+    if not isinstance(values, list):
+        return []
+    boxes = []
+    for four in values if all(isinstance(value, list) for value in values) else [values]:
+        if len(four) == 4 and all(isinstance(value, int | float) for value in four):
+            x0, y0, x1, y1 = four
+            if all(map(math.isfinite, four)) and x0 < x1 and y0 < y1:
+                boxes.append((x0, y0, x1, y1))
+    return boxes

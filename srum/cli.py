@@ -204,7 +204,7 @@ def run_(
     config: ConfigFile = None,
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted.")] = False,
-    grounder: Annotated[str | None, typer.Option(help="classical, native, grid, or my_module:MyGrounder.")] = None,
+    grounder: Annotated[str | None, typer.Option(help="sam, detector, classical, ... or my_module:MyGrounder.")] = None,
     objective: Annotated[str | None, typer.Option(help="What the arm srum trains: srum, sft or region_nft.")] = None,
 ) -> None:
     """Run all rounds, compare base, SFT, the paper's objective and the default; end in a table and a report."""

@@ -64,11 +64,26 @@ class RolloutConfig(ImageConfig):
 
 
 class GroundConfig(Section):
-    """Grounding: which region proposer, and how many regions an image may have."""
+    """Grounding: which region proposer, and which of its proposals stay (``grounding.base.ground``)."""
 
-    grounder: str = "classical"  # a shipped name, or my_module:MyGrounder
-    max_regions: Count = 8
+    grounder: str = "classical"  # a shipped or installed name, or my_module:MyGrounder
+    options: dict[str, Any] = {}  # arguments of its constructor, such as ground.options.checkpoint=FOLDER
+    max_regions: Count = 8  # the largest of those that the next four leave
+    min_area: Fraction = 0.0  # of the image
+    max_area: Fraction = 1.0
+    max_overlap: Fraction = 1.0  # IoU of boxes; of two that overlap more, the one proposed first stays
+    min_relevance: Fraction = 0.0  # the model's probability that a region bears on the prompt; 0 does not ask
     batch_size: Count = 64  # images per shard
+
+    @model_validator(mode="after")
+    def _areas_are_ordered(self) -> GroundConfig:
+        if self.min_area >= self.max_area:
+            raise ValueError(f"min_area: {self.min_area} leaves no area below max_area={self.max_area}")
+        return self
+
+    def limits(self) -> dict[str, Any]:
+        """What ``ground`` takes by name, beside the grounder and the model."""
+        return self.model_dump(include={"max_regions", "min_area", "max_area", "max_overlap"})
 
 
 class JudgeConfig(Section):
@@ -183,7 +198,8 @@ def dump(config: RunConfig) -> str:
 def differing_fields(a: RunConfig, b: RunConfig) -> list[str]:
     """``train.lr: 0.0006 != 1e-05`` for every field in which two configs differ."""
     left, right = dict(_leaves(a.model_dump(mode="json"))), dict(_leaves(b.model_dump(mode="json")))
-    return [f"{name}: {left[name]} != {right[name]}" for name in left if left[name] != right[name]]
+    names = left | right  # the options of two grounders have different names
+    return [f"{name}: {left.get(name)} != {right.get(name)}" for name in names if left.get(name) != right.get(name)]
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from grounding.base import ground, load_grounder
+from grounding.relevance import RelevanceFilter
 from judging.instructions import load_instructions
 from judging.self_judge import SelfJudge
 from srum import models
@@ -111,11 +112,14 @@ def ground_stage(run: Run, k: int) -> None:
     if finished(folder, "regions"):
         return
     candidates = {c.id: c for c in read_records(folder / "candidates.jsonl", Candidate)}
-    grounder = load_grounder(config.grounder, models.load(run.weights(MAIN, k)))
+    model = models.load(run.weights(MAIN, k))
+    grounder = load_grounder(config.grounder, model, **config.options)
+    relevant = RelevanceFilter(model, config.min_relevance) if config.min_relevance > 0 else None
 
     def work(batch: Mapping[str, Candidate]) -> list[Grounding]:
-        images = [open_image(folder / candidate.image) for candidate in batch.values()]
-        found = ground(grounder, images, [candidate.prompt for candidate in batch.values()], config.max_regions)
+        files = [folder / candidate.image for candidate in batch.values()]
+        prompts = [candidate.prompt for candidate in batch.values()]
+        found = ground(grounder, files, prompts, **config.limits(), relevant=relevant)
         return [
             Grounding(candidate_id=name, regions=regions, error=error)
             for name, (regions, error) in zip(batch, found, strict=True)
@@ -268,7 +272,7 @@ def check_inputs(config: RunConfig) -> None:
     """Raise now what would else be raised after hours: prompts, model, grounder, instructions."""
     choose_prompts(config.prompts, config.prompt_count, config.seed)
     require_metadata(eval_prompts(config))
-    load_grounder(config.ground.grounder, models.load(config.model))
+    load_grounder(config.ground.grounder, models.load(config.model), **config.ground.options)
     load_instructions(config.judge.instructions)
 
 

@@ -26,6 +26,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from PIL import Image
 from pydantic import ValidationError
 from tqdm import tqdm
@@ -42,6 +43,10 @@ FILE_SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 class RunError(ValueError):
     """A file or folder that a run cannot go on with; the message is one line and names it."""
+
+
+class ImageError(RunError):
+    """An image that cannot be read, or has no pixels."""
 
 
 # --- the folder
@@ -144,12 +149,26 @@ def save_image(image: Image.Image, path: Path) -> None:
 
 
 def open_image(path: Path) -> Image.Image:
-    """The RGB image of a file. Raises RunError, naming the file, where it cannot be read."""
+    """The RGB image of a file (``to_rgb``). Raises ImageError, naming the file, where it cannot be read."""
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
-    except OSError as error:  # Pillow's UnidentifiedImageError is one
-        raise RunError(f"{path} is not a readable image: {error}") from None
+            return to_rgb(image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all that Pillow's readers raise
+        raise ImageError(f"{path} is not a readable image: {error}") from None
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The image in 8-bit RGB, size and pixels as stored: 16-bit grey is scaled, what is transparent lies on white.
+
+    Raises ImageError for an image without pixels.
+    """
+    if 0 in image.size:
+        raise ImageError(f"an image of {image.width}x{image.height} pixels")
+    if image.mode.startswith("I"):  # 16 bits, perhaps kept in 32; Pillow would cut them off at 255
+        image = Image.fromarray((np.asarray(image) / 257).clip(0, 255).round().astype(np.uint8))
+    elif image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    return image.convert("RGB")
 
 
 # --- stages

@@ -54,6 +54,8 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
         ("train.warmup_steps=60", "train.warmup_steps: 60 leaves nothing of steps=60"),
         ("eval.guidance_interval=[0.5, 0.5]", "eval.guidance_interval: (0.5, 0.5) is empty"),
         ("candidates_per_prompt=1", "candidates_per_prompt: region_nft compares"),
+        ("ground.max_area=0.0", "ground.min_area: 0.0 leaves no area below max_area=0.0"),
+        ("ground.options=3", "ground.options: Input should be a valid dictionary, got 3"),
     ],
 )
 def test_what_is_refused_is_named_in_one_line(override: str, message: str) -> None:
@@ -85,6 +87,15 @@ def test_differing_fields_are_named() -> None:
     assert differing_fields(RunConfig(), RunConfig()) == []
     other = load_config(None, ["seed=3", "train.lr=0.5"])
     assert differing_fields(RunConfig(), other) == ["seed: 0 != 3", f"train.lr: {TrainConfig().lr} != 0.5"]
+
+
+def test_options_of_a_grounder_are_kept_and_compared(tmp_path: Path) -> None:
+    config = load_config(None, ["ground.grounder=grid", "ground.options.side=4"])
+    assert config.ground.options == {"side": 4}
+    (tmp_path / "config.yaml").write_text(dump(config))
+    assert load_config(tmp_path / "config.yaml") == config
+    different = ["ground.grounder: classical != grid", "ground.options.side: None != 4"]
+    assert differing_fields(RunConfig(), config) == different
 
 
 def test_sampling_fields_are_those_of_the_sampler() -> None:

@@ -8,14 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from grounding.base import GrounderError, ground, load_grounder
+from grounding.base import SHIPPED, GrounderError, ground, load_grounder
 from grounding.classical import ClassicalGrounder
 from grounding.filtering import by_area, largest, without_overlaps
 from grounding.grid import GridGrounder
 from grounding.native import NativeGrounder
-from srum.geometry import rle_encode
+from grounding.relevance import RelevanceFilter
+from srum.geometry import iou, rle_encode
+from srum.models.base import Question
 from srum.records import Box, Region
 
 MODEL = object()
@@ -69,21 +74,32 @@ def test_the_background_is_what_the_union_leaves() -> None:
     assert [(r.id, r.area) for r in nothing] == [(0, 200)]
 
 
-@pytest.mark.parametrize(
-    "bad",
-    [
-        RuntimeError("out of memory"),
-        None,
-        [(0, 0, 1, 1)],
-        [Region(id=1, box=(0, 0, 1, 1), area=1, source="t", mask=rle_encode(np.ones((3, 3))))],
-    ],
-)
-def test_one_bad_image_stops_nothing(bad: object) -> None:
-    script = Scripted({20: [region((0, 0, 2, 2))], 30: bad, 40: []})
+def test_an_exception_costs_its_image_alone() -> None:
+    script = Scripted({20: [region((0, 0, 2, 2))], 30: RuntimeError("out of memory"), 40: []})
     outcomes = ground(script, images(20, 30, 40), ["p"] * 3, max_regions=8)
     assert [len(regions) for regions, _ in outcomes] == [2, 0, 1]
-    assert [error is None for _, error in outcomes] == [True, False, True]
+    assert [error for _, error in outcomes] == [None, "RuntimeError: out of memory", None]
     assert script.calls == [3, 1, 1, 1]
+
+
+def test_limits_on_area_and_overlap_come_before_the_number() -> None:
+    big, near, small = region((0, 0, 10, 10)), region((0, 0, 10, 9)), region((15, 5, 20, 10))
+    grounder = Scripted({20: [big, near, small, region((0, 0, 1, 1))]})
+
+    def kept(**limits: float) -> list[Box]:
+        ((regions, _),) = ground(grounder, images(20), ["p"], max_regions=2, **limits)
+        return [found.box for found in regions if found.id != 0]
+
+    assert kept() == [big.box, near.box]
+    assert kept(max_overlap=0.5) == [big.box, small.box]
+    assert kept(max_area=0.46) == [near.box, small.box]
+    assert kept(min_area=0.2) == [big.box, near.box]
+    assert kept(min_area=0.6) == []
+
+
+def test_boxes_that_share_a_pixel_leave_nothing_between_them() -> None:
+    ((regions, _),) = ground(GridGrounder(3), images(20), ["p"], max_regions=9)
+    assert [r.id for r in regions] == list(range(1, 10))
 
 
 def test_a_grounder_that_forgets_an_image() -> None:
@@ -93,12 +109,35 @@ def test_a_grounder_that_forgets_an_image() -> None:
 
     outcomes = ground(Forgetful({20: [], 30: []}), images(20, 30), ["p", "p"], max_regions=8)
     assert [error for _, error in outcomes] == [None, None]
-
-
-def test_the_error_says_what_happened() -> None:
-    ((regions, error),) = ground(Scripted({20: RuntimeError("out of memory")}), images(20), ["p"], max_regions=8)
-    assert (regions, error) == ([], "RuntimeError: out of memory")
     assert ground(Scripted({}), [], [], max_regions=8) == []
+
+
+class Believer:
+    """Says yes with the probability 0.9 where the box begins at the left border, else with 0.2."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def continuation_logprobs(
+        self, images: Sequence[Image.Image], questions: Sequence[Sequence[Question]], continuations: Sequence[str]
+    ) -> list[torch.Tensor]:
+        assert list(continuations) == ["Yes", "No"]
+        self.asked += [len(own) for own in questions]
+        yes = [[0.9 if "[0, " in question.text else 0.2 for question in own] for own in questions]
+        assert all("a cat" in question.text for own in questions for question in own)
+        return [torch.tensor([[p, 1 - p] for p in own]).log() - 3 for own in yes]
+
+
+def test_regions_that_do_not_bear_on_the_prompt_become_background() -> None:
+    model = Believer()
+    grounder = Scripted({20: [region((0, 0, 2, 2)), region((5, 5, 20, 10))] * 40, 30: []})
+    relevant = RelevanceFilter(model, 0.5)  # type: ignore[arg-type]
+    (some, _), (none, _) = ground(grounder, images(20, 30), ["a cat"] * 2, max_regions=50, relevant=relevant)
+    assert {found.box for found in some if found.id != 0} == {(0, 0, 2, 2)} and len(some) == 41
+    assert some[-1].area == 196 and [found.id for found in none] == [0]
+    assert model.asked == [64, 16]
+    never = RelevanceFilter(model, 0.95)  # type: ignore[arg-type]
+    assert [found.id for found in ground(grounder, images(20), ["a cat"], 8, relevant=never)[0][0]] == [0]
 
 
 def test_shipped_grounders_by_name() -> None:
@@ -106,6 +145,31 @@ def test_shipped_grounders_by_name() -> None:
     assert isinstance(load_grounder("grid", MODEL), GridGrounder)  # type: ignore[arg-type]
     native = load_grounder("native", MODEL)  # type: ignore[arg-type]
     assert isinstance(native, NativeGrounder) and native.model is MODEL
+
+
+def test_options_are_arguments_of_the_constructor() -> None:
+    grid = load_grounder("grid", MODEL, side=5)  # type: ignore[arg-type]
+    assert isinstance(grid, GridGrounder) and grid.side == 5
+    native = load_grounder("native", MODEL, frame="thousand", max_tokens=9)  # type: ignore[arg-type]
+    assert isinstance(native, NativeGrounder) and (native.frame, native.decoding.max_tokens) == ("thousand", 9)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("grid", {"sides": 5}, "grounder 'grid': got an unexpected keyword argument 'sides'; its options are: side"),
+        ("grid", {"model": MODEL}, "unexpected keyword argument 'model'"),
+        ("grid", {"side": 0}, "grounder 'grid': side: Input should be greater than or equal to 1, got 0"),
+        ("classical", {"min_area": "much"}, "grounder 'classical': min_area: Input should be a valid number"),
+        ("native", {"frame": "percent"}, "grounder 'native': frame: Input should be 'pixels' or 'thousand'"),
+        ("sam", {"min_iou": 2.0}, "grounder 'sam': min_iou: Input should be less than or equal to 1, got 2.0"),
+        ("segment_anything", {}, "missing a required argument: 'checkpoint'; its options are: checkpoint, points_per"),
+    ],
+)
+def test_options_that_a_grounder_does_not_take(name: str, options: dict[str, object], message: str) -> None:
+    with pytest.raises(GrounderError) as error:
+        load_grounder(name, MODEL, **options)  # type: ignore[arg-type]
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.fixture
@@ -123,10 +187,41 @@ def test_the_users_own_grounder(here: Path) -> None:
     assert mine.propose(images(5), ["p"]) == [[]]
 
 
+def test_a_users_grounder_has_options_and_may_ask_for_the_model(here: Path) -> None:
+    (here / "my_other_grounder.py").write_text(
+        "class Mine:\n"
+        "    def __init__(self, model, size=3):\n        self.all = (model, size)\n"
+        "    def propose(self, images, prompts):\n        return [[] for _ in images]\n"
+    )
+    assert load_grounder("my_other_grounder:Mine", MODEL, size=4).all == (MODEL, 4)  # type: ignore[arg-type, attr-defined]
+    with pytest.raises(GrounderError, match="its options are: size"):
+        load_grounder("my_other_grounder:Mine", MODEL, sise=4)  # type: ignore[arg-type]
+
+
+def test_the_grounder_of_an_installed_package(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = here / "their_package-1.0.dist-info"
+    facts.mkdir()
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: their-package\nVersion: 1.0\n")
+    (facts / "entry_points.txt").write_text(
+        "[srum.grounders]\ntheirs = their_package:Theirs\ngrid = their_package:Theirs\ngone = no_such_package:Gone\n"
+    )
+    (here / "their_package.py").write_text(
+        "class Theirs:\n    def propose(self, images, prompts):\n        return [[] for _ in images]\n"
+    )
+    monkeypatch.syspath_prepend(here)
+    assert type(load_grounder("theirs", MODEL)).__name__ == "Theirs"  # type: ignore[arg-type]
+    assert isinstance(load_grounder("grid", MODEL), GridGrounder)  # type: ignore[arg-type]  # shipped names stay
+    with pytest.raises(GrounderError, match="grounder 'gone': no module 'no_such_package'"):
+        load_grounder("gone", MODEL)  # type: ignore[arg-type]
+    with pytest.raises(GrounderError, match="grid, theirs, gone or module:Class"):
+        load_grounder("other", MODEL)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("sift", "no grounder 'sift': give one of classical, native, grid or module:Class"),
+        ("sift", f"no grounder 'sift': give one of {', '.join(SHIPPED)} or module:Class"),
+        ("sift:", "no grounder"),
         (":Mine", "no grounder"),
         ("no_such_module_here:Mine", "no module 'no_such_module_here'"),
         ("no_such_package.part:Mine", "no module 'no_such_package'"),
@@ -155,3 +250,55 @@ def test_filters() -> None:
     assert without_overlaps(all_three, 0.4) == [small, half]
     assert without_overlaps(all_three, 0.5) == all_three
     assert without_overlaps([], 0.5) == largest([], 3) == []
+
+
+BOXES = st.tuples(*[st.integers(0, 12)] * 4).map(lambda b: (b[0], b[1], b[0] + 1 + b[2], b[1] + 1 + b[3]))
+REGIONS = st.lists(BOXES.map(region), max_size=12)
+
+
+@settings(max_examples=50)
+@given(REGIONS, st.sampled_from([0.0, 0.21, 0.37, 0.51, 0.73, 1.0]))
+def test_overlaps_go_as_by_the_definition(regions: list[Region], threshold: float) -> None:
+    boxes = torch.tensor([found.box for found in regions], dtype=torch.float64).reshape(-1, 4)
+    overlaps = iou(boxes, boxes)
+    assume(threshold in (0.0, 1.0) or not (overlaps - threshold).abs().lt(1e-5).any())
+    kept: list[int] = []
+    for index in range(len(regions)):
+        if all(overlaps[index, earlier] <= threshold for earlier in kept):
+            kept.append(index)
+    assert without_overlaps(regions, threshold) == [regions[index] for index in kept]
+
+
+@settings(max_examples=50)
+@given(REGIONS, st.integers(0, 5), st.tuples(st.floats(0, 1), st.floats(0, 1)))
+def test_filters_keep_the_order_and_what_they_say(
+    regions: list[Region], count: int, fractions: tuple[float, float]
+) -> None:
+    low, high = sorted(fractions)
+    for kept in (largest(regions, count), by_area(regions, (10, 10), low, high), without_overlaps(regions, 0.5)):
+        rest = iter(regions)
+        assert all(any(found is other for other in rest) for found in kept)
+    areas = sorted((found.area for found in regions), reverse=True)
+    assert sorted((found.area for found in largest(regions, count)), reverse=True) == areas[:count]
+    assert by_area(regions, (10, 10), low, high) == [r for r in regions if 100 * low <= r.area <= 100 * high]
+
+
+@settings(max_examples=50)
+@given(st.lists(BOXES, max_size=12), st.integers(1, 12))
+def test_any_boxes_end_in_numbered_regions_inside_the_image(boxes: list[Box], max_regions: int) -> None:
+    ((regions, error),) = ground(Scripted({8: [region(box) for box in boxes]}), images(8), ["p"], max_regions)
+    if error is not None:
+        assert error.startswith("ProposalError") and all(box[0] >= 8 or box[1] >= 10 for box in boxes) and boxes
+        return
+    things = [found for found in regions if found.id != 0]
+    assert [found.id for found in things] == list(range(1, len(things) + 1)) and len(things) <= max_regions
+    assert [found.area for found in things] == sorted((found.area for found in things), reverse=True)
+    for found in things:
+        x0, y0, x1, y1 = found.box
+        assert 0 <= x0 < x1 <= 8 and 0 <= y0 < y1 <= 10 and found.area == (x1 - x0) * (y1 - y0)
+    covered = np.zeros((10, 8), bool)
+    for found in things:
+        x0, y0, x1, y1 = map(int, found.box)
+        covered[y0:y1, x0:x1] = True
+    left = [found.area for found in regions if found.id == 0]
+    assert left == ([80 - covered.sum()] if not covered.all() else [])

@@ -9,24 +9,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from grounding.base import ProposalError, ground
 from grounding.native import QUESTION, Frame, NativeGrounder, format_boxes, parse_boxes
 from srum.models.base import Decoding, Question
-from srum.records import Box
+from srum.records import Box, Region
 
 WELL_FORMED = '[{"label": "small red circle", "bbox_2d": [4, 8, 14, 18]}, {"label": "cat", "bbox_2d": [0, 0, 9, 9]}]'
 BOTH: list[tuple[str | None, Box]] = [("small red circle", (4, 8, 14, 18)), ("cat", (0, 0, 9, 9))]
 
 
 class Fake:
-    """Replies with the given text to everything."""
+    """Replies with the given texts, image by image, and keeps what it was asked."""
 
     def __init__(self, *replies: str) -> None:
         self.replies = replies
+        self.asked: list[str] = []
 
     def answer(
         self, images: Sequence[Image.Image], questions: Sequence[Sequence[Question]], decoding: Decoding
     ) -> list[list[str]]:
-        assert [[question.text for question in own] for own in questions] == [[QUESTION]] * len(images)
+        self.asked += [question.text for own in questions for question in own]
         return [[reply] for reply in self.replies]
 
 
@@ -49,6 +51,23 @@ class Fake:
         ('[{"label": "endless", "bbox_2d": [0, 0, Infinity, NaN]}]', []),
         ("[]", []),
         ("```json\n[]\n```", []),
+        ('[{"bounding_box": [1, 2, 3, 4], "object": "cat"}]', [("cat", (1, 2, 3, 4))]),
+        ('{"name": "cat", "bbox_2d": [1, 2, 3, 4], "score": 0.9}', [("cat", (1, 2, 3, 4))]),
+        (
+            '[{"label": "cats", "bbox_2d": [[1, 2, 3, 4], [5, 5, 1, 1], [5, 6, 7, 8]]}]',
+            [("cats", (1, 2, 3, 4)), ("cats", (5, 6, 7, 8))],
+        ),
+        ('[{"label": "none", "bbox_2d": []}]', []),
+        (
+            "<|object_ref_start|>the cat<|object_ref_end|><|box_start|>(1,2),(3,4)<|box_end|><|im_end|>",
+            [("the cat", (1, 2, 3, 4))],
+        ),
+        (
+            "<|box_start|>(1,2),(3,4)<|box_end|><|box_start|>( 5, 6), (7.5, 8)<|box_end|>",
+            [(None, (1, 2, 3, 4)), (None, (5, 6, 7.5, 8))],
+        ),
+        ("I see <ref>a cat</ref><box>(1,2),(3,4)</box> and <ref>a dog</ref>.", [("a cat", (1, 2, 3, 4))]),
+        ("<box>(9,9),(3,4)</box>", []),
     ],
 )
 def test_replies(reply: str, expected: list[tuple[str | None, Box]]) -> None:
@@ -57,7 +76,7 @@ def test_replies(reply: str, expected: list[tuple[str | None, Box]]) -> None:
 
 @pytest.mark.parametrize("reply", ["", "There is nothing.", '[{"label": "cut o', "{}", '{"label": "no box"}'])
 def test_replies_without_objects(reply: str) -> None:
-    with pytest.raises(ValueError, match="no objects"):
+    with pytest.raises(ProposalError, match="no objects"):
         parse_boxes(reply)
 
 
@@ -66,7 +85,7 @@ def test_replies_without_objects(reply: str) -> None:
 def test_no_mutation_gives_anything_but_ordered_boxes(noise: str, start: int, end: int) -> None:
     try:
         found = parse_boxes(WELL_FORMED[:start] + noise + WELL_FORMED[end:])
-    except ValueError:
+    except ProposalError:
         return
     assert all(x0 < x1 and y0 < y1 for _, (x0, y0, x1, y1) in found)
 
@@ -83,20 +102,39 @@ def test_format_is_what_is_parsed() -> None:
 
 def test_regions_are_in_pixels_of_each_image_and_cut_to_it() -> None:
     reply = '[{"label": "cat", "bbox_2d": [100, 200, 1500, 600]}, {"label": "gone", "bbox_2d": [1200, 0, 1300, 9]}]'
-    model = Fake(reply, "[]")
     images = [Image.new("RGB", (64, 32)), Image.new("RGB", (8, 8))]
 
-    def propose(frame: Frame) -> list[list[tuple[int, str | None, Box, float]]]:
-        regions = NativeGrounder(model, frame).propose(images, ["", ""])  # type: ignore[arg-type]
-        return [[(r.id, r.label, r.box, r.area) for r in own] for own in regions]
+    def found(frame: Frame) -> list[tuple[list[Region], str | None]]:
+        return ground(NativeGrounder(Fake(reply, "[]"), frame), images, ["", ""], 8)  # type: ignore[arg-type]
 
-    (inside,), none = propose("thousand")
-    assert inside[:2] == (1, "cat") and none == []
-    assert inside[2] == pytest.approx((6.4, 6.4, 64, 19.2))
-    assert inside[3] == pytest.approx(57.6 * 12.8)
-    assert propose("pixels") == [[], []]
+    ((cat, _), error), (none, no_error) = found("thousand")
+    assert cat.label == "cat" and [region.id for region in none] == [0] and error is no_error is None
+    assert cat.box == pytest.approx((6.4, 6.4, 64, 19.2))
+    assert cat.area == pytest.approx(57.6 * 12.8)
+    (wrong, error), _ = found("pixels")
+    assert wrong == [] and error is not None and error.startswith("ProposalError: none of 2 regions covers a pixel")
 
 
 def test_an_object_named_twice_counts_once() -> None:
-    regions = NativeGrounder(Fake(WELL_FORMED * 3)).propose([Image.new("RGB", (64, 64))], [""])  # type: ignore[arg-type]
-    assert [region.label for region in regions[0]] == ["small red circle", "cat"]
+    ((first, second),) = regions_of(NativeGrounder(Fake(WELL_FORMED * 3)))  # type: ignore[arg-type]
+    assert (first.label, second.label) == ("small red circle", "cat")
+
+
+def test_a_reply_without_objects_fails_its_image_and_no_image_is_asked_twice() -> None:
+    model = Fake(WELL_FORMED, "I see nothing.", WELL_FORMED)
+    images = [Image.new("RGB", (20, 20))] * 3
+    outcomes = ground(NativeGrounder(model), images, [""] * 3, max_regions=8)  # type: ignore[arg-type]
+    assert [len(regions) for regions, _ in outcomes] == [3, 0, 3]
+    assert outcomes[1][1] == "ProposalError: no objects in the reply 'I see nothing.'"
+    assert model.asked == [QUESTION] * 3
+
+
+def test_the_question_may_name_the_prompt() -> None:
+    model = Fake("[]")
+    NativeGrounder(model, question='{"what"} of {prompt}?').propose([Image.new("RGB", (9, 9))], ["a {cat}"])  # type: ignore[arg-type]
+    assert model.asked == ['{"what"} of a {cat}?']
+
+
+def regions_of(grounder: NativeGrounder) -> list[list[Region]]:
+    proposals = grounder.propose([Image.new("RGB", (64, 64))], [""])
+    return [proposal for proposal in proposals if not isinstance(proposal, ProposalError)]

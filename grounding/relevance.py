@@ -1,0 +1,43 @@
+"""Which regions bear on the prompt, as the model sees it: the filter of the paper's Sec. 3."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from PIL.Image import Image
+
+from srum.models.base import Question, UnifiedModel
+from srum.records import Region
+
+QUESTION = """Prompt: {prompt}
+Bounding Box: {box}
+Does what is in this box bear on the prompt? Answer yes or no."""
+YES_OR_NO = ("Yes", "No")
+AT_ONCE = 64  # questions per forward pass, each with its copy of the image's cache
+
+
+class RelevanceFilter:
+    """Keeps the regions that bear on the prompt with at least the probability ``threshold``, in [0, 1].
+
+    The probability is that of "Yes" against "No" as the model's reply, without decoding.
+    """
+
+    def __init__(self, model: UnifiedModel, threshold: float) -> None:
+        self.model = model
+        self.threshold = threshold
+
+    def __call__(self, image: Image, prompt: str, regions: Sequence[Region]) -> list[Region]:
+        """Of the ``regions`` (boxes in pixels of ``image``) those that stay, in their order."""
+        kept: list[Region] = []
+        for first in range(0, len(regions), AT_ONCE):
+            some = regions[first : first + AT_ONCE]
+            questions = [_question(prompt, region) for region in some]
+            (logprobs,) = self.model.continuation_logprobs([image], [questions], YES_OR_NO)
+            probabilities = logprobs.double().softmax(dim=-1)[:, 0].tolist()
+            kept += [region for region, yes in zip(some, probabilities, strict=True) if yes >= self.threshold]
+        return kept
+
+
+def _question(prompt: str, region: Region) -> Question:
+    box = "[" + ", ".join(str(round(value)) for value in region.box) + "]"
+    return Question(QUESTION.format(prompt=prompt, box=box))
