@@ -84,9 +84,19 @@ class JudgeConfig(Section):
 class RewardConfig(Section):
     """From judgements to reward maps (docs/specs/srum.md, 3)."""
 
-    mapping: Literal["signed", "unit"] = "signed"  # [-1, 1] (paper) or [0, 1] (released code)
+    mapping: Literal["signed", "unit", "reference"] = "signed"  # [-1, 1] (paper), [0, 1], or the released code's map
     overlap: Literal["smallest", "mean", "max", "min"] = "smallest"  # which region owns a shared cell
+    shape: Literal["mask", "box"] = "mask"  # of a region: its mask where it has one, or always its box
+    background: Literal["judged", "neutral"] = "judged"  # outside the regions: its score where it has one, or neutral
+    centred: bool = False  # region scores less their mean over the candidates of the prompt
     on_failure: Literal["skip", "keep"] = "skip"  # a candidate with a failed judgement: drop it, or keep what parsed
+
+    @model_validator(mode="after")
+    def _the_reference_stays_as_it_is(self) -> RewardConfig:
+        for name in ("overlap", "shape", "background", "centred") if self.mapping == "reference" else ():
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name}: the released code's map has rules of its own; leave this at its default")
+        return self
 
 
 class TrainConfig(Section):

@@ -29,7 +29,7 @@ from srum.evaluation.accuracy import EvalResult, evaluate, paired_bootstrap, req
 from srum.models.base import Decoding
 from srum.records import Candidate, Grounding, Judgement, Prompt, RewardMap
 from srum.report import write_report
-from srum.reward_map import Skipped, rasterize, sample_score
+from srum.reward_map import Skipped, centred, rasterize, sample_score
 from srum.rollout import choose_prompts, rollout
 from srum.run_dir import (
     StageTimer,
@@ -157,16 +157,22 @@ def rasterize_stage(run: Run, k: int) -> None:
     groundings = {g.candidate_id: g for g in read_records(folder / "regions.jsonl", Grounding)}
     judgements = {j.candidate_id: j for j in read_records(folder / "judgements.jsonl", Judgement)}
     model = models.load(run.weights(MAIN, k))
+    in_map = judgements
+    if config.centred:
+        ids = list(candidates)
+        prompts = [candidate.prompt_id for candidate in candidates.values()]
+        in_map = dict(zip(ids, centred([judgements[name] for name in ids], prompts), strict=True))
+    rules = config.model_dump(exclude={"centred"})
+    scale: Literal["signed", "unit"] = "signed" if config.mapping == "signed" else "unit"
 
     def outcome(candidate: Candidate) -> tuple[Tensor, float] | Skipped:
-        grounding, judgement = groundings[candidate.id], judgements[candidate.id]
         grid = model.latent_grid(candidate.size)
-        return rasterize(candidate, grounding, judgement, grid, config.mapping, config.overlap, config.on_failure)
+        return rasterize(candidate, groundings[candidate.id], in_map[candidate.id], grid, **rules)
 
     def work(batch: Mapping[str, Candidate]) -> list[RewardMap]:
         outcomes = {name: outcome(candidate) for name, candidate in batch.items()}
         return [
-            _keep_reward(folder, judgements[name], config.mapping, *made)
+            _keep_reward(folder, judgements[name], scale, *made)
             for name, made in outcomes.items()
             if not isinstance(made, Skipped)
         ]
