@@ -21,7 +21,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from grounding.base import ground, load_grounder
-from judging.instructions import load_instructions
+from judging.base import Answerer
+from judging.remote import Server
 from judging.self_judge import SelfJudge
 from srum import models
 from srum.config import RunConfig, TrainConfig
@@ -125,16 +126,13 @@ def ground_stage(run: Run, k: int) -> None:
 
 
 def judge_stage(run: Run, k: int) -> None:
-    """judgements.jsonl: what the model, with the weights that made the images, says of every region and layout."""
+    """judgements.jsonl: what the judge, by default the model that made the images, says of every region and layout."""
     folder, config = run.round(k), run.config.judge
     if finished(folder, "judgements"):
         return
     candidates = {c.id: c for c in read_records(folder / "candidates.jsonl", Candidate)}
     regions = {g.candidate_id: g.regions for g in read_records(folder / "regions.jsonl", Grounding)}
-    decoding = Decoding(max_tokens=config.max_tokens, seed=seed_for(run.config.seed, k, "judge"))
-    judge = SelfJudge(
-        models.load(run.weights(MAIN, k)), config.instructions, config.soft, decoding=decoding, retries=config.retries
-    )
+    judge = load_judge(run.config, run.weights(MAIN, k), seed_for(run.config.seed, k, "judge"))
 
     def work(batch: Mapping[str, Candidate]) -> list[Judgement]:
         images = [open_image(folder / candidate.image) for candidate in batch.values()]
@@ -146,6 +144,17 @@ def judge_stage(run: Run, k: int) -> None:
         ]
 
     run_stage(folder, "judgements", Judgement, candidates, config.batch_size, work)
+
+
+def load_judge(config: RunConfig, weights: str, seed: int) -> SelfJudge:
+    """The judge that the config names: ``weights``, those that entered the run, another model, or a server."""
+    judge = config.judge
+    if judge.server.url:
+        model: Answerer = Server(**judge.server.model_dump())
+    else:
+        model = models.load({"self": weights, "start": config.model}.get(judge.model, judge.model))
+    options = judge.model_dump(include={"instructions", "soft", "retries", "view", "think", "reply"})
+    return SelfJudge(model, decoding=Decoding(max_tokens=judge.max_tokens, seed=seed), **options)
 
 
 def rasterize_stage(run: Run, k: int) -> None:
@@ -271,11 +280,11 @@ def run_loop(config: RunConfig, folder: Path, resume: bool = False, command: str
 
 
 def check_inputs(config: RunConfig) -> None:
-    """Raise now what would else be raised after hours: prompts, model, grounder, instructions."""
+    """Raise now what would else be raised after hours: prompts, model, grounder, judge."""
     choose_prompts(config.prompts, config.prompt_count, config.seed)
     require_metadata(eval_prompts(config))
     load_grounder(config.ground.grounder, models.load(config.model))
-    load_instructions(config.judge.instructions)
+    load_judge(config, config.model, config.seed)
 
 
 def conclude(run: Run) -> dict[str, Any]:
