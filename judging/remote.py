@@ -73,7 +73,7 @@ class Server:
             "messages": [{"role": "user", "content": content}],
             "max_tokens": decoding.max_tokens,
             "temperature": decoding.temperature,
-            "seed": decoding.seed,
+            "seed": decoding.seed % 2**31,  # some servers hold it in 32 bits
         }
         for attempt in range(self.retries + 1):
             if attempt > 0:
