@@ -28,13 +28,11 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from judging.self_judge import SelfJudge
 from srum import models
 from srum.config import EvalConfig, RunConfig, TrainConfig, load_config
 from srum.evaluation.accuracy import evaluate
 from srum.evaluation.judge_quality import JudgeQuality, flipped_relations, judge_quality
-from srum.loop import BASE, MAIN, STAGES, Run, console, evaluate_arms, perform, run_loop
-from srum.models.base import Decoding
+from srum.loop import BASE, MAIN, STAGES, Run, console, evaluate_arms, load_judge, perform, run_loop
 from srum.records import Candidate, Grounding, Judgement, Prompt
 from srum.rollout import choose_prompts
 from srum.run_dir import claim_run, open_image, read_records, write_json
@@ -107,10 +105,7 @@ def judge(run: Run) -> dict[str, dict[str, Any]]:
     path = run.folder / "lab" / "judge.json"
     if not path.exists():
         make_round_0(run)
-        config = run.config.judge
-        decoding = Decoding(max_tokens=config.max_tokens, seed=run.config.seed)
-        model = models.load(run.weights(MAIN, 0))
-        own = SelfJudge(model, config.instructions, config.soft, decoding=decoding, retries=config.retries)
+        own = load_judge(run.config, run.weights(MAIN, 0), run.config.seed)
         flipped = flipped_relations(own, FLIPPED, run.config.seed)
         write_json(path, asdict(quality_of_round_0(run.round(0))) | {"relations": asdict(flipped)})
     return json.loads(path.read_text())

@@ -33,7 +33,6 @@ from torch.nn.functional import cross_entropy
 
 from srum import flow
 from srum.evaluation.released import (
-    reference_grid,
     reference_layout,
     reference_map,
     reference_record,
@@ -48,6 +47,7 @@ from srum.models.bagel.images import patchify, resize, resized_size, to_tensor, 
 from srum.models.bagel.positions import grid_ids, interpolated_grid_ids, rotary, sincos_table, timestep_sinusoid
 from srum.models.bagel.sequence import Batch, Span, Split, lay_out, visibility
 from srum.models.base import Decoding, Sampling, Segment, TrainingForward
+from srum.reward_map import reference_grid
 from train.objectives import sft_terms, srum_terms
 
 Facts = Any  # the content of a fixture's JSON file

@@ -9,17 +9,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from string import Formatter
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from srum.records import Region
 
 TEMPLATES = Path(__file__).parent / "templates"
+PLACEHOLDERS = {
+    "region": {"prompt", "regions"},
+    "short_region": {"prompt", "regions"},
+    "region_entry": {"id", "box"},
+    "layout": {"prompt"},
+    "short_layout": {"prompt"},
+    "whole": {"prompt"},
+}
 
 
 class Instructions(BaseModel):
-    """The texts of one template file. Placeholders: ``{prompt}``, ``{regions}``; in an entry ``{id}`` and ``{box}``."""
+    """The texts of one template file, with the placeholders of ``PLACEHOLDERS``; other braces are doubled.
+
+    The ``short`` texts are those of further attempts, where there are any; ``whole`` asks for one score of the whole
+    image; ``marks`` is a line before the regions of an image on which they are drawn; ``think`` goes before a question
+    that is to be thought about.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -29,18 +43,41 @@ class Instructions(BaseModel):
     region_entry: str
     background_box: str
     layout: str
+    short_region: str | None = None
+    short_layout: str | None = None
+    whole: str | None = None
+    marks: str | None = None
+    think: str | None = None
 
-    def about_regions(self, prompt: str, regions: Sequence[Region]) -> str:
-        """The region instruction for ``regions`` (boxes in image pixels); region 0 is the background."""
+    @field_validator(*PLACEHOLDERS)
+    @classmethod
+    def _has_its_placeholders(cls, text: str | None, info: ValidationInfo) -> str | None:
+        expected = PLACEHOLDERS[info.field_name or ""]
+        found = expected if text is None else {name for _, name, _, _ in Formatter().parse(text) if name is not None}
+        if found != expected:
+            wanted, got = (", ".join(f"{{{name}}}" for name in sorted(names)) for names in (expected, found))
+            raise ValueError(f"expected the placeholders {wanted}, got {got or 'none'}; double other braces")
+        return text
+
+    def about_regions(self, prompt: str, regions: Sequence[Region], marked: bool = False, short: bool = False) -> str:
+        """The region instruction for ``regions`` (boxes in pixels of the image shown); region 0 is the background."""
         entries = [
             self.region_entry.format(id=r.id, box=self.background_box if r.id == 0 else format_box(r.box))
             for r in regions
         ]
-        return self.region.format(prompt=prompt, regions="\n".join(entries))
+        if marked and self.marks:
+            entries.insert(0, self.marks)
+        return ((short and self.short_region) or self.region).format(prompt=prompt, regions="\n".join(entries))
 
-    def about_layout(self, prompt: str) -> str:
+    def about_layout(self, prompt: str, short: bool = False) -> str:
         """The layout instruction."""
-        return self.layout.format(prompt=prompt)
+        return ((short and self.short_layout) or self.layout).format(prompt=prompt)
+
+    def about_image(self, prompt: str) -> str:
+        """The instruction for one score of the whole image. Raises ValueError for a template without ``whole``."""
+        if self.whole is None:
+            raise ValueError(f"the instructions {self.version} have no text 'whole', for one score of the whole image")
+        return self.whole.format(prompt=prompt)
 
 
 def format_box(box: Sequence[float]) -> str:
@@ -62,11 +99,21 @@ def layout_reply(score: float, reason: str, analysis: str = "") -> str:
 
 @cache
 def load_instructions(name_or_path: str) -> Instructions:
-    """A shipped template by name, or a user's file by path. Raises FileNotFoundError with the names that exist."""
+    """A shipped template by name, or a user's file by path.
+
+    Raises FileNotFoundError with the names that exist; ValueError, naming the file and the field, for what is none.
+    """
     path = Path(name_or_path)
     if path.suffix not in (".yaml", ".yml"):
         path = TEMPLATES / f"{name_or_path}.yaml"
     if not path.is_file():
         shipped = ", ".join(sorted(p.stem for p in TEMPLATES.glob("*.yaml")))
         raise FileNotFoundError(f"no instruction template {name_or_path!r}: give a .yaml path or one of {shipped}")
-    return Instructions.model_validate(yaml.safe_load(path.read_text()))
+    try:
+        return Instructions.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    except ValidationError as error:
+        detail = error.errors()[0]
+        field = ".".join(map(str, detail["loc"])) or "the file"
+        raise ValueError(f"{path}: {field}: {detail['msg'].removeprefix('Value error, ')}") from None

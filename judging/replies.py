@@ -101,7 +101,7 @@ def _read(text: str, start: int, end: int) -> Reading:
     if _RANGE.match(text, match.end(), end) or _CUT_OFF.search(text, match.start("number")):
         return replace(reading, failure=Failure.NO_SCORE)
     score = float(match["number"].replace(",", "."))
-    scale = (match["scale"] or "/1").strip(" \t\n/")
+    scale = (match["scale"] or "/1").strip().removeprefix("/")
     if not -1 <= score <= 1 or scale == "%" or float(scale) != 1:
         return replace(reading, failure=Failure.OUT_OF_RANGE)
     return replace(reading, score=score, score_start=match.start("number"))

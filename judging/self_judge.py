@@ -4,30 +4,62 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from PIL.Image import Image
 
+from judging.base import Answerer, NoReply, Scorer
 from judging.instructions import load_instructions
 from judging.replies import Reading, parse_layout, parse_regions
-from judging.soft_score import question_up_to, soft_scores
-from srum.models.base import Decoding, Question, UnifiedModel
-from srum.records import LayoutJudgement, Region, RegionJudgement
+from judging.soft_score import (
+    confidence,
+    expected_score,
+    forced_question,
+    likeliest_score,
+    question_up_to,
+    score_logprobs,
+)
+from judging.views import crop, draw_marks
+from srum.models.base import Decoding, Question
+from srum.records import Failure, LayoutJudgement, Region, RegionJudgement
 
 RETRY_TEMPERATURE = 0.7
-LAYOUT = -1  # stands for the layout where regions have their ids
+LAYOUT, WHOLE = -1, -2  # stand for the layout and for the whole image where regions have their ids
+
+View = Literal["boxes", "marks", "crops", "whole"]
+ReplyMode = Literal["free", "constrained", "none"]
+
+
+@dataclass(frozen=True)
+class _Topic:
+    """What one question is about: regions, boxes in pixels of the picture shown; without any, LAYOUT or WHOLE."""
+
+    regions: tuple[Region, ...] = ()
+    otherwise: int = LAYOUT
+
+    @property
+    def subjects(self) -> tuple[int, ...]:
+        return tuple(region.id for region in self.regions) or (self.otherwise,)
+
+    def without(self, settled: Container[int]) -> _Topic:
+        return replace(self, regions=tuple(region for region in self.regions if region.id not in settled))
 
 
 @dataclass(frozen=True)
 class _Asked:
-    """A question and what it is about: region ids, or LAYOUT alone."""
+    """A question in words, and the subjects that it is about."""
 
     text: str
     subjects: tuple[int, ...]
 
-    def read(self, reply: str) -> dict[int, Reading]:
-        return {LAYOUT: parse_layout(reply)} if self.subjects == (LAYOUT,) else parse_regions(reply, self.subjects)
+    def read(self, reply: str | NoReply) -> dict[int, Reading]:
+        if isinstance(reply, NoReply):
+            return dict.fromkeys(self.subjects, Reading(failure=Failure.NO_REPLY))
+        if self.subjects[0] in (LAYOUT, WHOLE):
+            return {self.subjects[0]: parse_layout(reply)}
+        return parse_regions(reply, self.subjects)
 
 
 @dataclass(frozen=True)
@@ -38,122 +70,208 @@ class _Answer:
     raw: str
     reading: Reading
     attempts: int
+    confidence: float | None = None
 
 
 @dataclass
 class _Case:
-    """One image with its questions, and the answers so far, by subject."""
+    """A picture as it is shown, what is to be asked about it, and the answers so far, by subject."""
 
-    image: Image
-    questions: list[_Asked]
+    picture: Image
+    prompt: str
+    topics: list[_Topic]
     answers: dict[int, _Answer] = field(default_factory=dict)
 
-    def open_questions(self) -> list[_Asked]:
-        return [asked for asked in self.questions if not all(map(self.is_settled, asked.subjects))]
+    def open_topics(self) -> list[_Topic]:
+        settled = {subject for subject in self.answers if self.is_settled(subject)}
+        return [topic.without(settled) for topic in self.topics if not settled.issuperset(topic.subjects)]
 
     def is_settled(self, subject: int) -> bool:
         return subject in self.answers and self.answers[subject].reading.failure is None
 
-    def record(self, asked: _Asked, reply: str, attempt: int) -> None:
+    def record(self, asked: _Asked, reply: str | NoReply, attempt: int) -> None:
+        raw = reply.why if isinstance(reply, NoReply) else reply
         for subject, reading in asked.read(reply).items():
-            if not self.is_settled(subject):
-                self.answers[subject] = _Answer(asked.text, reply, reading, attempt)
+            self.answers[subject] = _Answer(asked.text, raw, reading, attempt)
 
 
 class SelfJudge:
-    """Judges with ``model`` itself, by the ``instructions`` of a template (a shipped name or a .yaml path).
+    """Judges with ``model``, in the loop the model itself, by the ``instructions`` of a template (a name or a path).
 
-    ``soft``: a reply that could be read is scored by the expectation over its score (``judging.soft_score``), not by
-    the number written. ``decoding`` is that of the first attempt; a question without a readable answer is asked again
-    up to ``retries`` times, sampled with temperature 0.7. Nothing depends on the size or the order of a batch: sampled
-    replies are asked for image by image, with a seed from ``decoding.seed``, the attempt, the image and the questions.
+    ``decoding`` is that of the first attempt. What was not answered readably is asked again up to ``retries`` times,
+    differently: sampled with temperature 0.7, only the regions that are missing, in the template's shorter words where
+    it has any, and without thinking.
+
+    ``view``: the regions are named by their ``boxes``, or also drawn into the image as ``marks``, or shown one by one
+    as ``crops``; with ``whole`` they share one score of the whole image, the paper's sample-level ablation (Sec. 4.3).
+    ``think``: the first attempt asks for a thought before the answer.
+
+    ``reply``: ``free`` is what the model writes, and unreadable after the last attempt it is a failure; ``constrained``
+    makes it go on with a score line whose number is one of 21 levels, so that there is always a score; with ``none``
+    that line is all there is, one forward pass without decoding, labels and reasons. ``soft``: the score is its
+    expectation over the 21 levels (``judging.soft_score``), not the number written or, of a forced line, the likeliest.
+
+    Nothing depends on the size or the order of a batch: sampled replies are asked for image by image, with a seed from
+    ``decoding.seed``, the attempt, the image and the questions. Raises ValueError for instructions without the texts of
+    ``view`` and ``think``, and where a model that gives no log-probabilities would need them.
     """
 
     def __init__(
         self,
-        model: UnifiedModel,
+        model: Answerer,
         instructions: str = "compact",
         soft: bool = True,
         decoding: Decoding = Decoding(),  # noqa: B008 (frozen)
         retries: int = 1,
+        view: View = "boxes",
+        think: bool = False,
+        reply: ReplyMode = "free",
     ) -> None:
         self.model = model
         self.instructions = load_instructions(instructions)
-        self.soft = soft
-        self.decoding = decoding
-        self.retries = retries
+        self.soft, self.decoding, self.retries = soft, decoding, retries
+        self.view, self.think, self.reply = view, think, reply
+        if view == "whole":
+            self.instructions.about_image("")
+        if think and self.instructions.think is None:
+            raise ValueError(f"the instructions {self.instructions.version} have no text 'think'")
+        if (soft or reply != "free") and not isinstance(model, Scorer):
+            raise ValueError("soft scores and forced score lines need a model that gives log-probabilities")
 
     def judge(
         self, images: Sequence[Image], prompts: Sequence[str], regions: Sequence[Sequence[Region]]
     ) -> list[tuple[list[RegionJudgement], LayoutJudgement]]:
         """Per image the judgements of its ``regions`` (boxes in image pixels), in their order, and of its layout."""
-        cases = [
-            _Case(image, self._questions(prompt, proposed))
-            for image, prompt, proposed in zip(images, prompts, regions, strict=True)
-        ]
-        for attempt in range(1, self.retries + 2):
-            self._attempt(cases, attempt)
-        if self.soft:
-            self._soften(cases)
-        return [
-            ([_region_judgement(region.id, case.answers[region.id]) for region in proposed], _layout_judgement(case))
-            for case, proposed in zip(cases, regions, strict=True)
-        ]
+        cases = [self._cases(*candidate) for candidate in zip(images, prompts, regions, strict=True)]
+        every = [case for own in cases for case in own]
+        if self.reply == "none":
+            for case in every:
+                self._leave_unanswered(case)
+        else:
+            for attempt in range(1, self.retries + 2):
+                self._attempt(every, attempt)
+        if self.soft or self.reply != "free":
+            self._score(every)
+        return [self._judgements(own, proposed) for own, proposed in zip(cases, regions, strict=True)]
 
-    def _questions(self, prompt: str, regions: Sequence[Region]) -> list[_Asked]:
+    # --- what is shown and asked
+
+    def _cases(self, image: Image, prompt: str, regions: Sequence[Region]) -> list[_Case]:
+        if self.view == "whole":
+            return [_Case(image, prompt, [_Topic(otherwise=WHOLE), _Topic()] if regions else [_Topic()])]
+        if self.view == "marks":
+            marked = _Case(draw_marks(image, regions), prompt, self._topics(regions))
+            return [marked, _Case(image, prompt, [_Topic()])]
+        if self.view == "crops":
+            crops = [(picture, moved) for picture, moved in (crop(image, r) for r in regions if r.id != 0)]
+            background = self._topics([r for r in regions if r.id == 0])
+            own = [_Case(picture, prompt, [_Topic((moved,))]) for picture, moved in crops]
+            return [*own, _Case(image, prompt, [*background, _Topic()])]
+        return [_Case(image, prompt, [*self._topics(regions), _Topic()])]
+
+    def _topics(self, regions: Sequence[Region]) -> list[_Topic]:
         size = self.instructions.regions_per_question
-        groups = [regions[first : first + size] for first in range(0, len(regions), size)]
-        about_regions = [
-            _Asked(self.instructions.about_regions(prompt, group), tuple(region.id for region in group))
-            for group in groups
-        ]
-        return [*about_regions, _Asked(self.instructions.about_layout(prompt), (LAYOUT,))]
+        return [_Topic(tuple(regions[first : first + size])) for first in range(0, len(regions), size)]
+
+    def _asked(self, prompt: str, topic: _Topic, again: bool) -> _Asked:
+        if topic.regions:
+            text = self.instructions.about_regions(prompt, topic.regions, marked=self.view == "marks", short=again)
+        elif topic.otherwise == LAYOUT:
+            text = self.instructions.about_layout(prompt, short=again)
+        else:
+            text = self.instructions.about_image(prompt)
+        thought = f"{self.instructions.think}\n\n" if self.think and not again else ""
+        return _Asked(thought + text, topic.subjects)
+
+    # --- replies
 
     def _attempt(self, cases: Sequence[_Case], attempt: int) -> None:
         """Asks what is still open, and records the replies."""
-        decoding = self.decoding if attempt == 1 else replace(self.decoding, temperature=RETRY_TEMPERATURE)
-        asked = [(case, questions) for case in cases if (questions := case.open_questions())]
+        again = attempt > 1
+        decoding = replace(self.decoding, temperature=RETRY_TEMPERATURE) if again else self.decoding
+        asked = [
+            (case, [self._asked(case.prompt, topic, again) for topic in topics])
+            for case in cases
+            if (topics := case.open_topics())
+        ]
         if not asked:
             return
-        images = [case.image for case, _ in asked]
+        pictures = [case.picture for case, _ in asked]
         texts = [[Question(question.text) for question in questions] for _, questions in asked]
-        for (case, questions), replies in zip(asked, self._replies(images, texts, decoding, attempt), strict=True):
+        for (case, questions), replies in zip(asked, self._replies(pictures, texts, decoding, attempt), strict=True):
             for question, reply in zip(questions, replies, strict=True):
                 case.record(question, reply, attempt)
 
     def _replies(
-        self, images: Sequence[Image], questions: Sequence[Sequence[Question]], decoding: Decoding, attempt: int
-    ) -> list[list[str]]:
+        self, pictures: Sequence[Image], questions: Sequence[Sequence[Question]], decoding: Decoding, attempt: int
+    ) -> Sequence[Sequence[str | NoReply]]:
         if decoding.temperature == 0:
-            return self.model.answer(images, questions, decoding)
+            return self.model.answer(pictures, questions, decoding)
         return [
-            self.model.answer([image], [own], replace(decoding, seed=_seed(decoding.seed, attempt, image, own)))[0]
-            for image, own in zip(images, questions, strict=True)
+            self.model.answer([picture], [own], replace(decoding, seed=_seed(decoding.seed, attempt, picture, own)))[0]
+            for picture, own in zip(pictures, questions, strict=True)
         ]
 
-    def _soften(self, cases: Sequence[_Case]) -> None:
-        """Replaces every score by its expectation; one call for all replies with the same space before the number."""
+    def _leave_unanswered(self, case: _Case) -> None:
+        for topic in case.topics:
+            asked = self._asked(case.prompt, topic, again=False)
+            for subject in asked.subjects:
+                case.answers[subject] = _Answer(asked.text, "", Reading(failure=Failure.EMPTY), attempts=0)
+
+    # --- scores from the model's distribution
+
+    def _score(self, cases: Sequence[_Case]) -> None:
+        """Makes scores soft and forces score lines; one call for all with the same space before the number."""
+        assert isinstance(self.model, Scorer)  # else the constructor had raised
         by_space: dict[str, list[tuple[_Case, dict[int, Question]]]] = defaultdict(list)
         for case in cases:
-            for space, questions in _score_questions(case).items():
+            for space, questions in self._score_questions(case).items():
                 by_space[space].append((case, questions))
         for space, group in by_space.items():
-            images = [case.image for case, _ in group]
-            scores = soft_scores(self.model, images, [list(questions.values()) for _, questions in group], space)
-            for (case, questions), values in zip(group, scores, strict=True):
-                for subject, score in zip(questions, values, strict=True):
-                    answer = case.answers[subject]
-                    case.answers[subject] = replace(answer, reading=replace(answer.reading, score=score))
+            pictures = [case.picture for case, _ in group]
+            asked = [list(questions.values()) for _, questions in group]
+            for (case, questions), logprobs in zip(
+                group, score_logprobs(self.model, pictures, asked, space), strict=True
+            ):
+                found = [f(logprobs).tolist() for f in (expected_score, likeliest_score, confidence)]
+                for (subject, question), *values in zip(questions.items(), *found, strict=True):
+                    case.answers[subject] = self._scored(case.answers[subject], question, *values)
 
+    def _score_questions(self, case: _Case) -> dict[str, dict[int, Question]]:
+        """By the space before the number, then by subject: the questions whose continuation is the score."""
+        found: dict[str, dict[int, Question]] = defaultdict(dict)
+        for subject, answer in case.answers.items():
+            if answer.reading.score_start is not None:
+                if self.soft:
+                    question, space = question_up_to(answer.question, answer.raw, answer.reading.score_start)
+                    found[space][subject] = question
+            elif self.reply != "free":
+                question, space = forced_question(answer.question, answer.raw, subject if subject >= 0 else None)
+                found[space][subject] = question
+        return found
 
-def _score_questions(case: _Case) -> dict[str, dict[int, Question]]:
-    """By the space before the number, then by subject: the questions whose continuation is the score."""
-    questions: dict[str, dict[int, Question]] = defaultdict(dict)
-    for subject, answer in case.answers.items():
-        if answer.reading.score_start is not None:
-            question, space = question_up_to(answer.question, answer.raw, answer.reading.score_start)
-            questions[space][subject] = question
-    return questions
+    def _scored(
+        self, answer: _Answer, question: Question, expected: float, likeliest: float, confidence: float
+    ) -> _Answer:
+        """The answer with its score from the distribution; a forced line is an attempt, and stands in ``raw``."""
+        if answer.reading.failure is not None:
+            raw = f"{question.reply_prefix} {likeliest:.1f}"
+            answer = replace(answer, raw=raw, attempts=answer.attempts + 1)
+        reading = replace(answer.reading, score=expected if self.soft else likeliest, failure=None)
+        return replace(answer, reading=reading, confidence=confidence)
+
+    # --- records
+
+    def _judgements(
+        self, cases: Sequence[_Case], regions: Sequence[Region]
+    ) -> tuple[list[RegionJudgement], LayoutJudgement]:
+        answers = {subject: answer for case in cases for subject, answer in case.answers.items()}
+        of_regions = [answers[WHOLE if self.view == "whole" else region.id] for region in regions]
+        judged = [
+            RegionJudgement(region_id=region.id, label=answer.reading.label, **_said(answer))
+            for region, answer in zip(regions, of_regions, strict=True)
+        ]
+        return judged, LayoutJudgement(**_said(answers[LAYOUT]))
 
 
 def _seed(seed: int, attempt: int, image: Image, questions: Sequence[Question]) -> int:
@@ -163,22 +281,14 @@ def _seed(seed: int, attempt: int, image: Image, questions: Sequence[Question]) 
     return int.from_bytes(digest, "big") >> 1
 
 
-def _region_judgement(region_id: int, answer: _Answer) -> RegionJudgement:
+def _said(answer: _Answer) -> dict[str, Any]:
+    """The fields that every judgement has."""
     reading = answer.reading
-    return RegionJudgement(
-        region_id=region_id,
-        score=reading.score,
-        label=reading.label,
-        reason=reading.reason,
-        failure=reading.failure,
-        raw=answer.raw,
-        attempts=answer.attempts,
-    )
-
-
-def _layout_judgement(case: _Case) -> LayoutJudgement:
-    answer = case.answers[LAYOUT]
-    reading = answer.reading
-    return LayoutJudgement(
-        score=reading.score, reason=reading.reason, failure=reading.failure, raw=answer.raw, attempts=answer.attempts
-    )
+    return {
+        "score": reading.score,
+        "reason": reading.reason,
+        "failure": reading.failure,
+        "raw": answer.raw,
+        "attempts": answer.attempts,
+        "confidence": answer.confidence,
+    }

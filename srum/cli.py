@@ -161,11 +161,17 @@ def compare(
 @app.command()
 def export(
     run: RunFolder,
-    out: Annotated[Path, typer.Argument(metavar="OUT.parquet", help="The file to write.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write: .parquet, or the authors' .jsonl.")],
 ) -> None:
-    """Write the candidates of all rounds, with images and regions, to a parquet file for the datasets library."""
+    """Write the candidates of all rounds to a parquet file for the datasets library, or to the authors' JSON lines."""
     from srum import open_run
 
+    if out.suffix == ".jsonl":
+        from srum.interchange import write_lines
+
+        written, left_out = write_lines(open_run(run), out)
+        typer.echo(f"{out}: {written} candidates, {left_out} without the scores that the format needs were left out")
+        return
     try:
         from srum.export import write_export
     except ModuleNotFoundError as error:
@@ -196,6 +202,26 @@ def doctor(
         typer.echo(f"training and sampling agree to {deviation:.1e} (at most {tolerance:.0e} expected)")
         if deviation > tolerance:
             raise typer.Exit(1)
+
+
+@app.command("import")
+def import_(
+    lines: Annotated[Path, typer.Argument(metavar="LINES.jsonl", help="Judged images in the authors' format.")],
+    run: RunFolder,
+    images: Annotated[Path, typer.Option(help="Folder of the images that the lines name.")] = Path(),
+    round_: Round = 0,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+) -> None:
+    """Make a round, up to its judgements, of the authors' JSON lines and their images."""
+    from srum import models
+    from srum.interchange import import_round
+
+    opened = _open(run, config, overrides)
+    count, problems = import_round(lines, images, models.load(opened.config.model), opened.round(round_))
+    for problem in problems:
+        typer.echo(f"left out: {problem}", err=True)
+    typer.echo(f"{opened.round(round_)}: {count} candidates, {len(problems)} lines left out")
 
 
 @app.command("run")

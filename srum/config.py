@@ -7,9 +7,11 @@ Contradictions are refused here, on construction, so that no stage has to.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -86,22 +88,71 @@ class GroundConfig(Section):
         return self.model_dump(include={"max_regions", "min_area", "max_area", "max_overlap"})
 
 
-class JudgeConfig(Section):
-    """Judging by the model itself."""
+class ServerConfig(Section):
+    """A server that judges in place of a model in this process, by OpenAI's chat completions."""
 
+    url: str = ""  # such as http://localhost:8000/v1; empty: no server
+    model: str = ""  # its name there
+    key_variable: str = "OPENAI_API_KEY"  # the environment variable with the key, where one is wanted; never a key
+    timeout: Positive = 60.0  # seconds without a byte
+    retries: Annotated[int, Field(ge=0)] = 4  # of a request that failed in passing, after 1, 2, 4, ... seconds
+    concurrency: Count = 8  # requests at a time
+
+    @model_validator(mode="after")
+    def _is_complete_and_holds_no_secret(self) -> ServerConfig:
+        address = urlsplit(self.url)
+        if address.username or address.password or address.query:
+            raise ValueError("url: no user, password or query; the key belongs into the environment")
+        if self.url and (address.scheme not in ("http", "https") or not address.hostname):
+            raise ValueError(f"url: {self.url!r} is no address such as http://localhost:8000/v1")
+        if bool(self.url) != bool(self.model):
+            raise ValueError("model: a server needs both its url and the name of its model")
+        if not re.fullmatch(r"[A-Za-z_]\w*", self.key_variable):
+            raise ValueError("key_variable: expected the name of an environment variable, never the key itself")
+        return self
+
+
+class JudgeConfig(Section):
+    """Judging, by default by the model itself."""
+
+    model: str = "self"  # self: the newest weights; start: those that entered the run; or another model, as in model
+    server: ServerConfig = ServerConfig()
     instructions: str = "compact"  # a shipped template, or the path of a .yaml file
+    view: Literal["boxes", "marks", "crops", "whole"] = "boxes"  # how regions are shown; whole: one score for all
+    think: bool = False  # ask for a thought before the answer
+    reply: Literal["free", "constrained", "none"] = "free"  # constrained: with a forced score line; none: that alone
     soft: bool = True  # score = expectation under the model's token distribution
     retries: Annotated[int, Field(ge=0)] = 1  # further attempts for a reply that cannot be parsed
     max_tokens: Count = 256  # of one reply
     batch_size: Count = 64  # images per call and per shard
 
+    @model_validator(mode="after")
+    def _no_contradiction(self) -> JudgeConfig:
+        if self.server.url and self.model != "self":
+            raise ValueError(f"model: {self.model!r} cannot judge while server.url is set; leave it at self")
+        if self.server.url and (self.soft or self.reply != "free"):
+            raise ValueError("soft: a server gives no log-probabilities; it needs soft=false and reply=free")
+        if self.think and self.reply == "none":
+            raise ValueError("think: there is no reply to think in while reply is none")
+        return self
+
 
 class RewardConfig(Section):
     """From judgements to reward maps (docs/specs/srum.md, 3)."""
 
-    mapping: Literal["signed", "unit"] = "signed"  # [-1, 1] (paper) or [0, 1] (released code)
+    mapping: Literal["signed", "unit", "reference"] = "signed"  # [-1, 1] (paper), [0, 1], or the released code's map
     overlap: Literal["smallest", "mean", "max", "min"] = "smallest"  # which region owns a shared cell
+    shape: Literal["mask", "box"] = "mask"  # of a region: its mask where it has one, or always its box
+    background: Literal["judged", "neutral"] = "judged"  # outside the regions: its score where it has one, or neutral
+    centred: bool = False  # region scores less their mean over the candidates of the prompt
     on_failure: Literal["skip", "keep"] = "skip"  # a candidate with a failed judgement: drop it, or keep what parsed
+
+    @model_validator(mode="after")
+    def _the_reference_stays_as_it_is(self) -> RewardConfig:
+        for name in ("overlap", "shape", "background", "centred") if self.mapping == "reference" else ():
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name}: the released code's map has rules of its own; leave this at its default")
+        return self
 
 
 class TrainConfig(Section):

@@ -39,6 +39,7 @@ SAID = {
     "failure": pa.string(),
     "raw": pa.string(),
     "attempts": pa.int32(),
+    "confidence": pa.float64(),
 }
 REGION = pa.struct(
     {

@@ -68,38 +68,35 @@ def coverage(boxes: Tensor, image_size: Size, grid: Size) -> Tensor:
     cell is the product of the covered lengths along y and x.
     """
     height, width = image_size
-    along_y = _covered_length(boxes[:, 1], boxes[:, 3], height, grid[0])
-    along_x = _covered_length(boxes[:, 0], boxes[:, 2], width, grid[1])
-    return along_y[:, :, None] * along_x[:, None, :]
+    x0, y0, x1, y1 = boxes.to(torch.float64).numpy().T
+    along_y = _covered_length(y0, y1, height, grid[0])
+    along_x = _covered_length(x0, x1, width, grid[1])
+    return torch.from_numpy(along_y[:, :, None] * along_x[:, None, :])
 
 
 def mask_coverage(mask: np.ndarray, grid: Size) -> Tensor:
     """Exact fraction (h, w), in [0, 1], of each cell of ``grid`` (h, w) that a binary mask (H, W) covers."""
-    return area_average(torch.from_numpy(np.asarray(mask, dtype=np.float64)), grid)
+    return torch.from_numpy(area_average(np.asarray(mask, dtype=np.float64), grid))
 
 
-def area_average(pixels: Tensor, grid: Size) -> Tensor:
-    """Mean (h, w) of a pixel map (H, W) over the area of each cell of ``grid`` (h, w).
+def area_average(
+    values: np.ndarray, grid: Size, rows: np.ndarray | None = None, columns: np.ndarray | None = None
+) -> np.ndarray:
+    """Mean (h, w) of a map (R, C) over the area of each cell of ``grid`` (h, w).
 
-    Sides need not be multiples of the grid: a pixel cut by a cell's border counts with the part that lies inside.
+    ``rows`` (R + 1,) and ``columns`` (C + 1,) are the borders of the map's rectangles, ascending from 0 to the side of
+    the image; by default these are pixels. A rectangle that several cells share counts in each with its part there.
     """
-    height, width = pixels.shape
-    along_y = _pixels_in_cells(height, grid[0]).to(pixels)
-    along_x = _pixels_in_cells(width, grid[1]).to(pixels)
-    return along_y @ pixels @ along_x.T
+    rows = np.arange(values.shape[0] + 1) if rows is None else rows
+    columns = np.arange(values.shape[1] + 1) if columns is None else columns
+    along_y = _covered_length(rows[:-1], rows[1:], rows[-1], grid[0])
+    along_x = _covered_length(columns[:-1], columns[1:], columns[-1], grid[1])
+    return along_y.T @ values @ along_x
 
 
-def _covered_length(start: Tensor, end: Tensor, length: int, cells: int) -> Tensor:
+def _covered_length(start: np.ndarray, end: np.ndarray, length: float, cells: int) -> np.ndarray:
     """Fraction (N, cells) of each of ``cells`` equal parts of [0, length] inside each interval [start, end] (N,)."""
-    position = torch.arange(cells, dtype=torch.float64)
     scale = cells / length
-    start, end = start.to(torch.float64) * scale, end.to(torch.float64) * scale
-    left = torch.maximum(start[:, None], position)
-    right = torch.minimum(end[:, None], position + 1)
-    return (right - left).clamp(min=0)
-
-
-def _pixels_in_cells(length: int, cells: int) -> Tensor:
-    """Fraction (cells, length) of each of ``cells`` equal parts of [0, length] that each pixel fills."""
-    pixels = torch.arange(length)
-    return _covered_length(pixels, pixels + 1, length, cells).T
+    covered = np.minimum(end[:, None] * scale, np.arange(1.0, cells + 1))
+    covered -= np.maximum(start[:, None] * scale, np.arange(float(cells)))
+    return np.maximum(covered, 0, out=covered)

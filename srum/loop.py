@@ -22,17 +22,19 @@ from torch import Tensor
 
 from grounding.base import ground, load_grounder
 from grounding.relevance import RelevanceFilter
-from judging.instructions import load_instructions
+from judging.base import Answerer
+from judging.remote import Server
 from judging.self_judge import SelfJudge
 from srum import models
 from srum.config import RunConfig, TrainConfig
 from srum.evaluation.accuracy import EvalResult, evaluate, paired_bootstrap, require_metadata
 from srum.models.base import Decoding
-from srum.records import Candidate, Grounding, Judgement, Prompt, RewardMap
+from srum.records import Candidate, Failure, Grounding, Judgement, LayoutJudgement, Prompt, RewardMap
 from srum.report import write_report
-from srum.reward_map import Skipped, rasterize, sample_score
+from srum.reward_map import Skipped, centred, rasterize, sample_score
 from srum.rollout import choose_prompts, rollout
 from srum.run_dir import (
+    ImageError,
     StageTimer,
     atomic,
     claim_run,
@@ -129,27 +131,41 @@ def ground_stage(run: Run, k: int) -> None:
 
 
 def judge_stage(run: Run, k: int) -> None:
-    """judgements.jsonl: what the model, with the weights that made the images, says of every region and layout."""
+    """judgements.jsonl: what the judge, by default the model that made the images, says of every region and layout."""
     folder, config = run.round(k), run.config.judge
     if finished(folder, "judgements"):
         return
     candidates = {c.id: c for c in read_records(folder / "candidates.jsonl", Candidate)}
     regions = {g.candidate_id: g.regions for g in read_records(folder / "regions.jsonl", Grounding)}
-    decoding = Decoding(max_tokens=config.max_tokens, seed=seed_for(run.config.seed, k, "judge"))
-    judge = SelfJudge(
-        models.load(run.weights(MAIN, k)), config.instructions, config.soft, decoding=decoding, retries=config.retries
-    )
+    judge = load_judge(run.config, run.weights(MAIN, k), seed_for(run.config.seed, k, "judge"))
 
     def work(batch: Mapping[str, Candidate]) -> list[Judgement]:
-        images = [open_image(folder / candidate.image) for candidate in batch.values()]
-        prompts = [candidate.prompt for candidate in batch.values()]
-        said = judge.judge(images, prompts, [regions[name] for name in batch])
-        return [
-            Judgement(candidate_id=name, regions=of_regions, layout=of_layout)
-            for name, (of_regions, of_layout) in zip(batch, said, strict=True)
-        ]
+        images, judgements = {}, {}
+        for name, candidate in batch.items():
+            try:
+                images[name] = open_image(folder / candidate.image)
+            except ImageError as error:
+                layout = LayoutJudgement(score=None, failure=Failure.NO_IMAGE, raw=str(error))
+                judgements[name] = Judgement(candidate_id=name, regions=[], layout=layout)
+        prompts, proposed = [batch[name].prompt for name in images], [regions[name] for name in images]
+        for name, (of_regions, of_layout) in zip(
+            images, judge.judge(list(images.values()), prompts, proposed), strict=True
+        ):
+            judgements[name] = Judgement(candidate_id=name, regions=of_regions, layout=of_layout)
+        return [judgements[name] for name in batch]
 
     run_stage(folder, "judgements", Judgement, candidates, config.batch_size, work)
+
+
+def load_judge(config: RunConfig, weights: str, seed: int) -> SelfJudge:
+    """The judge that the config names: ``weights``, those that entered the run, another model, or a server."""
+    judge = config.judge
+    if judge.server.url:
+        model: Answerer = Server(**judge.server.model_dump())
+    else:
+        model = models.load({"self": weights, "start": config.model}.get(judge.model, judge.model))
+    options = judge.model_dump(include={"instructions", "soft", "retries", "view", "think", "reply"})
+    return SelfJudge(model, decoding=Decoding(max_tokens=judge.max_tokens, seed=seed), **options)
 
 
 def rasterize_stage(run: Run, k: int) -> None:
@@ -161,16 +177,22 @@ def rasterize_stage(run: Run, k: int) -> None:
     groundings = {g.candidate_id: g for g in read_records(folder / "regions.jsonl", Grounding)}
     judgements = {j.candidate_id: j for j in read_records(folder / "judgements.jsonl", Judgement)}
     model = models.load(run.weights(MAIN, k))
+    in_map = judgements
+    if config.centred:
+        ids = list(candidates)
+        prompts = [candidate.prompt_id for candidate in candidates.values()]
+        in_map = dict(zip(ids, centred([judgements[name] for name in ids], prompts), strict=True))
+    rules = config.model_dump(exclude={"centred"})
+    scale: Literal["signed", "unit"] = "signed" if config.mapping == "signed" else "unit"
 
     def outcome(candidate: Candidate) -> tuple[Tensor, float] | Skipped:
-        grounding, judgement = groundings[candidate.id], judgements[candidate.id]
         grid = model.latent_grid(candidate.size)
-        return rasterize(candidate, grounding, judgement, grid, config.mapping, config.overlap, config.on_failure)
+        return rasterize(candidate, groundings[candidate.id], in_map[candidate.id], grid, **rules)
 
     def work(batch: Mapping[str, Candidate]) -> list[RewardMap]:
         outcomes = {name: outcome(candidate) for name, candidate in batch.items()}
         return [
-            _keep_reward(folder, judgements[name], config.mapping, *made)
+            _keep_reward(folder, judgements[name], scale, *made)
             for name, made in outcomes.items()
             if not isinstance(made, Skipped)
         ]
@@ -269,11 +291,11 @@ def run_loop(config: RunConfig, folder: Path, resume: bool = False, command: str
 
 
 def check_inputs(config: RunConfig) -> None:
-    """Raise now what would else be raised after hours: prompts, model, grounder, instructions."""
+    """Raise now what would else be raised after hours: prompts, model, grounder, judge."""
     choose_prompts(config.prompts, config.prompt_count, config.seed)
     require_metadata(eval_prompts(config))
     load_grounder(config.ground.grounder, models.load(config.model), **config.ground.options)
-    load_instructions(config.judge.instructions)
+    load_judge(config, config.model, config.seed)
 
 
 def conclude(run: Run) -> dict[str, Any]:

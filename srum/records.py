@@ -96,16 +96,25 @@ class Failure(StrEnum):
     NO_SCORE = "no_score"
     OUT_OF_RANGE = "score_out_of_range"
     MISSING_REGION = "missing_region"
+    NO_REPLY = "no_reply"
+    NO_IMAGE = "unreadable_image"
 
 
 class Judged(Record):
-    """What the judge says of one thing: either a score or a failure, with the raw reply either way."""
+    """What the judge says of one thing: either a score or a failure, with the raw reply either way.
+
+    ``raw`` is the reply of the last of ``attempts``; with the failure ``no_reply`` or ``unreadable_image`` it
+    says why there was none.
+    ``confidence`` is 1 less the standard deviation of the score under the judge's own distribution: 1 is certain, 0 is
+    torn between -1 and 1; None where that distribution was not asked for.
+    """
 
     score: Score | None
     reason: str | None = None
     failure: Failure | None = None
     raw: str = ""
     attempts: int = Field(default=1, ge=1)
+    confidence: float | None = Field(default=None, ge=0.0, le=1.0)
 
     @model_validator(mode="after")
     def _score_or_failure(self) -> Judged:

@@ -1,7 +1,8 @@
 """The rasterizer: regions, their scores and the layout score become a reward map on the latent grid.
 
-The map is composed on the pixel grid of the image, then averaged exactly over the area of each latent cell, so that
-thin regions count by their area (docs/specs/srum.md, 3: each choice beside the paper's and the released code's).
+The image is cut along every edge of every region; in each of the rectangles the regions are composed, and the
+rectangles are averaged exactly over the area of each latent cell, so that thin regions count by their area
+(docs/specs/srum.md, 3: each choice beside the paper's and the released code's).
 
 By hand, an image of 4x4 px on a grid of 2x2, background 0: a box (0, 0, 2, 2) of score 1 fills the first cell, and a
 box (1, 0, 3, 2) of score -1 covers half of the first and half of the second. Of equal area, the later one wins:
@@ -11,19 +12,27 @@ box (1, 0, 3, 2) of score -1 covers half of the first and half of the second. Of
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from enum import StrEnum
+from statistics import fmean
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
-from srum.geometry import area_average, coverage, rle_decode
-from srum.records import Candidate, Grounding, Judgement, Region, Size
+from srum.geometry import area_average, rle_decode
+from srum.records import Box, Candidate, Grounding, Judgement, Region, Size
 
-Mapping = Literal["signed", "unit"]
+Mapping = Literal["signed", "unit", "reference"]
 Overlap = Literal["smallest", "mean", "max", "min"]
+Shape = Literal["mask", "box"]
+Background = Literal["judged", "neutral"]
 OnFailure = Literal["skip", "keep"]
+
+Place = tuple[slice, slice] | np.ndarray  # an index: the rectangles of a box, or a bool array
 
 NEUTRAL = 0.0  # the score of a place that nobody judged
 NEUTRAL_LAYOUT = 0.4  # the best layout score of a prompt that asks for no arrangement
@@ -46,57 +55,115 @@ def rasterize(
     mapping: Mapping = "signed",
     overlap: Overlap = "smallest",
     on_failure: OnFailure = "skip",
+    shape: Shape = "mask",
+    background: Background = "judged",
 ) -> tuple[Tensor, float] | Skipped:
     """The reward map (h, w) float32 on the latent ``grid``, and alpha = (layout + 1) / 2 in [0, 1] (Eq. 1).
 
-    ``mapping``: ``signed`` is the score itself, in [-1, 1]; ``unit`` is (score + 1) / 2, in [0, 1]. The map is not yet
-    multiplied by alpha. ``on_failure``: with ``skip`` one failed region skips the candidate; with ``keep`` its place is
-    neutral. Without a layout score, or without any region's, the candidate is skipped either way.
+    ``mapping``: ``signed`` is the score itself, in [-1, 1]; ``unit`` is (score + 1) / 2, in [0, 1]; ``reference`` is
+    the released code's map, in [0.5, 1], whose rules take the place of ``overlap``, ``shape`` and ``background``. The
+    map is not yet multiplied by alpha. ``shape``: a region is its ``mask``, where it has one, or always its ``box``.
+    ``background``: outside the regions stands its score, where it was ``judged``, or always the ``neutral`` one.
+
+    ``on_failure``: with ``skip`` one failed region skips the candidate; with ``keep`` its place is neutral. Without a
+    layout score, or without any region's, the candidate is skipped either way.
     """
-    scores = {region.region_id: region.score for region in judgement.regions}
     if (reason := _reason_to_skip(grounding, judgement, on_failure)) is not None:
         return reason
-    things = [region for region in grounding.regions if region.id != 0]
-    values = compose(
-        [region_pixels(region, candidate.size) for region in things],
-        [_known(scores.get(region.id)) for region in things],
-        [region.area for region in things],
-        background=_known(scores.get(0)),
-        size=candidate.size,
-        overlap=overlap,
-    )
-    rewards = area_average(values, grid).clamp(-1, 1).float()
     assert judgement.layout.score is not None  # else there was a reason to skip
-    return rewards if mapping == "signed" else (rewards + 1) / 2, (judgement.layout.score + 1) / 2
+    alpha = (judgement.layout.score + 1) / 2
+    things = [region for region in grounding.regions if region.id != 0]
+    known = {said.region_id: NEUTRAL if said.score is None else said.score for said in judgement.regions}
+    scores = [known.get(region.id, NEUTRAL) for region in things]
+    if mapping == "reference":
+        return reference_grid(reference_pixels([r.box for r in things], scores, candidate.size), grid), alpha
+    rows, columns, places, areas = cut(things, candidate.size, shape)
+    below = known.get(0, NEUTRAL) if background == "judged" else NEUTRAL
+    values = compose(places, np.array(scores), areas, below, (len(rows) - 1, len(columns) - 1), overlap)
+    rewards = torch.from_numpy(area_average(values, grid, rows, columns).astype(np.float32))
+    return rewards if mapping == "signed" else (rewards + 1) / 2, alpha
+
+
+def cut(
+    regions: Sequence[Region], size: Size, shape: Shape = "mask"
+) -> tuple[np.ndarray, np.ndarray, list[Place], np.ndarray]:
+    """An image of ``size`` (H, W) cut along the edges of N regions into R x C rectangles, each in or out of a region.
+
+    Returns the borders of the rows (R + 1,) and of the columns (C + 1,) in image pixels; for every region the index of
+    its rectangles in an array (R, C); and the areas (N,) in pixels. Where there is a mask, every pixel is a rectangle.
+    """
+    boxes = np.array([region.box for region in regions], dtype=float).reshape(-1, 4)
+    masks = {n: r.mask for n, r in enumerate(regions) if r.mask is not None} if shape == "mask" else {}
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    rows, first_row, last_row = _cut_side(boxes[:, 1::2], size[0], pixels=bool(masks))
+    columns, first_column, last_column = _cut_side(boxes[:, 0::2], size[1], pixels=bool(masks))
+    places: list[Place] = [
+        (slice(y0, y1), slice(x0, x1))
+        for y0, y1, x0, x1 in zip(first_row, last_row, first_column, last_column, strict=True)
+    ]
+    for index, mask in masks.items():
+        places[index] = rle_decode(mask)[np.ix_(rows[:-1].astype(int), columns[:-1].astype(int))]
+        areas[index] = regions[index].area
+    return rows, columns, places, areas
 
 
 def compose(
-    pixels: Sequence[Tensor],
-    scores: Sequence[float],
-    areas: Sequence[float],
+    places: Sequence[Place],
+    scores: np.ndarray,
+    areas: np.ndarray,
     background: float,
-    size: Size,
+    shape: tuple[int, int],
     overlap: Overlap,
-) -> Tensor:
-    """The score (H, W) of every pixel, in [-1, 1]; ``pixels`` are the shares (H, W) of each pixel that a region covers.
+) -> np.ndarray:
+    """The score, in [-1, 1], of every rectangle of an array of ``shape``; ``places`` index N regions in it.
 
-    Where regions overlap: ``smallest``, ``max`` and ``min`` lay them over the background and one another, the one that
-    wins last; ``mean`` takes the mean of their scores. A pixel that is covered in part keeps a part of what is below.
+    Where regions overlap, the one that wins is the ``smallest``, that of the ``max`` or of the ``min`` score, among
+    equals the last; ``mean`` is the mean of their scores. The background is where no region is.
     """
     if overlap == "mean":
-        return _mean(pixels, scores, background, size)
-    priority = {"smallest": [-area for area in areas], "max": scores, "min": [-score for score in scores]}[overlap]
-    values = torch.full(size, background, dtype=torch.float64)
-    for index in sorted(range(len(scores)), key=lambda index: priority[index]):
-        values += pixels[index] * (scores[index] - values)
+        total, count = np.zeros((2, *shape))
+        for place, score in zip(places, scores, strict=True):
+            total[place] += score
+            count[place] += 1
+        return np.where(count > 0, total / np.maximum(count, 1), background)
+    values = np.full(shape, background)
+    priority = {"smallest": -areas, "max": scores, "min": -scores}[overlap]
+    for index in np.argsort(priority, kind="stable").tolist():  # painting beats an array over all
+        values[places[index]] = scores[index]
     return values
 
 
-def region_pixels(region: Region, size: Size) -> Tensor:
-    """Share (H, W) float64, in [0, 1], of each pixel of an image of ``size`` inside the region's mask, else its box."""
-    if region.mask is not None:
-        return torch.from_numpy(rle_decode(region.mask)).double()
-    return coverage(torch.tensor([region.box], dtype=torch.float64), size, size)[0]
+def reference_pixels(boxes: Sequence[Box], scores: Sequence[float], size: Size) -> Tensor:
+    """The released code's map (H, W) float32 before alpha: the maximum of (score + 1) / 2 over a canvas of 0.5.
+
+    Its defects are kept: corners are cut to whole pixels, and no score below 0 can be seen (docs/specs/bagel.md, 12.2).
+    """
+    values = torch.full(size, 0.5)
+    for box, score in zip(boxes, scores, strict=True):
+        x0, y0, x1, y1 = (max(int(corner), 0) for corner in box)
+        values[y0:y1, x0:x1] = values[y0:y1, x0:x1].clamp(min=(score + 1) / 2)
+    return values
+
+
+def reference_grid(pixels: Tensor, grid: Size) -> Tensor:
+    """The released code's map (h, w) on the latent grid: bilinear samples of the pixels (H, W), not area averages."""
+    return interpolate(pixels[None, None], size=grid, mode="bilinear", align_corners=False)[0, 0]
+
+
+def centred(judgements: Sequence[Judgement], prompts: Sequence[str]) -> list[Judgement]:
+    """The judgements with every region score less what the candidates of its prompt score on average, in [-1, 1].
+
+    ``prompts`` names the prompt of each. A candidate scores the mean of its regions and its background, as far as they
+    were judged. What is left is how much better or worse than usual for the prompt a region is.
+    """
+    by_prompt: dict[str, list[float]] = defaultdict(list)
+    for judgement, prompt in zip(judgements, prompts, strict=True):
+        if scores := [region.score for region in judgement.regions if region.score is not None]:
+            by_prompt[prompt].append(fmean(scores))
+    return [
+        _shifted(judgement, fmean(by_prompt[prompt])) if by_prompt[prompt] else judgement
+        for judgement, prompt in zip(judgements, prompts, strict=True)
+    ]
 
 
 def sample_score(judgement: Judgement) -> float:
@@ -124,14 +191,20 @@ def _reason_to_skip(grounding: Grounding, judgement: Judgement, on_failure: OnFa
     return Skipped.REGION_FAILED if any(failed) and on_failure == "skip" else None
 
 
-def _known(score: float | None) -> float:
-    return NEUTRAL if score is None else score
+def _cut_side(edges: np.ndarray, length: int, pixels: bool) -> tuple[np.ndarray, list[int], list[int]]:
+    """A side of ``length`` cut at its ends, at the ``edges`` (N, 2) of the regions, perhaps at every pixel.
+
+    Returns the borders of the pieces, and for every region its first piece and the one after its last.
+    """
+    inside = edges.clip(0, length)
+    borders = np.unique(np.concatenate([inside.ravel(), np.arange(length + 1) if pixels else (0, length)]))
+    first, last = np.searchsorted(borders, inside.T).tolist()
+    return borders, first, last
 
 
-def _mean(pixels: Sequence[Tensor], scores: Sequence[float], background: float, size: Size) -> Tensor:
-    shares = torch.zeros(size, dtype=torch.float64)
-    total = torch.zeros(size, dtype=torch.float64)
-    for share, score in zip(pixels, scores, strict=True):
-        shares += share
-        total += share * score
-    return (total + (1 - shares).clamp(min=0) * background) / shares.clamp(min=1)
+def _shifted(judgement: Judgement, mean: float) -> Judgement:
+    regions = [
+        region if region.score is None else region.model_copy(update={"score": min(max(region.score - mean, -1), 1)})
+        for region in judgement.regions
+    ]
+    return judgement.model_copy(update={"regions": regions})

@@ -79,8 +79,12 @@ class FakeModel(nn.Module):
             for image, own in zip(images, questions, strict=True)
         ]
 
+    def resized(self, image: Image.Image) -> Image.Image:
+        return image.resize([max(PATCH, side // PATCH * PATCH) for side in image.size])
+
     def encode(self, images: Sequence[Image.Image]) -> list[Tensor]:
-        raise NotImplementedError
+        pooled = [np.asarray(image.convert("RGB").reduce(PATCH), dtype=np.float32) for image in images]
+        return [torch.from_numpy(pixels / 127.5 - 1).permute(2, 0, 1) for pixels in pooled]
 
     def decode(self, latents: Sequence[Tensor]) -> list[Image.Image]:
         grey = [np.asarray(latent.mean(dim=0).sigmoid() * 255, dtype=np.uint8) for latent in latents]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import attention, lab, report, stages
+from benchmarks import attention, judge, lab, rasterizer, report, stages
 from srum import models
 from tests.fakes import FakeModel
 
@@ -55,6 +55,32 @@ def test_the_report_prints_bytes(capsys: pytest.CaptureFixture[str], monkeypatch
     candidates, _, _, each, plain, ratio = numbers
     assert candidates == 16 and ratio == pytest.approx(plain / each, abs=0.01)
     assert "no Chromium here" in out
+
+
+def test_the_rasterizer_is_compared_with_a_plain_loop_that_makes_the_same_map(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rasterizer.main(["--image", "64", "--cells", "8", "--regions", "3", "--maps", "4"])
+    out = capsys.readouterr().out
+    plain, ours, floor = (numbers_of(line) for line in out.splitlines() if "│" in line)
+    assert plain[1] == 1.0 and ours[1] == pytest.approx(ours[0] / plain[0], rel=0.1) and floor[0] > ours[0]
+    for sample in rasterizer.make_samples(5, 64, 6):
+        made = rasterizer.rasterize(*sample, (8, 8))
+        assert isinstance(made, tuple) and np.allclose(made[0], rasterizer.plain(sample, 8), atol=1e-6)
+
+
+def test_judging_measures_every_way(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "load", FakeModel.load)
+    judge.main(["--out", str(tmp_path), *(argument for s in SMALL[:2] for argument in ("--set", s))])
+    found = json.loads((tmp_path / "judge.json").read_text())
+    assert list(found) == list(judge.WAYS) and "AUROC" in capsys.readouterr().out
+    failures = {name: way["quality"]["regions"]["failures"] for name, way in found.items()}
+    assert failures["decoded"] == failures["decoded, soft"] > 0 == failures["constrained"] == failures["soft"]
+    assert (
+        len({sum(way["quality"]["layout"][k] for k in ("right", "wrong", "failures")) for way in found.values()}) == 1
+    )
 
 
 @pytest.fixture

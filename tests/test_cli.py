@@ -54,7 +54,7 @@ def test_help_is_there_without_torch() -> None:
     code = "import sys, srum.cli; sys.exit('torch' in sys.modules or 'pydantic' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1]).returncode == 0
     stages = {"rollout", "ground", "judge", "rasterize", "train", "eval", "report", "run", "pretrain"}
-    assert all(command in srum("--help").output for command in stages | {"show", "compare", "export"})
+    assert all(command in srum("--help").output for command in stages | {"show", "compare", "export", "import"})
 
 
 def test_run_ends_in_a_table_and_is_not_overwritten() -> None:
@@ -82,6 +82,25 @@ def test_stages_are_the_run() -> None:
         Path("parts/round-000/eval/srum/verdicts.jsonl").read_bytes()
         == Path("parts/eval/srum/verdicts.jsonl").read_bytes()
     )
+
+
+def test_a_run_goes_through_the_authors_lines_and_trains() -> None:
+    for stage in ("rollout", "ground", "judge"):
+        assert srum(stage, "ours", *SETS).exit_code == 0
+    exported = srum("export", "ours", "lines.jsonl")
+    count = len(Path("lines.jsonl").read_text().splitlines())
+    assert exported.output.startswith(f"lines.jsonl: {count} candidates, ") and count > 0
+    with Path("lines.jsonl").open("a") as lines:
+        lines.write('{"prompt": "a cat"}\n')
+    imported = srum("import", "lines.jsonl", "theirs", "--images", "ours", *SETS)
+    assert f"theirs/round-000: {count} candidates, 1 lines left out" in imported.output
+    assert (
+        imported.stderr
+        == f"left out: lines.jsonl:{count + 1}: bad_image_file: Field required, got {{'prompt': 'a cat'}}\n"
+    )
+    for stage in ("rasterize", "train"):
+        assert srum(stage, "theirs").exit_code == 0
+    assert "ours/round-000 holds another round" in error_of(srum("import", "lines.jsonl", "ours", "--images", "ours"))
 
 
 def test_a_users_grounder_and_objective() -> None:

@@ -42,7 +42,7 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
         ("lr=1", "unknown key lr; did you mean train.lr?"),
         ("trian.lr=1", "unknown key trian; did you mean train?"),
         ("judge.retrys=2", "unknown key judge.retrys; did you mean judge.retries?"),
-        ("reward.xyzzy=2", "unknown key reward.xyzzy; known here are mapping, overlap, on_failure"),
+        ("reward.xyzzy=2", "unknown key reward.xyzzy; known here are mapping, overlap, shape, background, centred"),
         ("train.lr=-1", "train.lr: Input should be greater than 0, got -1"),
         ("train.lr=.nan", "train.lr: Input should be a finite number, got nan"),
         ("train.steps=two", "train.steps: "),
@@ -56,12 +56,32 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
         ("candidates_per_prompt=1", "candidates_per_prompt: region_nft compares"),
         ("ground.max_area=0.0", "ground.min_area: 0.0 leaves no area below max_area=0.0"),
         ("ground.options=3", "ground.options: Input should be a valid dictionary, got 3"),
+        ("judge.server={url: http://x/v1, model: m}", "judge.soft: a server gives no log-probabilities"),
+        ("judge={soft: false, reply: none, server: {url: http://x, model: m}}", "judge.soft: a server gives"),
+        ("judge={soft: false, model: start, server: {url: http://x, model: m}}", "judge.model: 'start' cannot judge"),
+        ("judge.server.url=http://x/v1", "judge.server.model: a server needs both"),
+        ("judge.server={url: localhost:8000, model: m}", "judge.server.url: 'localhost:8000' is no address"),
+        ("judge.server={url: file:///etc/passwd, model: m}", "judge.server.url: 'file:///etc/passwd' is no address"),
+        ("judge.server={url: http://me:secret@x/v1, model: m}", "judge.server.url: no user, password or query"),
+        ("judge.server.key_variable=sk-secret", "judge.server.key_variable: expected the name of an environment var"),
+        ("judge.server.modle=m", "unknown key judge.server.modle; did you mean judge.server.model?"),
+        ("judge={think: true, reply: none}", "judge.think: there is no reply to think in"),
+        ("reward={mapping: reference, overlap: mean}", "reward.overlap: the released code's map has rules of its own"),
+        ("reward={mapping: reference, centred: true}", "reward.centred: the released code's map has rules of its own"),
     ],
 )
 def test_what_is_refused_is_named_in_one_line(override: str, message: str) -> None:
     with pytest.raises(ConfigError) as error:
         load_config(None, [override])
-    assert str(error.value).startswith(message) and "\n" not in str(error.value)
+    assert str(error.value).startswith(message) and "\n" not in str(error.value) and "secret" not in str(error.value)
+
+
+def test_a_config_from_before_a_field_is_read_with_its_default(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(
+        "judge: {instructions: compact, soft: true, retries: 1}\nreward: {mapping: unit}\n"
+    )
+    config = load_config(tmp_path / "c.yaml")
+    assert (config.judge.model, config.judge.reply, config.reward.shape) == ("self", "free", "mask")
 
 
 def test_a_plan_to_train_with_needs_a_plan() -> None:

@@ -87,8 +87,15 @@ def test_a_box_of_whole_pixels_is_its_mask(sized: tuple[Size, Box], grid: Size) 
 
 def test_area_average_on_sides_that_are_no_multiple() -> None:
     """Three pixels on two cells: each cell is one pixel and half of the middle one, weights 2/3 and 1/3."""
-    average = area_average(torch.tensor([[3.0, 6.0, 0.0]], dtype=torch.float64), (1, 2))
-    torch.testing.assert_close(average, torch.tensor([[4.0, 2.0]], dtype=torch.float64))
+    assert area_average(np.array([[3.0, 6.0, 0.0]]), (1, 2)) == pytest.approx(np.array([[4.0, 2.0]]))
+
+
+def test_area_average_of_rectangles_is_that_of_their_pixels() -> None:
+    """Rows of 1, 3 and 2 px, columns of 2 and 4 px."""
+    values = np.random.default_rng(0).normal(size=(3, 2))
+    pixels = values.repeat([1, 3, 2], axis=0).repeat([2, 4], axis=1)
+    average = area_average(values, (4, 5), np.array([0, 1, 4, 6]), np.array([0, 2, 6]))
+    assert average == pytest.approx(area_average(pixels, (4, 5)))
 
 
 @QUICK

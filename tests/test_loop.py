@@ -12,7 +12,7 @@ import pytest
 from srum import models
 from srum.config import RunConfig, load_config
 from srum.evaluation.accuracy import Accuracy, EvalResult
-from srum.loop import STAGES, Run, arms, count_outcomes, perform, run_loop, summarize
+from srum.loop import STAGES, Run, arms, count_outcomes, load_judge, perform, run_loop, summarize
 from srum.records import Candidate, Failure, Grounding, Judgement, LayoutJudgement, Region, RegionJudgement, RewardMap
 from srum.run_dir import RunError, read_records
 from tests.fakes import FakeModel
@@ -174,12 +174,53 @@ def test_a_stage_needs_the_one_before_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "override",
-    ["prompts=no_such_set", "eval.prompts=nowhere.jsonl", "ground.grounder=no.such:Thing", "judge.instructions=x"],
+    [
+        "prompts=no_such_set",
+        "eval.prompts=nowhere.jsonl",
+        "ground.grounder=no.such:Thing",
+        "judge.instructions=x",
+        "judge.view=whole",
+        "judge.think=true",
+    ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path: Path, override: str) -> None:
     with pytest.raises((ValueError, OSError)):
         run_loop(load_config(None, [*SMALL, override]), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("name", "loaded"), [("self", "newest"), ("start", "srum-tiny"), ("a/model", "a/model")])
+def test_who_judges(monkeypatch: pytest.MonkeyPatch, name: str, loaded: str) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(models, "load", lambda weights: asked.append(weights) or FakeModel())
+    judge = load_judge(load_config(None, [f"judge.model={name}", "judge.soft=false", "judge.retries=3"]), "newest", 5)
+    assert asked == [loaded]
+    assert (judge.soft, judge.retries, judge.decoding.seed, judge.decoding.max_tokens) == (False, 3, 5, 256)
+
+
+@pytest.mark.parametrize("override", ["reward.centred=true", "reward.mapping=reference"])
+def test_rules_of_the_map_change_the_maps_and_not_the_scores(whole: Path, tmp_path: Path, override: str) -> None:
+    run = Run(tmp_path, load_config(None, [*SMALL, override]))
+    for name in ("rollout", "ground", "judge", "rasterize"):
+        perform(run, name, 0)
+    found, expected = (read_records(f / "round-000/rewards.jsonl", RewardMap) for f in (tmp_path, whole))
+    assert [(r.candidate_id, r.alpha, r.sample_score) for r in found] == [
+        (r.candidate_id, r.alpha, r.sample_score) for r in expected
+    ]
+    assert {r.mapping for r in found} == {"unit" if "reference" in override else "signed"}
+    assert all(
+        (tmp_path / "round-000" / r.values).read_bytes() != (whole / "round-000" / r.values).read_bytes() for r in found
+    )
+
+
+def test_judgements_from_before_a_field_are_read(tmp_path: Path) -> None:
+    (tmp_path / "judgements.jsonl").write_text(
+        '{"schema": 1, "candidate_id": "a", "regions": [{"score": 0.5, "reason": null, "failure": null, "raw": "x", '
+        '"attempts": 1, "region_id": 1, "label": null}], "layout": {"score": null, "reason": null, '
+        '"failure": "no_score", "raw": "", "attempts": 2}}\n'
+    )
+    (judgement,) = read_records(tmp_path / "judgements.jsonl", Judgement)
+    assert judgement.regions[0].confidence is None and judgement.layout.attempts == 2
 
 
 def test_arms_differ_in_their_objective_alone() -> None:

@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from srum.evaluation.released import reference_map
 from srum.geometry import rle_encode
 from srum.records import Box, Candidate, Failure, Grounding, Judgement, LayoutJudgement, Region, RegionJudgement, Size
-from srum.reward_map import Overlap, Skipped, rasterize, sample_score
+from srum.reward_map import Overlap, Skipped, centred, rasterize, reference_grid, sample_score
+from train.objectives import sft_terms, srum_terms
 
 OVERLAPS: tuple[Overlap, ...] = ("smallest", "mean", "max", "min")
 QUICK = settings(max_examples=40, deadline=None)
@@ -35,9 +37,15 @@ def judgement(scores: dict[int, float | None], layout: float | None = 1.0) -> Ju
 
 
 def reward(
-    boxes: list[Box], scores: dict[int, float | None], size: Size = (16, 16), grid: Size = (4, 4), **options: str
+    boxes: list[Box],
+    scores: dict[int, float | None],
+    size: Size = (16, 16),
+    grid: Size = (4, 4),
+    masks: dict[int, np.ndarray] | None = None,
+    **options: str,
 ) -> Tensor:
-    grounding = Grounding(candidate_id="c", regions=[region(i, box) for i, box in enumerate(boxes, start=1)])
+    regions = [region(i, box, (masks or {}).get(i)) for i, box in enumerate(boxes, start=1)]
+    grounding = Grounding(candidate_id="c", regions=regions)
     outcome = rasterize(candidate(size), grounding, judgement(scores), grid, **options)  # type: ignore[arg-type]
     assert not isinstance(outcome, Skipped)
     return outcome[0]
@@ -49,6 +57,36 @@ def boxes_of(draw: st.DrawFn, width: float = 16, height: float = 16) -> Box:
     y = draw(st.floats(0, height - 1))
     return x, y, draw(st.floats(x + 0.5, width)), draw(st.floats(y + 0.5, height))
 
+
+def painted(boxes: list[Box], scores: list[float], masks: dict[int, np.ndarray], overlap: str) -> np.ndarray:
+    """The map of an image of 16x16 px on 4x4 cells, the scores painted pixel by pixel, region by region."""
+    pixels = np.full((16, 16), scores[0])
+    inside = []
+    for index, (x0, y0, x1, y1) in enumerate(boxes, start=1):
+        covered = np.zeros((16, 16), bool)
+        covered[int(y0) : int(y1), int(x0) : int(x1)] = True
+        inside.append(masks.get(index, covered))
+    if overlap == "mean":
+        for y, x in np.ndindex(16, 16):
+            here = [score for score, covered in zip(scores[1:], inside, strict=True) if covered[y, x]]
+            pixels[y, x] = sum(here) / len(here) if here else scores[0]
+    else:
+        areas = [float(covered.sum()) for covered in inside]
+        priority = {"smallest": [-a for a in areas], "max": scores[1:], "min": [-s for s in scores[1:]]}[overlap]
+        for index in sorted(range(len(boxes)), key=priority.__getitem__):
+            pixels[inside[index]] = scores[1 + index]
+    return pixels.reshape(4, 4, 4, 4).mean(axis=(1, 3))
+
+
+@st.composite
+def whole_boxes(draw: st.DrawFn) -> Box:
+    x, y = draw(st.integers(0, 15)), draw(st.integers(0, 15))
+    return x, y, draw(st.integers(x + 1, 16)), draw(st.integers(y + 1, 16))
+
+
+some_masks = st.dictionaries(
+    st.integers(1, 4), st.binary(min_size=32, max_size=32).map(lambda b: np.unpackbits(np.frombuffer(b, np.uint8)))
+).map(lambda found: {i: bits.reshape(16, 16).astype(bool) for i, bits in found.items() if bits.any()})
 
 scores_in_range = st.floats(-1, 1)
 some_boxes = st.lists(boxes_of(), min_size=1, max_size=4)
@@ -128,6 +166,125 @@ def test_the_map_stays_between_the_scores_and_unit_is_its_affine_image(
     assert min(known) - 1e-6 <= signed.min() and signed.max() <= max(known) + 1e-6
     unit = reward(boxes, scores, size=(13, 17), grid=(4, 5), overlap=overlap, mapping="unit")
     assert torch.allclose(unit, (signed + 1) / 2)
+
+
+@QUICK
+@given(
+    st.lists(whole_boxes(), min_size=1, max_size=4),
+    st.lists(scores_in_range, min_size=5, max_size=5),
+    some_masks,
+    st.sampled_from(OVERLAPS),
+)
+def test_it_is_painting_pixels_one_region_after_another(
+    boxes: list[Box], values: list[float], masks: dict[int, np.ndarray], overlap: str
+) -> None:
+    values = values[: len(boxes) + 1]
+    expected = painted(boxes, values, masks, overlap)
+    found = reward(boxes, dict(enumerate(values)), masks=masks, overlap=overlap)
+    assert np.allclose(found, expected, atol=1e-6)
+
+
+@QUICK
+@given(st.tuples(st.integers(1, 40), st.integers(1, 40)), st.tuples(st.integers(1, 9), st.integers(1, 9)), st.data())
+def test_the_cells_of_a_region_sum_to_its_area(size: Size, grid: Size, data: st.DataObject) -> None:
+    height, width = size
+    box = data.draw(boxes_of(width, height))
+    x0, y0, x1, y1 = box
+    covered = reward([box], {0: 0.0, 1: 1.0}, size, grid)
+    assert covered.double().sum().item() * height * width == pytest.approx(
+        (x1 - x0) * (y1 - y0) * grid[0] * grid[1], rel=1e-5
+    )
+
+
+@QUICK
+@given(some_masks, st.sampled_from(OVERLAPS), st.lists(scores_in_range, min_size=5, max_size=5), st.floats(0, 2))
+def test_the_laws_hold_for_masks(masks: dict[int, np.ndarray], overlap: str, values: list[float], drop: float) -> None:
+    """A lower score lowers cells under its mask and no others; mirrored masks mirror the map."""
+    boxes: list[Box] = [(0, 0, 16, 16)] * 4
+    masks = {1: np.eye(16, dtype=bool)} | masks
+    scores: dict[int, float | None] = dict(enumerate(values))
+    before = reward(boxes, scores, masks=masks, overlap=overlap)
+    after = reward(boxes, scores | {1: max(-1.0, values[1] - drop)}, masks=masks, overlap=overlap)
+    under = torch.from_numpy(masks[1].reshape(4, 4, 4, 4).any(axis=(1, 3)))
+    assert (after <= before + 1e-6).all() and torch.equal(after[~under], before[~under])
+    mirrored = {index: mask[:, ::-1] for index, mask in masks.items()}
+    assert torch.allclose(reward(boxes, scores, masks=mirrored, overlap=overlap), before.flip(1), atol=1e-5)
+
+
+def test_a_region_that_another_hides_leaves_nothing_at_its_edges() -> None:
+    """The same fractional box twice, 1 and then -1: half of the first pixel of two, then the second."""
+    boxes: list[Box] = [(0.5, 0, 2, 1)] * 2
+    assert reward(boxes, {1: 1.0, 2: -1.0}, (1, 2), (1, 2)).tolist() == [[-0.5, -1.0]]
+
+
+@QUICK
+@given(some_boxes, st.sampled_from(OVERLAPS))
+def test_a_map_of_ones_is_plain_flow_matching(boxes: list[Box], overlap: str) -> None:
+    """All scores 1, a perfect layout, no constraint: Eq. 1-3 are the flow matching loss of every token."""
+    grounding = Grounding(candidate_id="c", regions=[region(i, box) for i, box in enumerate(boxes, start=1)])
+    judged = judgement(dict.fromkeys(range(len(boxes) + 1), 1.0), layout=1.0)
+    outcome = rasterize(candidate(), grounding, judged, (4, 4), overlap=overlap)  # type: ignore[arg-type]
+    assert isinstance(outcome, tuple)
+    v, target = torch.randn(2, 16, 3, generator=torch.Generator().manual_seed(0))
+    terms = srum_terms(v, target, outcome[0].flatten(), outcome[1], constraint_weight=0.0)
+    assert torch.allclose(sum(terms.values()), sft_terms(v, target)["flow"], atol=1e-5)  # type: ignore[arg-type]
+
+
+def test_boxes_in_place_of_masks() -> None:
+    masks = {1: np.eye(16, dtype=bool)}
+    boxes: list[Box] = [(0, 0, 16, 16), (0, 0, 8, 8)]
+    scores: dict[int, float | None] = {1: 1.0, 2: -1.0}
+    in_masks = reward(boxes, scores, masks=masks)
+    assert torch.equal(reward(boxes, scores, masks=masks, shape="box"), reward(boxes, scores))
+    assert in_masks[0].tolist() == [-0.5, -1.0, 0.0, 0.0]  # the diagonal of 16 px is the smaller region of the two
+
+
+def test_a_background_that_is_left_neutral() -> None:
+    scores: dict[int, float | None] = {0: 0.8, 1: -1.0}
+    neutral = reward([(0, 0, 16, 4)], scores, background="neutral")
+    assert neutral.tolist() == [[-1.0] * 4] + [[0.0] * 4] * 3
+
+
+@QUICK
+@given(st.lists(boxes_of(30, 20), max_size=4), st.lists(scores_in_range, min_size=5, max_size=5), scores_in_range)
+def test_reference_is_the_released_codes_map(boxes: list[Box], values: list[float], layout: float) -> None:
+    """Whatever the background: the released code knows none. Times alpha it is the weight of the released loss."""
+    scores: dict[int, float | None] = dict(enumerate(values[: len(boxes) + 1]))
+    grounding = Grounding(candidate_id="c", regions=[region(i, box) for i, box in enumerate(boxes, start=1)])
+    outcome = rasterize(candidate((20, 30)), grounding, judgement(scores, layout), (4, 5), mapping="reference")
+    assert isinstance(outcome, tuple)
+    rewards, alpha = outcome
+    entries = [{"object": "x", "bbox": list(box), "score": scores[i]} for i, box in enumerate(boxes, start=1)]
+    expected = reference_grid(reference_map(entries, layout, (30, 20)), (4, 5))
+    assert torch.allclose(alpha * rewards, expected, atol=1e-6)
+    assert rewards.min() >= 0.5 and rewards.max() <= 1
+
+
+def test_centred_scores_by_hand() -> None:
+    """Candidates of p score (1 + 0.5) / 2 = 0.75 and -0.25 on average, 0.25 together; one of q scores 0.3 alone."""
+    judged = [judgement({0: 1.0, 1: 0.5}), judgement({1: -0.25, 2: None}), judgement({1: 0.3}), judgement({1: None})]
+    found = centred(judged, ["p", "p", "q", "r"])
+    scores = [[region.score for region in one.regions] for one in found]
+    assert scores == [[0.75, 0.25], [-0.5, None], [0.0], [None]]
+    assert [one.layout for one in found] == [one.layout for one in judged]
+
+
+@given(st.lists(st.lists(scores_in_range, min_size=1, max_size=3), min_size=1, max_size=5), st.floats(-1, 1))
+def test_centred_scores_stay_in_range_and_forget_what_all_share(candidates: list[list[float]], shift: float) -> None:
+    half = [[score / 4 for score in scores] for scores in candidates]
+    moved = [[score + shift / 2 for score in scores] for scores in half]
+    one, other = (
+        [
+            [region.score or 0.0 for region in judged.regions]
+            for judged in centred([judgement(dict(enumerate(scores))) for scores in group], ["p"] * len(group))
+        ]
+        for group in (half, moved)
+    )
+    for a, b in zip(one, other, strict=True):
+        assert a == pytest.approx(b, abs=1e-12) and all(-1 <= score <= 1 for score in a)
+    assert sum(sum(scores) / len(scores) for scores in one) == pytest.approx(0, abs=1e-9)
+    wide = centred([judgement(dict(enumerate(scores))) for scores in candidates], ["p"] * len(candidates))
+    assert all(-1 <= (region.score or 0) <= 1 for judged in wide for region in judged.regions)
 
 
 def test_a_mask_counts_by_its_pixels() -> None:

@@ -10,9 +10,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
+
+from srum.records import Box
+from srum.reward_map import reference_pixels
 
 GLOBAL_ENTRY = "global_layout_reward"
 SCORE = r"score:\s*(-?\d+\.?\d*)"
@@ -74,20 +75,10 @@ def reference_map(entries: Sequence[Mapping[str, Any]], layout: float | None, si
     ``layout`` None counts as 0. Scores are not checked, boxes index the image as they are, invalid ones are skipped.
     """
     width, height = size_wh
-    values = torch.full((height, width), 0.5)
-    for entry in entries:
-        box = _box(entry.get("bbox"))
-        if entry.get("object") == GLOBAL_ENTRY or box is None:
-            continue
-        x0, x1 = (min(max(x, 0), width) for x in box[::2])
-        y0, y1 = (min(max(y, 0), height) for y in box[1::2])
-        values[y0:y1, x0:x1] = values[y0:y1, x0:x1].clamp(min=(entry.get("score", 0.0) + 1) / 2)
+    found = [(_box(e.get("bbox")), e.get("score", 0.0)) for e in entries if e.get("object") != GLOBAL_ENTRY]
+    boxed = [(box, score) for box, score in found if box is not None]
+    values = reference_pixels([box for box, _ in boxed], [score for _, score in boxed], (height, width))
     return values * ((layout or 0.0) + 1) / 2
-
-
-def reference_grid(pixels: Tensor, grid: tuple[int, int]) -> Tensor:
-    """The map (h, w) on the latent grid: bilinear samples of the pixel map (H, W), not area averages."""
-    return interpolate(pixels[None, None], size=grid, mode="bilinear", align_corners=False)[0, 0]
 
 
 def _answer(reply: str) -> str:
@@ -108,11 +99,11 @@ def _find(pattern: str, text: str) -> str | None:
     return match[1].strip() if match else None
 
 
-def _box(value: object) -> tuple[int, ...] | None:
+def _box(value: object) -> Box | None:
     if not (isinstance(value, list | tuple) and len(value) == 4):
         return None
     try:
-        box = tuple(int(number) for number in value)
+        x0, y0, x1, y1 = (int(number) for number in value)
     except (TypeError, ValueError):
         return None
-    return box if box[0] < box[2] and box[1] < box[3] else None
+    return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None

@@ -113,6 +113,10 @@ class UnifiedModel(Protocol):
         """Per image a float tensor (questions, continuations): log p(continuation | image, question, reply_prefix)."""
         ...
 
+    def resized(self, image: Image) -> Image:
+        """The image at the size at which ``encode`` sees it, which has a ``latent_grid``."""
+        ...
+
     def encode(self, images: Sequence[Image]) -> list[Tensor]:
         """Clean, scaled latents (C, h, w): the posterior mean, so that the result is a function of the image."""
         ...

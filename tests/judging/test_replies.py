@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import re
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,9 @@ NUMBERS: list[tuple[str, float | Failure]] = [
     ("| Score: 0.7 |", 0.7),
     ("Score: 0.9/1.0", 0.9),
     ("Score: 0.9 / 1", 0.9),
+    ("Score: 0.9\r/ 1", 0.9),
+    ("Score: 0.9\N{NO-BREAK SPACE}/\N{NO-BREAK SPACE}1", 0.9),
+    ("Score: 9\x0b/10", O),
     ("Score: 0.9 out of 1", 0.9),
     ("Score: 0.9 (good)", 0.9),
     ("Score: 0.9, well drawn", 0.9),
@@ -193,10 +198,20 @@ def test_well_formed_replies_and_the_examples_of_the_instructions() -> None:
     described = parse_layout(layout_reply(-1.0, "too few things", "a small red circle at 12, 20"))
     assert (described.score, described.reason) == (-1.0, "too few things")
     paper = load_instructions("paper")
-    example = parse_regions(paper.region[paper.region.index("exactly this format") :], [1, 2])
+    example = parse_regions(example_of(paper.region), [1, 2])
     assert [(r.score, r.label) for r in example.values()] == [(0.9, "a red apple"), (-0.7, "a blurred second stalk")]
     assert all(reading.reason for reading in example.values())
-    assert parse_layout(paper.layout[paper.layout.index("exactly this format") :]).score == 0.3
+    short = parse_regions(example_of(paper.short_region), [1])[1]
+    assert (short.score, short.label, short.reason) == (0.9, "a red apple", "It is asked for.")
+    for text, score in ((paper.layout, 0.3), (paper.short_layout, 0.3), (paper.whole, -0.6)):
+        reading = parse_layout(example_of(text))
+        assert reading.score == score and reading.reason
+
+
+def example_of(instruction: str | None) -> str:
+    """The example that ends an instruction."""
+    assert instruction is not None
+    return re.split(r"exactly\s+this format", instruction)[1]
 
 
 # --- the released parser on the golden texts; {} stands for "no score"
@@ -305,6 +320,22 @@ def test_no_mutation_of_a_good_reply_does_either(place: int, removed: int, inser
     good = WELL_FORMED + "\n\n" + WELL_FORMED.replace("1", "2").replace("0.9", "-0.6")
     reply = good[:place] + inserted + good[place + removed :]
     check([*parse_regions(reply, [1, 2]).values(), parse_layout(reply)], reply)
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_mutated_replies() -> None:
+    """Well-formed replies and those of the tables with pieces dropped, doubled, swapped and put in."""
+    rng = random.Random(0)
+    replies = [WELL_FORMED + "\n\n" + WELL_FORMED.replace("1", "2").replace("0.9", "-0.6"), layout_reply(0.4, "fine")]
+    replies += [reply[:400] for reply, *_ in (*NUMBERS, *SEVERAL)]
+    pieces = ["Region ID:", "Score:", "-", "\n", "0.9", "<think>", "</think>", "**", "\u0665", "1e", "/10", "\x00", "{"]
+    for _ in range(100_000):
+        reply = rng.choice(replies)
+        for _ in range(rng.randint(1, 6)):
+            start, end = sorted(rng.randint(0, len(reply)) for _ in range(2))
+            middle = rng.choice(["", reply[start:end] * 2, rng.choice(pieces), chr(rng.randrange(0xD800))])
+            reply = reply[:start] + middle + reply[min(end, start + 20) :]
+        check([*parse_regions(reply, [1, 2]).values(), *parse_regions(reply, [1]).values(), parse_layout(reply)], reply)
 
 
 @pytest.mark.parametrize("filler", ["\n", " ", "*", "score", "region id", "score:", "Score: 0", "1", "- "])

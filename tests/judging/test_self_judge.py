@@ -11,13 +11,21 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from judging.base import NoReply
 from judging.instructions import layout_reply, region_reply
 from judging.self_judge import SelfJudge
-from judging.soft_score import LEVELS, expected_score, question_up_to
+from judging.soft_score import (
+    LEVELS,
+    confidence,
+    expected_score,
+    forced_question,
+    likeliest_score,
+    question_up_to,
+)
 from srum.models.base import Decoding, Question
 from srum.records import Failure, LayoutJudgement, Region, RegionJudgement
 
-Reply = Callable[[Image.Image, str, Decoding], str]
+Reply = Callable[[Image.Image, str, Decoding], str | NoReply]
 
 
 class Fake:
@@ -26,12 +34,14 @@ class Fake:
     def __init__(self, reply: Reply) -> None:
         self.reply = reply
         self.answered: list[tuple[Decoding, list[list[str]]]] = []
+        self.shown: list[Sequence[Image.Image]] = []
         self.prefixes: list[str] = []
         self.continuations: list[Sequence[str]] = []
 
     def answer(
         self, images: Sequence[Image.Image], questions: Sequence[Sequence[Question]], decoding: Decoding
-    ) -> list[list[str]]:
+    ) -> list[list[str | NoReply]]:
+        self.shown.append(images)
         self.answered.append((decoding, [[question.text for question in own] for own in questions]))
         return [
             [self.reply(image, question.text, decoding) for question in own]
@@ -151,7 +161,9 @@ def test_only_failed_questions_are_asked_again_and_what_was_read_stays() -> None
     assert layout.attempts == 1
     (first, _), (second, questions) = model.answered
     assert (first.temperature, second.temperature) == (0.0, 0.7)
-    assert [asked_ids(text) for text in questions[0]] == [[1, 2]]
+    (again,) = questions[0]
+    assert asked_ids(again) == [2]
+    assert again.startswith("The image was generated for the prompt: prompt 0")
 
 
 def test_a_question_that_is_never_answered_is_a_failure_with_its_reply() -> None:
@@ -196,3 +208,137 @@ def test_levels_and_expectations() -> None:
 def test_the_space_goes_with_the_number() -> None:
     question, space = question_up_to("ask", "**Score:**  -0.5", 12)
     assert (question, space) == (Question("ask", "**Score:**"), "  ")
+
+
+# --- judges that misbehave
+
+BAD: list[tuple[str, str | NoReply, Failure | None]] = [
+    ("another language", "Regi\N{LATIN SMALL LETTER O WITH ACUTE}n 1: un gato rojo.\nNota: 0,9", Failure.NO_SCORE),
+    ("another script", "\u533a\u57df 1: \u7ea2\u732b\n\u8bc4\u5206: 0.9", Failure.NO_SCORE),
+    ("repeats itself before the score", "Region ID: 1\nIdentified Object: a cat\n" * 200, Failure.NO_SCORE),
+    ("repeats itself with the score", "Region ID: 1\nScore: 0.5\n" * 200, None),
+    ("never stops", "and then " * 5000, Failure.NO_SCORE),
+    ("never stops behind the score", "Score: 0.5\nReason: " + "very " * 5000, None),
+    ("never stops thinking", "<think>" + "hmm " * 5000, Failure.TRUNCATED_THOUGHT),
+    ("says nothing", "", Failure.EMPTY),
+    ("scores on another scale", "Region ID: 1\nScore: 8/10", Failure.OUT_OF_RANGE),
+    ("speaks of another region", "Region ID: 7\nScore: 0.5", Failure.MISSING_REGION),
+    ("is not there", NoReply("HTTP 500"), Failure.NO_REPLY),
+]
+
+
+@pytest.mark.parametrize(("name", "reply", "failure"), BAD, ids=[name for name, *_ in BAD])
+def test_what_becomes_of_bad_judges(name: str, reply: str | NoReply, failure: Failure | None) -> None:
+    """A counted failure with the reply, after the retries; the others of the batch are judged as ever."""
+
+    def mixed(image: Image.Image, text: str, decoding: Decoding) -> str | NoReply:
+        return reply if "prompt 0" in text and asked_ids(text) else well_formed(image, text, decoding)
+
+    judged = judge(mixed, soft=False, retries=2)
+    (said, _), _ = judged[0], judged[1]
+    raw = reply.why if isinstance(reply, NoReply) else reply
+    assert (said[0].failure, said[0].score) == (failure, None if failure else 0.5)
+    assert said[0].raw == raw and said[0].attempts == (3 if failure else 1)
+    assert judged[1:] == judge(well_formed, soft=False)[1:]
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize(("name", "reply", "failure"), BAD[:-1], ids=[name for name, *_ in BAD[:-1]])
+def test_a_constrained_reply_always_has_a_score(name: str, reply: str, failure: Failure | None, soft: bool) -> None:
+    model = Fake(lambda *_: reply)
+    judge = SelfJudge(model, soft=soft, reply="constrained", retries=0)  # type: ignore[arg-type]
+    ((regions, layout),) = judge.judge(IMAGES[:1], PROMPTS[:1], [[region(1), region(0)]])
+    for said in (*regions, layout):
+        assert said.failure is None and said.score is not None and -1 <= said.score <= 1
+        assert (said.confidence is None) == (said.attempts == 1 and not soft)
+        if said.attempts == 2:
+            assert said.raw.startswith(reply.lstrip()) and LEVELS.index(float(said.raw.rpartition("Score: ")[2])) >= 0
+    assert regions[0].attempts == (1 if failure is None else 2)
+
+
+def test_a_forced_line_closes_the_thought_and_names_the_region() -> None:
+    assert forced_question("ask", "", 3) == (Question("ask", "Region ID: 3\nScore:"), " ")
+    assert forced_question("ask", "", None) == (Question("ask", "Score:"), " ")
+    assert forced_question("ask", "<think>hm", 0)[0].reply_prefix == "<think>hm</think>\n\nRegion ID: 0\nScore:"
+    assert forced_question("ask", "<think>a</think>b", None)[0].reply_prefix == "<think>a</think>b\n\nScore:"
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_without_a_reply_the_score_line_is_all(soft: bool) -> None:
+    model = Fake(well_formed)
+    judge = SelfJudge(model, "paper", soft=soft, reply="none")  # type: ignore[arg-type]
+    ((regions, layout),) = judge.judge(IMAGES[:1], PROMPTS[:1], [[region(1), region(2)]])
+    assert model.answered == [] and len(model.continuations) == 1
+    assert model.prefixes == ["Region ID: 1\nScore:", "Region ID: 2\nScore:", "Score:"]
+    for said, prefix in zip((*regions, layout), model.prefixes, strict=True):
+        assert said.raw.startswith(f"{prefix} ") and said.attempts == 1 and said.reason is None
+        assert (said.score in LEVELS) == (not soft)
+
+
+# --- what is shown and asked
+
+
+def test_marks_are_shown_with_the_regions_and_not_with_the_layout() -> None:
+    model = Fake(well_formed)
+    judge = SelfJudge(model, "paper", soft=False, view="marks")  # type: ignore[arg-type]
+    image, thing = Image.new("RGB", (64, 64)), Region(id=1, box=(32, 32, 60, 60), area=784, source="test")
+    ((regions, layout),) = judge.judge([image], ["a cat"], [[thing, region(0)]])
+    assert [r.score for r in regions] == [0.1, 0.0] and layout.score == 0.4
+    ((marked, plain),) = model.shown
+    assert plain.tobytes() == image.tobytes() != marked.tobytes()
+    ((_, ((about_regions,), (about_layout,))),) = model.answered
+    assert "outlined in the image" in about_regions and "outlined" not in about_layout
+
+
+def test_crops_are_shown_one_by_one_with_the_box_in_their_own_pixels() -> None:
+    model = Fake(well_formed)
+    thing = Region(id=4, box=(3, 2, 5, 4), area=4, source="test")
+    judge = SelfJudge(model, soft=False, view="crops")  # type: ignore[arg-type]
+    ((regions, layout),) = judge.judge([picture(0)], ["a cat"], [[thing, region(0)]])
+    assert [(r.region_id, r.score) for r in regions] == [(4, 0.4), (0, 0.0)] and layout.score == 0.4
+    ((cut_out, whole),) = model.shown
+    assert (cut_out.size, whole.size) == ((4, 4), (8, 8))
+    ((_, ((about_region,), others)),) = model.answered
+    assert "Region ID: 4\nBounding Box: [1, 1, 3, 3]" in about_region
+    assert [asked_ids(text) for text in others] == [[0], []]
+
+
+def test_one_score_of_the_whole_image_is_that_of_every_region() -> None:
+    def reply(image: Image.Image, text: str, decoding: Decoding) -> str:
+        return layout_reply(-0.6 if "as a\nwhole" in text else 0.4, "so")
+
+    model = Fake(reply)
+    judge = SelfJudge(model, "paper", soft=False, view="whole")  # type: ignore[arg-type]
+    (regions, layout), (none, _) = judge.judge(IMAGES[:2], PROMPTS[:2], [[region(1), region(0)], []])
+    assert [(r.region_id, r.score, r.reason) for r in regions] == [(1, -0.6, "so"), (0, -0.6, "so")]
+    assert layout.score == 0.4 and none == []
+    assert [len(own) for own in model.answered[0][1]] == [2, 1]
+
+
+def test_thinking_is_asked_for_once() -> None:
+    model = Fake(lambda *_: "<think>hm")
+    SelfJudge(model, "paper", soft=False, think=True).judge(IMAGES[:1], PROMPTS[:1], [[]])  # type: ignore[arg-type]
+    ((first,),), ((second,),) = (questions for _, questions in model.answered)
+    assert first.startswith("You should first think") and "think" not in second
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"view": "whole"}, "compact-1 have no text 'whole'"),
+        ({"think": True}, "compact-1 have no text 'think'"),
+        ({"model": object()}, "log-probabilities"),
+        ({"model": object(), "soft": False, "reply": "constrained"}, "log-probabilities"),
+    ],
+)
+def test_what_cannot_work_is_refused_at_once(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SelfJudge(**{"model": Fake(well_formed), **options})  # type: ignore[arg-type]
+
+
+def test_confidence_and_the_likeliest_level() -> None:
+    """Sure of a level: 1. Torn between -1 and 1: 0. Between 0.0 and 0.2: a standard deviation of 0.1."""
+    logprobs = torch.full((3, 21), float("-inf"))
+    logprobs[0, 7] = logprobs[1, 0] = logprobs[1, 20] = logprobs[2, 10] = logprobs[2, 12] = -3.0
+    assert confidence(logprobs).tolist() == pytest.approx([1.0, 0.0, 0.9])
+    assert likeliest_score(logprobs).tolist() == [-0.3, -1.0, 0.0]

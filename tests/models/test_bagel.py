@@ -117,7 +117,7 @@ def test_branches_have_the_probabilities_of_whole_texts(model: Bagel) -> None:
     for text, found in zip(continuations, tree, strict=True):
         context = model.empty_context(1)
         with torch.no_grad():
-            model.add_seen(context, [model._resized(image)])
+            model.add_seen(context, [model.resized(image)])
             model.add_text(context, [question.text])
             ids = [model.bos, *model._ids(question.reply_prefix), *model._ids(text)]
             batch = torch.tensor([ids[:-1]])

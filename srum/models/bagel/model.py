@@ -95,9 +95,13 @@ class Bagel:
         """(C, h p, w p) to (h w, p p C)."""
         return pictures.latent_to_tokens(latent, self.config.latent_patch_size)
 
+    def resized(self, image: Image) -> Image:
+        """The autoencoder's resize, which the reference applies to every input image first."""
+        return pictures.resize(image, self.config.vae_transform, self.config.transform_max_pixels)
+
     def encode(self, images: Sequence[Image]) -> list[Tensor]:
         """Clean scaled latents (C, h, w), the posterior mean, of images resized by the autoencoder's rule."""
-        pixels = [pictures.to_tensor(self._resized(image)) for image in images]
+        pixels = [pictures.to_tensor(self.resized(image)) for image in images]
         return [encode_mean(self.autoencoder, x[None].to(self.device))[0].cpu() for x in pixels]
 
     def decode(self, latents: Sequence[Tensor]) -> list[Image]:
@@ -132,7 +136,7 @@ class Bagel:
         ``sampling.size`` has no part in it. Usual settings: guidance 4, image_guidance 2, guidance_interval (0, 1],
         renorm ``text_channel``. Raises ValueError unless there are as many images as prompts and seeds.
         """
-        sources = [self._resized(image) for image in images]
+        sources = [self.resized(image) for image in images]
         return self._generate(prompts, sources, [image.size[::-1] for image in sources], sampling, seeds, plan)
 
     def _generate(
@@ -260,7 +264,7 @@ class Bagel:
     def _question_contexts(self, images: Sequence[Image], questions: Sequence[Sequence[Question]]) -> Cache:
         """One row per question: the image, then the question."""
         seen = self.empty_context(len(images))
-        self.add_seen(seen, [self._resized(image) for image in images])
+        self.add_seen(seen, [self.resized(image) for image in images])
         context = seen.select([i for i, asked in enumerate(questions) for _ in asked])
         self.add_text(context, [q.text for asked in questions for q in asked])
         return context
@@ -473,10 +477,6 @@ class Bagel:
 
     def _log_softmax(self, states: Tensor) -> Tensor:
         return torch.log_softmax(self.network.language_model.lm_head(states).float(), dim=-1)
-
-    def _resized(self, image: Image) -> Image:
-        """The autoencoder's resize, which the reference applies to every input image first."""
-        return pictures.resize(image, self.config.vae_transform, self.config.transform_max_pixels)
 
     def _id(self, token: str) -> int:
         value = self.tokenizer.convert_tokens_to_ids(token)
