@@ -15,7 +15,7 @@ from srum.evaluation.accuracy import Accuracy, EvalResult
 from srum.loop import STAGES, Run, arms, count_outcomes, load_judge, perform, run_loop, summarize
 from srum.records import Candidate, Failure, Grounding, Judgement, LayoutJudgement, Region, RegionJudgement, RewardMap
 from srum.run_dir import RunError, read_records
-from tests.fakes import FakeModel
+from tests.fakes import FakeModel, run_on_fakes
 
 SMALL = [
     "rounds=2",
@@ -276,3 +276,22 @@ def test_summarize_compares_with_base() -> None:
     }
     difference = summary["srum"]["difference_to_base"]
     assert difference["points"] == 50.0 and 35 < difference["interval"][0] < 45 < 55 < difference["interval"][1] < 65
+
+
+def test_an_image_that_breaks_costs_its_candidate_alone(tmp_path: Path) -> None:
+    """Its file is damaged after the rollout: grounding and judging say so, training goes on with the others."""
+    run = Run(run_on_fakes(tmp_path, "rounds=1"), load_config(tmp_path / "config.yaml"))
+    folder = run.round(0)
+    first, *others = [candidate.id for candidate in read_records(folder / "candidates.jsonl", Candidate)]
+    (folder / f"images/{first}.png").write_bytes(b"no picture")
+    for name in ("regions.jsonl", "judgements.jsonl", "rewards.jsonl", "counts.json"):
+        (folder / name).unlink()
+    for stage in ("ground", "judge", "rasterize"):
+        perform(run, stage, 0)
+    judged = {j.candidate_id: j for j in read_records(folder / "judgements.jsonl", Judgement)}
+    assert list(judged) == [first, *others]
+    assert judged[first].layout.failure == Failure.NO_IMAGE and f"{first}.png" in judged[first].layout.raw
+    assert first not in {reward.candidate_id for reward in read_records(folder / "rewards.jsonl", RewardMap)}
+    counts = json.loads((folder / "counts.json").read_text())
+    assert counts["grounding_errors"] == 1 and counts["layout_failures"]["unreadable_image"] == 1
+    assert counts["skipped"]["grounding_failed"] == 1
