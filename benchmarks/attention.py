@@ -1,9 +1,9 @@
-"""Attention with gradients on a CPU: the explicit scores of ``bagel.network.attend`` against torch's fused kernel.
+"""Attention on a CPU: the explicit scores of ``bagel.network.attend`` against torch's fused kernel.
 
     python benchmarks/attention.py
 
-Both get the same bool mask and run forward and backward; the default size is that of a pretraining step of srum-tiny.
-The fused kernel's backward pass is why ``attend`` forms the scores itself where gradients are wanted on a CPU.
+Both get the same bool mask. The default size is that of a pretraining step of srum-tiny, forward and backward; the
+other rows are a denoising step (64 tokens and their markers) and a decoding step (one token) over a cached prompt.
 """
 
 from __future__ import annotations
@@ -40,6 +40,17 @@ def forward_backward(attention: Attention, shape: Sequence[int], dtype: torch.dt
     return run
 
 
+def forward(attention: Attention, shape: Sequence[int], queries: int, dtype: torch.dtype) -> Callable[[], None]:
+    """One forward pass of the last ``queries`` of L tokens, shape (B, heads, L, d), causal."""
+    q, k, v = (torch.randn(*shape, dtype=dtype) for _ in range(3))
+    visible = torch.ones(shape[0], 1, shape[2], shape[2], dtype=torch.bool).tril()[:, :, -queries:]
+
+    def run() -> None:
+        attention(q[:, :, -queries:], k, v, visible)
+
+    return run
+
+
 def seconds(run: Callable[[], None], at_least: float) -> float:
     """The median time of a call, over ``at_least`` so many seconds of calls, with the threads of the process."""
     timer = Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads())
@@ -53,13 +64,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--heads", type=int, default=3)
     parser.add_argument("--length", type=int, default=140)
     parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--seconds", type=float, default=2.0, help="for each of the four measurements")
+    parser.add_argument("--seconds", type=float, default=2.0, help="for each of the eight measurements")
     args = parser.parse_args(argv)
     shape = (args.batch, args.heads, args.length, args.width)
-    table = Table("precision", "fused ms", "explicit ms", "ratio", title=f"attention {shape}, forward and backward")
-    for dtype in (torch.bfloat16, torch.float32):
-        plain, ours = (seconds(forward_backward(kind, shape, dtype), args.seconds) for kind in (fused, attend))
-        table.add_row(str(dtype), f"{1e3 * plain:.2f}", f"{1e3 * ours:.2f}", f"{plain / ours:.2f}")
+    work = {
+        "forward and backward": lambda kind, dtype: forward_backward(kind, shape, dtype),
+        "denoising": lambda kind, dtype: forward(kind, shape, min(66, args.length), dtype),
+        "decoding": lambda kind, dtype: forward(kind, shape, 1, dtype),
+    }
+    table = Table("pass", "precision", "fused ms", "explicit ms", "ratio", title=f"attention {shape}")
+    for name, make in work.items():
+        for dtype in (torch.bfloat16, torch.float32) if name == "forward and backward" else (torch.bfloat16,):
+            plain, ours = (seconds(make(kind, dtype), args.seconds) for kind in (fused, attend))
+            table.add_row(name, str(dtype), f"{1e3 * plain:.2f}", f"{1e3 * ours:.2f}", f"{plain / ours:.2f}")
     Console().print(table)
 
 

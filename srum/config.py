@@ -36,8 +36,8 @@ class ImageConfig(Section):
 
     size: tuple[Count, Count] = (64, 64)  # (H, W) in pixels
     timesteps: Annotated[int, Field(ge=2)] = 16  # points; one fewer Euler steps
-    timestep_shift: Positive = 1.0
-    guidance: Annotated[float, Field(ge=0.0)] = 2.0  # <= 1 is off
+    timestep_shift: Positive = 5.0  # more of them near noise, where it is decided what goes where
+    guidance: Annotated[float, Field(ge=0.0)] = 2.5  # <= 1 is off
     guidance_interval: tuple[Fraction, Fraction] = (0.0, 1.0)  # active where lo < t <= hi
     renorm: Literal["global", "channel", "text_channel"] = "global"
     plan: bool = False  # decode a planning text first; it conditions the image
@@ -58,8 +58,10 @@ class ImageConfig(Section):
 
 class RolloutConfig(ImageConfig):
     """Rollout: the candidates of a round. Half come from the stronger mode, with a plan, as the paper's all do; beside
-    them those of the bare prompt show the judge what the trained mode gets wrong (docs/lab-notes.md, 16)."""
+    them those of the bare prompt show the judge what the trained mode gets wrong (docs/lab-notes.md, 16). Without
+    guidance they are samples of the very velocity that is trained."""
 
+    guidance: Annotated[float, Field(ge=0.0)] = 1.0
     plan: bool = True
     plan_temperature: Annotated[float, Field(ge=0.0)] = 1.0  # candidates of one prompt get different plans
     planned_share: Fraction = 0.5  # of a prompt's candidates, if plan; the others come from the bare prompt

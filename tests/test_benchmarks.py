@@ -31,8 +31,8 @@ def numbers_of(line: str) -> list[float]:
 def test_attention_prints_ratios(capsys: pytest.CaptureFixture[str]) -> None:
     attention.main(["--batch", "2", "--length", "8", "--seconds", "0.01"])
     lines = capsys.readouterr().out.splitlines()
-    for precision in ("torch.bfloat16", "torch.float32"):
-        (found,) = [numbers_of(line) for line in lines if precision in line]
+    for row in ("backward │ torch.bfloat16", "backward │ torch.float32", "denoising", "decoding"):
+        (found,) = [numbers_of(line) for line in lines if row in line]
         assert len(found) == 3 and all(value > 0 for value in found)
 
 

@@ -19,6 +19,8 @@ from srum.models.bagel.cache import Cache
 from srum.models.bagel.config import BagelConfig, LlmConfig, VitConfig
 from srum.models.bagel.positions import rotary, rotate, timestep_sinusoid
 
+SHORT = 2**14  # queries times keys of a row, up to which the fused kernel does not pay on a CPU
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -46,10 +48,12 @@ class Layout:
 def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
     """Grouped-query attention: q (B, heads, L, d), k and v (B, kv heads, S, d), visible (B, 1, L, S) or None.
 
-    With bfloat16 gradients on a CPU the scores are formed explicitly: torch's fused CPU kernel has a backward pass
-    several times slower than matrix products there (benchmarks/attention.py).
+    In bfloat16 on a CPU the scores are formed explicitly where a gradient is wanted or the rows are short: torch's
+    fused CPU kernel has a backward pass several times slower than matrix products there, and its forward pass is slower
+    on few tokens (benchmarks/attention.py).
     """
-    if q.device.type != "cpu" or q.dtype != torch.bfloat16 or not (torch.is_grad_enabled() and q.requires_grad):
+    wanted = torch.is_grad_enabled() and q.requires_grad
+    if q.device.type != "cpu" or q.dtype != torch.bfloat16 or not (wanted or q.shape[2] * k.shape[2] <= SHORT):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, enable_gqa=True)
     rows, heads, length, width = q.shape
     groups = k.shape[1]
