@@ -2,7 +2,7 @@
 
     python benchmarks/attention.py
 
-Both get the same bool mask. The default size is that of a pretraining step of srum-tiny, forward and backward; the
+Both get the same mask. The default size is that of a pretraining step of srum-tiny, forward and backward; the
 other rows are a denoising step (64 tokens and their markers) and a decoding step (one token) over a cached prompt.
 """
 
@@ -18,24 +18,29 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.benchmark import Timer
 
-from srum.models.bagel.network import attend
+from srum.models.bagel.network import additive, attend
 
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
-def fused(q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
+def fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     """What ``attend`` would be without its explicit path."""
-    return scaled_dot_product_attention(q, k, v, attn_mask=visible, enable_gqa=True)
+    return scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=True)
+
+
+def causal(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """The bias of a causal mask, (B, 1, L, L)."""
+    return additive(torch.ones(shape[0], 1, shape[2], shape[2], dtype=torch.bool).tril(), dtype)
 
 
 def forward_backward(attention: Attention, shape: Sequence[int], dtype: torch.dtype) -> Callable[[], None]:
     """One forward and backward pass on random q, k, v of ``shape`` (B, heads, L, d), causal."""
     q, k, v = (torch.randn(*shape, dtype=dtype, requires_grad=True) for _ in range(3))
     gradient = torch.randn(*shape, dtype=dtype)
-    visible = torch.ones(shape[0], 1, shape[2], shape[2], dtype=torch.bool).tril()
+    bias = causal(shape, dtype)
 
     def run() -> None:
-        torch.autograd.grad(attention(q, k, v, visible), (q, k, v), gradient)
+        torch.autograd.grad(attention(q, k, v, bias), (q, k, v), gradient)
 
     return run
 
@@ -43,10 +48,10 @@ def forward_backward(attention: Attention, shape: Sequence[int], dtype: torch.dt
 def forward(attention: Attention, shape: Sequence[int], queries: int, dtype: torch.dtype) -> Callable[[], None]:
     """One forward pass of the last ``queries`` of L tokens, shape (B, heads, L, d), causal."""
     q, k, v = (torch.randn(*shape, dtype=dtype) for _ in range(3))
-    visible = torch.ones(shape[0], 1, shape[2], shape[2], dtype=torch.bool).tril()[:, :, -queries:]
+    bias = causal(shape, dtype)[:, :, -queries:]
 
     def run() -> None:
-        attention(q[:, :, -queries:], k, v, visible)
+        attention(q[:, :, -queries:], k, v, bias)
 
     return run
 

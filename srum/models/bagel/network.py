@@ -9,7 +9,7 @@ Shapes: U und tokens, G gen tokens, T = U + G, H hidden, B rows, L longest row, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -45,8 +45,21 @@ class Layout:
         return rows.flatten(0, 1).index_select(0, self.place)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
-    """Grouped-query attention: q (B, heads, L, d), k and v (B, kv heads, S, d), visible (B, 1, L, S) or None.
+class Shared(NamedTuple):
+    """What all layers share: the rotation of every token, (T, d) each, and the bias of the scores (B, 1, L, S + L)."""
+
+    cos: Tensor
+    sin: Tensor
+    bias: Tensor
+
+
+def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to scores: 0 where visible (bool, any shape), -inf elsewhere."""
+    return torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, -torch.inf)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """Grouped-query attention: q (B, heads, L, d), k and v (B, kv heads, S, d), bias (B, 1, L or 1, S) or None.
 
     In bfloat16 on a CPU the scores are formed explicitly where a gradient is wanted or the rows are short: torch's
     fused CPU kernel has a backward pass several times slower than matrix products there, and its forward pass is slower
@@ -54,12 +67,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
     """
     wanted = torch.is_grad_enabled() and q.requires_grad
     if q.device.type != "cpu" or q.dtype != torch.bfloat16 or not (wanted or q.shape[2] * k.shape[2] <= SHORT):
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, enable_gqa=True)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=True)
     rows, heads, length, width = q.shape
     groups = k.shape[1]
     scores = (q * width**-0.5).reshape(rows, groups, -1, width) @ k.transpose(2, 3)  # (B, kv heads, heads / kv * L, S)
-    if visible is not None:
-        bias = torch.zeros_like(visible, dtype=q.dtype).masked_fill(~visible, -torch.inf)
+    if bias is not None:
         scores = (scores.view(rows, heads, length, -1) + bias).view_as(scores)
     return (scores.softmax(-1) @ v).view(rows, heads, length, width)
 
@@ -120,16 +132,16 @@ class Attention(nn.Module):
         return module["q_norm" + suffix](q), module["k_norm" + suffix](k), v
 
     def forward(
-        self, und: Tensor, gen: Tensor, layout: Layout, cos: Tensor, sin: Tensor, cache: Cache | None
+        self, und: Tensor, gen: Tensor, layout: Layout, shared: Shared, cache: Cache | None
     ) -> tuple[Tensor, Tensor]:
         streams = [self.project(und, "")] + ([self.project(gen, "_moe_gen")] if len(gen) else [])
         q, k, v = (torch.cat(parts) for parts in zip(*streams, strict=True))
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        q, k = (rotate(x, shared.cos, shared.sin) for x in (q, k))
         v = v.to(q.dtype)
         q, k, v = (layout.to_rows(x).transpose(1, 2) for x in (q, k, v))  # (B, heads, L, d)
         if cache is not None:
             k, v = cache.write(self.index, k, v)
-        out = attend(q, k, v, layout.visible)
+        out = attend(q, k, v, shared.bias)
         out = layout.from_rows(out.transpose(1, 2)).flatten(1)  # (T, H)
         module: dict[str, Any] = self._modules
         out_gen = module["o_proj_moe_gen"](out[len(und) :]) if len(gen) else gen
@@ -148,9 +160,9 @@ class Layer(nn.Module):
         self.post_attention_layernorm, self.post_attention_layernorm_moe_gen = RMSNorm(width, eps), RMSNorm(width, eps)
 
     def forward(
-        self, und: Tensor, gen: Tensor, layout: Layout, cos: Tensor, sin: Tensor, cache: Cache | None
+        self, und: Tensor, gen: Tensor, layout: Layout, shared: Shared, cache: Cache | None
     ) -> tuple[Tensor, Tensor]:
-        du, dg = self.self_attn(self.input_layernorm(und), self.input_layernorm_moe_gen(gen), layout, cos, sin, cache)
+        du, dg = self.self_attn(self.input_layernorm(und), self.input_layernorm_moe_gen(gen), layout, shared, cache)
         und = und + du
         und = und + self.mlp(self.post_attention_layernorm(und))
         if len(gen):
@@ -176,9 +188,9 @@ class Decoder(nn.Module):
             dtype = torch.get_autocast_dtype(und.device.type)
             und, gen = und.to(dtype), gen.to(dtype)
         cos, sin = rotary(layout.positions, self.config.head_dim, self.config.rope_theta)
-        cos, sin = cos.to(und.dtype), sin.to(und.dtype)
+        shared = Shared(cos.to(und.dtype), sin.to(und.dtype), additive(layout.visible, und.dtype))
         for layer in self.layers:
-            und, gen = layer(und, gen, layout, cos, sin, cache)
+            und, gen = layer(und, gen, layout, shared, cache)
         return self.norm(und), self.norm_moe_gen(gen)
 
 
@@ -197,9 +209,9 @@ class VitAttention(nn.Module):
         self.q_proj, self.k_proj = nn.Linear(width, width), nn.Linear(width, width)
         self.v_proj, self.out_proj = nn.Linear(width, width), nn.Linear(width, width)
 
-    def forward(self, x: Tensor, visible: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
         q, k, v = (p(x).unflatten(2, (self.heads, -1)).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
-        out = attend(q, k, v, visible)
+        out = attend(q, k, v, None if bias is None else bias.to(q.dtype))
         return self.out_proj(out.transpose(1, 2).flatten(2))
 
 
@@ -220,8 +232,8 @@ class VitLayer(nn.Module):
         self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def forward(self, x: Tensor, visible: Tensor | None) -> Tensor:
-        x = x + self.self_attn(self.layer_norm1(x), visible)
+    def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        x = x + self.self_attn(self.layer_norm1(x), bias)
         return x + self.mlp(self.layer_norm2(x))
 
 
@@ -237,11 +249,11 @@ class VisionTransformer(nn.Module):
         self.encoder.layers = nn.ModuleList(VitLayer(config) for _ in range(config.num_hidden_layers - 1))
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def forward(self, patches: Tensor, ids: Tensor, visible: Tensor | None) -> Tensor:
-        """patches (N, P, 3 p p), ids (N, P), visible (N, 1, 1, P) or None -> (N, P, width)."""
+    def forward(self, patches: Tensor, ids: Tensor, bias: Tensor | None) -> Tensor:
+        """patches (N, P, 3 p p), ids (N, P), bias of the scores (N, 1, 1, P) or None -> (N, P, width)."""
         x = self.embeddings.patch_embedding(patches) + self.embeddings.position_embedding(ids)
         for layer in self.encoder.layers:
-            x = layer(x, visible)
+            x = layer(x, bias)
         return self.post_layernorm(x)
 
 
@@ -301,8 +313,8 @@ class BagelNetwork(nn.Module):
 
     def embed_seen(self, patches: Tensor, ids: Tensor, present: Tensor) -> Tensor:
         """Patches of N images, padded (N, P, 3 p p), with ids and presence (N, P), to the present tokens (sum, H)."""
-        visible = None if bool(present.all()) else present[:, None, None, :]
-        features = self.vit_model.vision_model(patches, ids, visible)
+        bias = None if bool(present.all()) else additive(present[:, None, None, :], patches.dtype)
+        features = self.vit_model.vision_model(patches, ids, bias)
         return self.connector(features[present]) + self.vit_pos_embed(ids[present])
 
     def embed_latents(self, tokens: Tensor, t: Tensor, ids: Tensor) -> Tensor:
