@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import attention, judge, lab, rasterizer, report, stages
+from benchmarks import attention, judge, lab, medium, memory, rasterizer, report, stages
 from srum import models
 from tests.fakes import FakeModel
 
@@ -45,6 +45,21 @@ def test_stages_print_ratios_and_floors(capsys: pytest.CaptureFixture[str]) -> N
         assert ratio == pytest.approx(plain / ours, rel=0.1)
         assert above_floor > 1
     assert "GFLOP/s" in out
+
+
+def test_the_medium_size_prints_ratios(capsys: pytest.CaptureFixture[str]) -> None:
+    medium.main(["--prompts", "1", "--steps", "1", "--questions", "1", "--tokens", "2", "--repeats", "1"])
+    out = capsys.readouterr().out
+    assert out.count("%") >= 2 and "GFLOP/s" in out
+
+
+@pytest.mark.slow
+def test_the_doctor_estimates_what_processes_take(capsys: pytest.CaptureFixture[str]) -> None:
+    """Within a factor of two, and not much below."""
+    memory.main(["--images", "4"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    ratios = [numbers_of(line)[-1] for line in lines]
+    assert len(ratios) == 4 and all(0.9 < ratio < 2 for ratio in ratios)
 
 
 def test_the_report_prints_bytes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
