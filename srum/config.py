@@ -63,7 +63,7 @@ class RolloutConfig(ImageConfig):
 
     guidance: Annotated[float, Field(ge=0.0)] = 1.0
     plan: bool = True
-    plan_temperature: Annotated[float, Field(ge=0.0)] = 1.0  # candidates of one prompt get different plans
+    plan_temperature: Annotated[float, Field(ge=0.0)] = 0.5  # candidates of one prompt get different plans
     planned_share: Fraction = 0.5  # of a prompt's candidates, if plan; the others come from the bare prompt
 
 
@@ -168,7 +168,7 @@ class TrainConfig(Section):
     advantage_offset: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.0  # region_nft: added to every advantage
     steps: Count = 60
     batch_size: Count = 64  # samples per optimiser step
-    lr: Positive = 6e-4
+    lr: Positive = 3e-4
     schedule: Literal["constant", "linear", "cosine"] = "linear"  # after the warm-up; linear and cosine end at 0
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
@@ -203,7 +203,7 @@ class RunConfig(Section):
     seed: Annotated[int, Field(ge=0)] = 0
     rounds: Count = 3
     prompts: str = "train"  # a set of the embedded world, or the path of a .jsonl or .txt file
-    prompt_count: Count = 96  # prompts per round, drawn anew each round; all of a file that has no more
+    prompt_count: Count = 128  # prompts per round, drawn anew each round; all of a file that has no more
     candidates_per_prompt: Count = 4
     rollout: RolloutConfig = RolloutConfig()
     ground: GroundConfig = GroundConfig()
