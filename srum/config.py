@@ -203,7 +203,7 @@ class RunConfig(Section):
     seed: Annotated[int, Field(ge=0)] = 0
     rounds: Count = 3
     prompts: str = "train"  # a set of the embedded world, or the path of a .jsonl or .txt file
-    prompt_count: Count = 128  # prompts per round, drawn anew each round; all of a file that has no more
+    prompt_count: Count = 112  # prompts per round, drawn anew each round; all of a file that has no more
     candidates_per_prompt: Count = 4
     rollout: RolloutConfig = RolloutConfig()
     ground: GroundConfig = GroundConfig()
