@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from srum import models
 from srum.config import load_config
 from srum.flow import interpolate
 from srum.loop import run_loop
+from srum.models.bagel.config import BagelConfig
 from srum.models.base import Decoding, Generated, Question, Sampling, Segment, TrainingForward
 from srum.seeding import seed_for
 from srum.shapes.render import render
@@ -118,6 +120,16 @@ def run_on_fakes(folder: Path, *overrides: str) -> Path:
         patch.setattr(models, "load", FakeModel.load)
         run_loop(load_config(None, [*small, "train.batch_size=4", "eval.count=12", *overrides]), folder)
     return folder
+
+
+def released_config(folder: Path) -> BagelConfig:
+    """BAGEL-7B-MoT's config, read from its two files, which are written into ``folder`` (docs/specs/bagel.md, 1)."""
+    llm = {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28}
+    llm |= {"num_key_value_heads": 4, "vocab_size": 152064}
+    vit = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16}
+    (folder / "llm_config.json").write_text(json.dumps(llm))
+    (folder / "vit_config.json").write_text(json.dumps(vit | {"patch_size": 14, "image_size": 980}))
+    return BagelConfig.from_folder(folder)
 
 
 def _draw(image: Image.Image, question: Question) -> int:

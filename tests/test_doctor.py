@@ -15,8 +15,8 @@ from srum import models
 from srum.cli import app
 from srum.doctor import Machine, self_check, tables
 from srum.models.bagel import Bagel
-from srum.models.bagel.config import BagelConfig
 from srum.models.bagel.memory import Need, Sizes, stage_needs
+from tests.fakes import released_config
 
 CHECKPOINT = Path(__file__).parent / "golden" / "bagel" / "checkpoint"
 HOST = Machine(torch.device("cpu"), "CPU", 10**9, bfloat16=False)
@@ -49,12 +49,7 @@ def test_the_images_that_fit() -> None:
 
 def test_bagel_needs_what_its_size_says(tmp_path: Path) -> None:
     """Float32 weights of 14.6 billion parameters take 58.4 GB; training all adds four times as much."""
-    llm = {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28}
-    llm |= {"num_key_value_heads": 4, "vocab_size": 152064}
-    vit = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16}
-    (tmp_path / "llm_config.json").write_text(json.dumps(llm))
-    (tmp_path / "vit_config.json").write_text(json.dumps(vit | {"patch_size": 14, "image_size": 980}))
-    config = BagelConfig.from_folder(tmp_path)
+    config = released_config(tmp_path)
     sizes = Sizes.of(config)
     assert (sizes.network, sizes.autoencoder) == (14_607_260_128, 83_819_683)
     once = {name: need.once / 1e9 for name, need in stage_needs(config, sizes, (1024, 1024), bfloat16=False).items()}

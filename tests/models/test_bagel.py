@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 
 from srum.models.bagel import Bagel
 from srum.models.bagel.cache import Cache
-from srum.models.bagel.config import BagelConfig
 from srum.models.bagel.network import BagelNetwork
 from srum.models.bagel.sampler import sample
 from srum.models.base import Decoding, Question, Sampling, Segment
+from tests.fakes import released_config
 
 CHECKPOINT = Path(__file__).parents[1] / "golden" / "bagel" / "checkpoint"
 OFFICIAL_FILES = {"llm_config.json", "vit_config.json", "ema.safetensors", "ae.safetensors"} | {
@@ -188,12 +188,7 @@ def test_a_saved_checkpoint_has_the_official_layout(model: Bagel, tmp_path: Path
 
 def test_the_official_sizes_give_the_official_network(tmp_path: Path) -> None:
     """The counts of docs/specs/bagel.md, 1, from a folder without any file but the official configs."""
-    llm = {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28}
-    llm |= {"num_key_value_heads": 4, "vocab_size": 152064}
-    vit = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16}
-    (tmp_path / "llm_config.json").write_text(json.dumps(llm))
-    (tmp_path / "vit_config.json").write_text(json.dumps(vit | {"patch_size": 14, "image_size": 980}))
-    config = BagelConfig.from_folder(tmp_path)
+    config = released_config(tmp_path)
     with torch.device("meta"):
         state = BagelNetwork(config).state_dict()
     counts = {name: tensor.numel() for name, tensor in state.items()}
