@@ -28,11 +28,10 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from srum import models
 from srum.config import EvalConfig, RunConfig, TrainConfig, load_config
 from srum.evaluation.accuracy import evaluate
 from srum.evaluation.judge_quality import JudgeQuality, flipped_relations, judge_quality
-from srum.loop import BASE, MAIN, STAGES, Run, console, evaluate_arms, load_judge, perform, run_loop
+from srum.loop import BASE, MAIN, STAGES, Run, console, evaluate_arms, load_judge, load_model, perform, run_loop
 from srum.records import Candidate, Grounding, Judgement, Prompt
 from srum.rollout import choose_prompts
 from srum.run_dir import claim_run, open_image, read_records, write_json
@@ -134,7 +133,7 @@ def train_on_round_0(run: Run, config: TrainConfig, folder: Path) -> None:
     """The base model trained as in ``loop.train_stage``, with the same noise."""
     if not (folder / "model").exists():
         records, _ = load_training_records(run.round(0))
-        model = models.load(run.weights(MAIN, 0))
+        model = load_model(run.config, run.weights(MAIN, 0))
         train(model, records, config, folder, seed_for(run.config.seed, 0, "train"), progress=sys.stderr.isatty())
 
 
@@ -146,7 +145,9 @@ def development(config: EvalConfig) -> EvalConfig:
 def verdicts(run: Run, weights: str, config: EvalConfig, name: str) -> list[bool]:
     """What the checker says of one image per prompt, kept in ``lab/NAME`` of the run."""
     prompts = choose_prompts(config.prompts, config.count, seed=0)
-    return evaluate(models.load(weights), prompts, config, run.folder / "lab" / name, run.config.seed).correct
+    return evaluate(
+        load_model(run.config, weights), prompts, config, run.folder / "lab" / name, run.config.seed
+    ).correct
 
 
 # --- over the seeds

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -50,6 +50,9 @@ from srum.run_dir import (
 from srum.seeding import seed_for
 from train.data import load_training_records
 from train.trainer import train
+
+if TYPE_CHECKING:
+    from srum.models.bagel import Bagel
 
 BASE, MAIN = "base", "srum"  # the model that entered; the arm whose weights make the candidates
 RASTERIZE_BATCH = 64  # candidates per shard
@@ -93,6 +96,14 @@ def arms(config: RunConfig) -> dict[str, TrainConfig]:
     return found | {MAIN: config.train}
 
 
+def load_model(config: RunConfig, weights: str) -> Bagel:
+    """The model with these weights, compiled where the config says so."""
+    model = models.load(weights)
+    if config.compile:
+        model.compile()
+    return model
+
+
 # --- one round
 
 
@@ -105,7 +116,7 @@ def rollout_stage(run: Run, k: int) -> None:
         seed = seed_for(config.seed, k, "prompts")
         write_records(folder / "prompts.jsonl", choose_prompts(config.prompts, config.prompt_count, seed))
     prompts = read_records(folder / "prompts.jsonl", Prompt)
-    rollout(models.load(run.weights(MAIN, k)), prompts, config, k, folder)
+    rollout(load_model(config, run.weights(MAIN, k)), prompts, config, k, folder)
 
 
 def ground_stage(run: Run, k: int) -> None:
@@ -114,7 +125,7 @@ def ground_stage(run: Run, k: int) -> None:
     if finished(folder, "regions"):
         return
     candidates = {c.id: c for c in read_records(folder / "candidates.jsonl", Candidate)}
-    model = models.load(run.weights(MAIN, k))
+    model = load_model(run.config, run.weights(MAIN, k))
     grounder = load_grounder(config.grounder, model, **config.options)
     relevant = RelevanceFilter(model, config.min_relevance) if config.min_relevance > 0 else None
 
@@ -163,7 +174,7 @@ def load_judge(config: RunConfig, weights: str, seed: int) -> SelfJudge:
     if judge.server.url:
         model: Answerer = Server(**judge.server.model_dump())
     else:
-        model = models.load({"self": weights, "start": config.model}.get(judge.model, judge.model))
+        model = load_model(config, {"self": weights, "start": config.model}.get(judge.model, judge.model))
     options = judge.model_dump(include={"instructions", "soft", "retries", "view", "think", "reply"})
     return SelfJudge(model, decoding=Decoding(max_tokens=judge.max_tokens, seed=seed), **options)
 
@@ -249,7 +260,7 @@ def train_stage(run: Run, k: int) -> None:
         folder = run.train_dir(arm, k)
         if (folder / "model").exists():
             continue
-        model = models.load(run.weights(arm, k))
+        model = load_model(run.config, run.weights(arm, k))
         train(model, records, config, folder, seed_for(run.config.seed, k, "train"), progress=sys.stderr.isatty())
 
 
@@ -294,7 +305,7 @@ def check_inputs(config: RunConfig) -> None:
     """Raise now what would else be raised after hours: prompts, model, grounder, judge."""
     choose_prompts(config.prompts, config.prompt_count, config.seed)
     require_metadata(eval_prompts(config))
-    load_grounder(config.ground.grounder, models.load(config.model), **config.ground.options)
+    load_grounder(config.ground.grounder, load_model(config, config.model), **config.ground.options)
     load_judge(config, config.model, config.seed)
 
 
@@ -313,7 +324,7 @@ def evaluate_arms(run: Run, rounds: int, folder: Path) -> dict[str, EvalResult]:
     prompts, results = eval_prompts(run.config), {}
     for arm in (BASE, *arms(run.config)):
         with run.timer.stage(f"{folder.relative_to(run.folder)} {arm}"):
-            model = models.load(run.weights(arm, rounds))
+            model = load_model(run.config, run.weights(arm, rounds))
             results[arm] = evaluate(model, prompts, run.config.eval, folder / arm, run.config.seed)
     return results
 

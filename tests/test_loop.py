@@ -12,7 +12,7 @@ import pytest
 from srum import models
 from srum.config import RunConfig, load_config
 from srum.evaluation.accuracy import Accuracy, EvalResult
-from srum.loop import STAGES, Run, arms, count_outcomes, load_judge, perform, run_loop, summarize
+from srum.loop import STAGES, Run, arms, count_outcomes, evaluate_arms, load_judge, perform, run_loop, summarize
 from srum.records import Candidate, Failure, Grounding, Judgement, LayoutJudgement, Region, RegionJudgement, RewardMap
 from srum.run_dir import RunError, read_records
 from tests.fakes import FakeModel, run_on_fakes
@@ -196,6 +196,18 @@ def test_who_judges(monkeypatch: pytest.MonkeyPatch, name: str, loaded: str) -> 
     judge = load_judge(load_config(None, [f"judge.model={name}", "judge.soft=false", "judge.retries=3"]), "newest", 5)
     assert asked == [loaded]
     assert (judge.soft, judge.retries, judge.decoding.seed, judge.decoding.max_tokens) == (False, 3, 5, 256)
+
+
+def test_every_stage_that_runs_the_network_compiles_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once per model that it loads: three arms are trained, and four evaluated."""
+    compiled: list[str] = []
+    monkeypatch.setattr(FakeModel, "compile", lambda model: compiled.append(stage))
+    run = Run(tmp_path, load_config(None, [*SMALL, "compile=true"]))
+    for stage in ("rollout", "ground", "judge", "rasterize", "train"):
+        perform(run, stage, 0)
+    stage = "eval"
+    evaluate_arms(run, 1, tmp_path / "eval")
+    assert compiled == ["rollout", "ground", "judge", *["train"] * 3, *["eval"] * 4]
 
 
 @pytest.mark.parametrize("override", ["reward.centred=true", "reward.mapping=reference"])

@@ -238,7 +238,7 @@ def test_selected_rows_go_on_by_themselves() -> None:
     """Rows of a cache are copied by ``select`` and joined by ``stack``: lengths and positions go with them."""
     cache = Cache(layers=1, rows=2, kv_heads=1, head_dim=4, device=torch.device("cpu"), dtype=torch.float32)
     cache.reserve(3)
-    cache.write(0, torch.arange(24.0).view(2, 1, 3, 4), torch.zeros(2, 1, 3, 4))
+    cache.memory(0).write(torch.arange(24.0).view(2, 1, 3, 4), torch.zeros(2, 1, 3, 4))
     cache.keep(torch.tensor([[True, True, True], [True, False, False]]), torch.tensor([3, 1]))
     twice = cache.select([1, 1, 0])
     assert twice.lengths.tolist() == [1, 1, 3] and twice.position.tolist() == [1, 1, 3]

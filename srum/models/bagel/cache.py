@@ -8,9 +8,25 @@ over by the next one.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Memory(NamedTuple):
+    """What a layer sees of a cache: its keys and values (rows, kv heads, capacity, head dim), ``used`` columns full."""
+
+    keys: Tensor
+    values: Tensor
+    used: int
+
+    def write(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Put (rows, kv heads, n, head dim) behind the used columns; returns all keys and values up to there."""
+        end = self.used + k.shape[2]
+        self.keys[:, :, self.used : end] = k
+        self.values[:, :, self.used : end] = v
+        return self.keys[:, :, :end], self.values[:, :, :end]
 
 
 class Cache:
@@ -44,12 +60,9 @@ class Cache:
             self.values = [torch.nn.functional.pad(v, pad) for v in self.values]
             self.valid = torch.nn.functional.pad(self.valid, (0, missing))
 
-    def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Put (rows, kv heads, n, head dim) behind the used columns; returns all keys and values up to there."""
-        end = self.used + k.shape[2]
-        self.keys[layer][:, :, self.used : end] = k
-        self.values[layer][:, :, self.used : end] = v
-        return self.keys[layer][:, :, :end], self.values[layer][:, :, :end]
+    def memory(self, layer: int) -> Memory:
+        """Keys and values of a layer, to be written to."""
+        return Memory(self.keys[layer], self.values[layer], self.used)
 
     def keep(self, present: Tensor, advance: Tensor) -> None:
         """Keep the block just written: ``present`` (rows, n) marks real tokens, ``advance`` (rows,) moves positions."""

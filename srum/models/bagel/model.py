@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from diffusers import AutoencoderKL
@@ -28,6 +28,7 @@ from srum.models.base import Decoding, Generated, Question, Sampling, Segment, T
 
 Precision = Literal["fp32", "bf16"]
 DECODE_BATCH = 32  # images per autoencoder call
+VARIANTS = 32  # of a compiled layer: one row or more, with gradients or without, decoding or denoising, ...
 
 
 class Bagel:
@@ -44,6 +45,7 @@ class Bagel:
     ) -> None:
         self.folder, self.config, self.network = folder, config, network
         self.autoencoder, self.tokenizer, self.precision = autoencoder, tokenizer, precision
+        self.compiled = False
         self.bos, self.eos = self._id("<|im_start|>"), self._id("<|im_end|>")
         self.markers = ImageMarkers(self._id("<|vision_start|>"), self._id("<|vision_end|>"))
         self._ids = lru_cache(maxsize=65536)(lambda text: tuple(tokenizer.encode(text, add_special_tokens=False)))
@@ -65,6 +67,31 @@ class Bagel:
         network = load_network(folder, config, device, dtype).eval()
         autoencoder = load_autoencoder(folder, config).to(device)
         return cls(folder, config, network, autoencoder, load_tokenizer(folder), precision)
+
+    def compile(self) -> None:
+        """From now on run the layers of decoder and understanding encoder through ``torch.compile``, in place.
+
+        Layers share their compiled code; it is made when first needed, for any number and length of rows. Raises
+        ValueError where there is no C++ compiler, without which torch could only fail later.
+        """
+        from torch._dynamo import config  # imports of weight, which few need
+        from torch._inductor.cpp_builder import get_cpp_compiler
+        from torch._inductor.exc import InvalidCxxCompiler
+
+        try:
+            get_cpp_compiler()
+        except InvalidCxxCompiler:
+            raise ValueError("compile: torch.compile needs a C++ compiler; install g++, or leave it false") from None
+        config.recompile_limit = max(config.recompile_limit, VARIANTS)
+        for layer in (*self.network.decoder.layers, *self.network.vit_model.vision_model.encoder.layers):
+            layer.compile(dynamic=True)
+        self.compiled = True
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy of a compiled model is compiled: modules leave that behind when they are copied."""
+        self.__dict__.update(state)
+        if self.compiled:
+            self.compile()
 
     def save(self, folder: str | Path, dtype: torch.dtype = torch.float32, max_shard_size: int | str = "1TB") -> None:
         """Write the official layout; weights above ``max_shard_size`` (bytes, or such as "5GB") in shards."""

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from srum.models.bagel.cache import Cache
+from srum.models.bagel.cache import Cache, Memory
 from srum.models.bagel.config import BagelConfig, LlmConfig, VitConfig
 from srum.models.bagel.positions import rotary, rotate, timestep_sinusoid
 
@@ -106,9 +106,8 @@ class MLP(nn.Module):
 class Attention(nn.Module):
     """Joint attention of both streams; projections and q/k norms belong to the stream."""
 
-    def __init__(self, config: LlmConfig, index: int) -> None:
+    def __init__(self, config: LlmConfig) -> None:
         super().__init__()
-        self.index = index
         self.heads, self.kv_heads, self.head_dim = (
             config.num_attention_heads,
             config.num_key_value_heads,
@@ -132,15 +131,15 @@ class Attention(nn.Module):
         return module["q_norm" + suffix](q), module["k_norm" + suffix](k), v
 
     def forward(
-        self, und: Tensor, gen: Tensor, layout: Layout, shared: Shared, cache: Cache | None
+        self, und: Tensor, gen: Tensor, layout: Layout, shared: Shared, memory: Memory | None
     ) -> tuple[Tensor, Tensor]:
         streams = [self.project(und, "")] + ([self.project(gen, "_moe_gen")] if len(gen) else [])
         q, k, v = (torch.cat(parts) for parts in zip(*streams, strict=True))
         q, k = (rotate(x, shared.cos, shared.sin) for x in (q, k))
         v = v.to(q.dtype)
         q, k, v = (layout.to_rows(x).transpose(1, 2) for x in (q, k, v))  # (B, heads, L, d)
-        if cache is not None:
-            k, v = cache.write(self.index, k, v)
+        if memory is not None:
+            k, v = memory.write(k, v)
         out = attend(q, k, v, shared.bias)
         out = layout.from_rows(out.transpose(1, 2)).flatten(1)  # (T, H)
         module: dict[str, Any] = self._modules
@@ -151,18 +150,18 @@ class Attention(nn.Module):
 class Layer(nn.Module):
     """One decoder layer, both experts."""
 
-    def __init__(self, config: LlmConfig, index: int) -> None:
+    def __init__(self, config: LlmConfig) -> None:
         super().__init__()
-        self.self_attn = Attention(config, index)
+        self.self_attn = Attention(config)
         self.mlp, self.mlp_moe_gen = MLP(config), MLP(config)
         width, eps = config.hidden_size, config.rms_norm_eps
         self.input_layernorm, self.input_layernorm_moe_gen = RMSNorm(width, eps), RMSNorm(width, eps)
         self.post_attention_layernorm, self.post_attention_layernorm_moe_gen = RMSNorm(width, eps), RMSNorm(width, eps)
 
     def forward(
-        self, und: Tensor, gen: Tensor, layout: Layout, shared: Shared, cache: Cache | None
+        self, und: Tensor, gen: Tensor, layout: Layout, shared: Shared, memory: Memory | None
     ) -> tuple[Tensor, Tensor]:
-        du, dg = self.self_attn(self.input_layernorm(und), self.input_layernorm_moe_gen(gen), layout, shared, cache)
+        du, dg = self.self_attn(self.input_layernorm(und), self.input_layernorm_moe_gen(gen), layout, shared, memory)
         und = und + du
         und = und + self.mlp(self.post_attention_layernorm(und))
         if len(gen):
@@ -178,7 +177,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.norm_moe_gen = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
@@ -189,8 +188,8 @@ class Decoder(nn.Module):
             und, gen = und.to(dtype), gen.to(dtype)
         cos, sin = rotary(layout.positions, self.config.head_dim, self.config.rope_theta)
         shared = Shared(cos.to(und.dtype), sin.to(und.dtype), additive(layout.visible, und.dtype))
-        for layer in self.layers:
-            und, gen = layer(und, gen, layout, shared, cache)
+        for index, layer in enumerate(self.layers):
+            und, gen = layer(und, gen, layout, shared, None if cache is None else cache.memory(index))
         return self.norm(und), self.norm_moe_gen(gen)
 
 
