@@ -250,11 +250,15 @@ def pretrain(
     minutes: Annotated[
         float | None, typer.Option(min=0, help="Stop the network after so long; the same command goes on.")
     ] = None,
+    compile_layers: Annotated[
+        bool,
+        typer.Option("--compile", help="Train through torch.compile: faster after a minute; needs a C++ compiler."),
+    ] = False,
 ) -> None:
     """Pretrain srum-tiny from scratch on the embedded world: tokenizer, autoencoder, network."""
     from train.pretrain import pretrain as run_stages
 
-    run_stages(out, seed=seed, minutes=math.inf if minutes is None else minutes)
+    run_stages(out, seed=seed, minutes=math.inf if minutes is None else minutes, compile_layers=compile_layers)
 
 
 def _stage(name: str, run: Path, round_index: int, config: Path | None, overrides: list[str] | None) -> None:

@@ -101,7 +101,7 @@ _GENERATION = {"caption_to_image": 0.85, "plan_then_image": 0.15}
 _COMPOSITION = {"composed_caption_to_image": 0.75, "caption_to_image": 0.1, "plan_then_image": 0.15}
 
 # After two phases planned images come out well, and those of bare captions have the wrong number of things: how many is
-# decided near noise, where few timesteps were drawn, and takes many more captions to learn (docs/lab-notes.md, 15, 20).
+# decided near noise, where few timesteps were drawn, and takes many more captions to learn (lab notes 15, 20, 27).
 PHASES = (
     Phase("learning", 1500, warmup=100),
     Phase("annealing", 1200, decay=1200),
@@ -114,6 +114,10 @@ PHASES = (
     ),
     Phase(
         "composition", 2000, weights=_COMPOSITION, timestep_shift=4.0, warmup=30, decay=1900, peak_lr=1.2e-3,
+        trainable="generation", packs=1,
+    ),
+    Phase(
+        "finishing", 2600, weights=_COMPOSITION, timestep_shift=4.0, warmup=50, decay=2500, peak_lr=1.5e-3,
         trainable="generation", packs=1,
     ),
 )  # fmt: skip
@@ -266,13 +270,21 @@ def learning_rate(step: int, phase: Phase) -> float:
 
 
 def pretrain_network(
-    folder: Path, phases: Sequence[Phase] = PHASES, seed: int = 0, stop_after: float = math.inf
+    folder: Path,
+    phases: Sequence[Phase] = PHASES,
+    seed: int = 0,
+    stop_after: float = math.inf,
+    compile_layers: bool = False,
 ) -> None:
     """Train the network (at most ``stop_after`` seconds now), going on from ``folder``; write ``model/``."""
     autoencoder_config = AutoencoderConfig.model_validate_json((folder / "ae_config.json").read_text())
     config = tiny_config(autoencoder_config)
     network = fresh_network(config, seed)
-    model = Bagel(folder, config, network, read_autoencoder(folder, autoencoder_config), load_tokenizer(folder), "bf16")
+    autoencoder = read_autoencoder(folder, autoencoder_config)
+    autoencoder.to(memory_format=torch.channels_last)  # encoding takes half the time so
+    model = Bagel(folder, config, network, autoencoder, load_tokenizer(folder), "bf16")
+    if compile_layers:
+        model.compile()
     optimizers = _optimizers(model)
     state_file = folder / "network_state.pt"
     first, done = 0, 0
@@ -353,12 +365,14 @@ def pretrain(
     phases: Sequence[Phase] = PHASES,
     seed: int = 0,
     minutes: float = math.inf,
+    compile_layers: bool = False,
 ) -> None:
-    """All stages in order; those that are done are skipped. ``minutes`` bounds the network stage of this sitting."""
+    """All stages in order; those that are done are skipped. ``minutes`` bounds the network stage of this sitting, whose
+    layers go through ``torch.compile`` if ``compile_layers``."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "tokenizer.json").is_file():
         train_tokenizer(folder, seed)
     if not (folder / "ae_config.json").is_file():
         config = pretrain_autoencoder(folder, AUTOENCODER, autoencoder_steps, seed)
         (folder / "ae_config.json").write_text(config.model_dump_json())
-    pretrain_network(folder, phases, seed, stop_after=60 * minutes)
+    pretrain_network(folder, phases, seed, 60 * minutes, compile_layers)
