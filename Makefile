@@ -1,4 +1,4 @@
-# make demo   install, then run the whole loop on the embedded world
+# make demo   install, then run the loop on the embedded world, in ten minutes
 # make test   install with the development tools, then run the tests
 # make check  what CI runs: lint, format, types, tests
 # make lab    the experiments behind the claims (hours)
@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 .PHONY: demo test check lab pictures clean
 
 demo: $(VENV)/.installed
-	$(BIN)/srum run --out runs/demo
+	$(BIN)/srum run --config configs/demo.yaml --out runs/demo
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest

@@ -166,7 +166,7 @@ class TrainConfig(Section):
     beta: Positive = 0.3  # region_nft: width of the trust region
     credit: Literal["region", "sample"] = "region"  # where a candidate's score lands: on the blamed cells, or evenly
     advantage_offset: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.0  # region_nft: added to every advantage
-    steps: Count = 60
+    steps: Count = 120
     batch_size: Count = 64  # samples per optimiser step
     lr: Positive = 3e-4
     schedule: Literal["constant", "linear", "cosine"] = "linear"  # after the warm-up; linear and cosine end at 0
@@ -202,9 +202,9 @@ class RunConfig(Section):
     model: str = "srum-tiny"  # a shipped name, or a folder in the official layout
     compile: bool = False  # the model's layers, by torch.compile: minutes at first, then faster; needs a C++ compiler
     seed: Annotated[int, Field(ge=0)] = 0
-    rounds: Count = 3
+    rounds: Count = 4
     prompts: str = "train"  # a set of the embedded world, or the path of a .jsonl or .txt file
-    prompt_count: Count = 112  # prompts per round, drawn anew each round; all of a file that has no more
+    prompt_count: Count = 288  # prompts per round, drawn anew each round; all of a file that has no more
     candidates_per_prompt: Count = 4
     rollout: RolloutConfig = RolloutConfig()
     ground: GroundConfig = GroundConfig()
