@@ -1,10 +1,11 @@
 """How fast a BAGEL of medium size samples and judges: ratios against the plain way, share of the machine's rate.
 
-    python -m benchmarks.medium [--prompts 16] [--steps 10] [--questions 8] [--tokens 64] [--repeats 3]
+    python -m benchmarks.medium [--prompts 16] [--steps 10] [--questions 8] [--tokens 64] [--repeats 3] [--compile]
 
 Hidden width 512, 8 layers, 8 heads on 2 key-value heads, feed-forward width 1408, images of 256 px (256 latent tokens),
 random weights. The plain ways are one prompt after the other with its guidance branches one after the other, one
-question after the other, and float32. Times are medians, the two ways taking turns. The rate is that of the best large
+question after the other, and float32; with ``--compile`` also the model as it is against the compiled one, without the
+minutes of compiling. Times are medians, the two ways taking turns. The rate is that of the best large
 matrix product of the same type on this machine: a rollout at 100% would do nothing but multiply, without a pause.
 """
 
@@ -101,22 +102,33 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--questions", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=64, help="of a reply")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--compile", action="store_true", help="compare with the compiled model, too")
     args = parser.parse_args(argv)
     prompts = [item.prompt for item in make_items(args.prompts)]
     best: Precision = "bf16" if native_bfloat16(torch.device("cpu")) else "fp32"
     model = medium_model(best)
     table = Table("what", "plain s", "ours s", "ratio", "share of the rate", title=f"medium size, {best}")
 
-    def row(what: str, plain: Work, ours: Work) -> None:
+    def row(what: str, plain: Work, ours: Work, counted: Work | None = None) -> None:
         slow, fast = medians(plain, ours, args.repeats)
-        share = operations(ours) / matmul_rate(best) / fast
+        share = operations(counted or ours) / matmul_rate(best) / fast
         table.add_row(what, f"{slow:.2f}", f"{fast:.2f}", f"{slow / fast:.2f}", f"{100 * share:.0f}%")
 
     sequential, batched = rollout(model, prompts, args.steps)
     row("rollout, against one prompt and branch at a time", sequential, batched)
     if best == "bf16":
         row("rollout, against float32", rollout(medium_model("fp32"), prompts, args.steps)[1], batched)
-    row("judging, against one question at a time", *judging(model, args.questions, args.tokens))
+    singly, asked = judging(model, args.questions, args.tokens)
+    row("judging, against one question at a time", singly, asked)
+    if args.compile:
+        compiled = medium_model(best)
+        compiled.compile()
+        for what, plain, ours in (
+            ("rollout, compiled", batched, rollout(compiled, prompts, args.steps)[1]),
+            ("judging, compiled", asked, judging(compiled, args.questions, args.tokens)[1]),
+        ):
+            ours()  # compiles; the counter of operations does not see into compiled code
+            row(what, plain, ours, counted=plain)
     rates = ", ".join(f"{name} {matmul_rate(name) / 1e9:.0f} GFLOP/s" for name in ("bf16", "fp32"))
     Console().print(table, f"{torch.get_num_threads()} threads, {rates}")
 

@@ -44,7 +44,7 @@ from train.trainer import frozen_copy, make_batch, trainable_parameters, update
 SIZE = (IMAGE_SIZE, IMAGE_SIZE)
 MAX_TOKENS = 48  # of a reply
 MATRIX = 1024  # side of the matrices whose product gives the machine's rate
-CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # unknown to torch's counter
+UNKNOWN = (torch.ops.aten._scaled_dot_product_flash_attention_for_cpu, torch.ops.srum.attend_by_row)  # to the counter
 
 Work = Callable[[], object]
 
@@ -172,7 +172,7 @@ def _seconds(work: Work) -> float:
 
 def operations(work: Work) -> int:
     """Floating-point operations of the matrix products, convolutions and attentions that ``work`` does."""
-    with FlopCounterMode(display=False, custom_mapping={CPU_ATTENTION: _attention_operations}) as counter:
+    with FlopCounterMode(display=False, custom_mapping=dict.fromkeys(UNKNOWN, _attention_operations)) as counter:
         work()
     return counter.get_total_flops()
 

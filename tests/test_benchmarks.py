@@ -31,7 +31,7 @@ def numbers_of(line: str) -> list[float]:
 def test_attention_prints_ratios(capsys: pytest.CaptureFixture[str]) -> None:
     attention.main(["--batch", "2", "--length", "8", "--seconds", "0.01"])
     lines = capsys.readouterr().out.splitlines()
-    for row in ("backward │ torch.bfloat16", "backward │ torch.float32", "denoising", "decoding"):
+    for row in ("backward │ torch.bfloat16", "backward │ torch.float32", "denoising", "decoding", "larger image"):
         (found,) = [numbers_of(line) for line in lines if row in line]
         assert len(found) == 3 and all(value > 0 for value in found)
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch.nn.functional import scaled_dot_product_attention
 
 from srum.models.bagel import Bagel
 from srum.models.bagel.cache import Cache
-from srum.models.bagel.network import BagelNetwork
+from srum.models.bagel.network import PIECE, BagelNetwork, additive, attend, in_pieces
 from srum.models.bagel.sampler import sample
 from srum.models.base import Decoding, Question, Sampling, Segment
 from tests.fakes import released_config
@@ -232,6 +233,25 @@ def test_weights_take_the_type_that_is_asked_for(model: Bagel) -> None:
     assert [n for n, p in loaded.named_parameters() if not p.requires_grad] == [
         n for n, p in model.network.named_parameters() if not p.requires_grad
     ]
+
+
+@pytest.mark.parametrize("queries", [1, 200])
+def test_bfloat16_attention_on_a_cpu_is_attention(queries: int) -> None:
+    """Few and many queries over 170 keys, one row with padding: what the fused kernel makes of the same numbers."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(3, heads, n, 16).bfloat16() for heads, n in ((4, queries), (2, 170), (2, 170)))
+    visible = torch.ones(3, 1, queries, 170, dtype=torch.bool)
+    visible[1, :, :, 100:] = False
+    bias = additive(visible, q.dtype)
+    exact = scaled_dot_product_attention(q.float(), k.float(), v.float(), bias.float(), enable_gqa=True)
+    assert torch.allclose(attend(q, k, v, bias).float(), exact, atol=1e-2)
+    assert not torch.allclose(attend(q, k, v, None).float(), exact, atol=1e-2)
+
+
+def test_tokens_in_pieces_are_the_same_tokens() -> None:
+    x = torch.randn(2 * PIECE + 3, 2)
+    with torch.no_grad():
+        assert torch.equal(in_pieces(torch.exp, x), x.exp())
 
 
 def test_selected_rows_go_on_by_themselves() -> None:

@@ -8,6 +8,7 @@ Shapes: U und tokens, G gen tokens, T = U + G, H hidden, B rows, L longest row, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,7 +20,9 @@ from srum.models.bagel.cache import Cache, Memory
 from srum.models.bagel.config import BagelConfig, LlmConfig, VitConfig
 from srum.models.bagel.positions import rotary, rotate, timestep_sinusoid
 
-SHORT = 2**14  # queries times keys of a row, up to which the fused kernel does not pay on a CPU
+SHORT = 2**14  # queries times keys of a row, up to which bfloat16 scores of all rows together are fastest on a CPU
+LONG = 2**20  # beyond which the float32 scores of a row leave its cache, and the fused kernel is no slower
+PIECE = 512  # tokens whose hidden feed-forward values stay in a CPU's cache
 
 
 @dataclass(frozen=True)
@@ -61,19 +64,41 @@ def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     """Grouped-query attention: q (B, heads, L, d), k and v (B, kv heads, S, d), bias (B, 1, L or 1, S) or None.
 
-    In bfloat16 on a CPU the scores are formed explicitly where a gradient is wanted or the rows are short: torch's
-    fused CPU kernel has a backward pass several times slower than matrix products there, and its forward pass is slower
-    on few tokens (benchmarks/attention.py).
+    In bfloat16 on a CPU the scores are formed explicitly unless the rows are very long: torch's fused CPU kernel takes
+    twice as long as matrix products there, and several times as long backwards (benchmarks/attention.py). They are
+    bfloat16 where a gradient is wanted or the rows are short, float32 as in the fused kernel elsewhere.
     """
-    wanted = torch.is_grad_enabled() and q.requires_grad
-    if q.device.type != "cpu" or q.dtype != torch.bfloat16 or not (wanted or q.shape[2] * k.shape[2] <= SHORT):
+    wanted, size = torch.is_grad_enabled() and q.requires_grad, q.shape[2] * k.shape[2]
+    if q.device.type != "cpu" or q.dtype != torch.bfloat16 or not (wanted or size <= LONG):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=True)
+    if not wanted and size > SHORT:
+        return attend_by_row(q, k, v, bias)
     rows, heads, length, width = q.shape
     groups = k.shape[1]
     scores = (q * width**-0.5).reshape(rows, groups, -1, width) @ k.transpose(2, 3)  # (B, kv heads, heads / kv * L, S)
     if bias is not None:
         scores = (scores.view(rows, heads, length, -1) + bias).view_as(scores)
     return (scores.softmax(-1) @ v).view(rows, heads, length, width)
+
+
+@torch.library.custom_op("srum::attend_by_row", mutates_args=())
+def attend_by_row(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """``attend`` in float32 scores, a row at a time. An operator of its own, lest torch.compile unroll the rows."""
+    _, heads, length, width = q.shape
+    out = torch.empty(q.shape, dtype=q.dtype)
+    with torch.autocast("cpu", enabled=False):
+        for row in range(len(q)):
+            queries = (q[row].float() * width**-0.5).reshape(k.shape[1], -1, width)
+            scores = queries @ k[row].float().transpose(1, 2)
+            if bias is not None:
+                scores.view(heads, length, -1).add_(bias[row])
+            out[row] = (scores.softmax(-1).to(v.dtype) @ v[row]).view(heads, length, width)
+    return out
+
+
+@attend_by_row.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    return q.new_empty(q.shape)
 
 
 class RMSNorm(nn.Module):
@@ -101,6 +126,13 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+def in_pieces(work: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """``work``, which treats the tokens of x (N, H) one by one, in pieces whose values stay in a CPU's cache."""
+    if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling() or len(x) <= PIECE:
+        return work(x)
+    return torch.cat([work(piece) for piece in x.split(PIECE)])
 
 
 class Attention(nn.Module):
@@ -163,10 +195,10 @@ class Layer(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         du, dg = self.self_attn(self.input_layernorm(und), self.input_layernorm_moe_gen(gen), layout, shared, memory)
         und = und + du
-        und = und + self.mlp(self.post_attention_layernorm(und))
+        und = in_pieces(lambda x: x + self.mlp(self.post_attention_layernorm(x)), und)
         if len(gen):
             gen = gen + dg
-            gen = gen + self.mlp_moe_gen(self.post_attention_layernorm_moe_gen(gen))
+            gen = in_pieces(lambda x: x + self.mlp_moe_gen(self.post_attention_layernorm_moe_gen(x)), gen)
         return und, gen
 
 
