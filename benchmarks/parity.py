@@ -45,7 +45,7 @@ from srum.models.bagel.cache import Cache
 from srum.models.bagel.config import BagelConfig, ResizeLimits
 from srum.models.bagel.images import patchify, resize, resized_size, to_tensor, tokens_to_latent
 from srum.models.bagel.positions import grid_ids, interpolated_grid_ids, rotary, sincos_table, timestep_sinusoid
-from srum.models.bagel.sequence import Batch, Span, Split, lay_out, visibility
+from srum.models.bagel.sequence import Batch, Span, Split, lay_out, sight_of
 from srum.models.base import Decoding, Sampling, Segment, TrainingForward
 from srum.reward_map import reference_grid
 from train.objectives import sft_terms, srum_terms
@@ -229,7 +229,7 @@ def packing(model: Bagel, facts: Facts, numbers: Tensors) -> Iterator[Deviation]
         yield equal("attention_allowed", allowed(batch), numbers[f"{name}/attention_allowed"].bool(), name)
     for case in facts["masks"]:
         spans = [Span(n, mode) for n, mode in zip(case["split_lens"], case["modes"], strict=True)]
-        mask = visibility([spans], sum(case["split_lens"]))[0]
+        mask = sight_of([spans], sum(case["split_lens"])).dense()[0]
         yield equal("masks", mask, numbers[case["name"]].bool(), case["name"])
 
 

@@ -45,9 +45,12 @@ class Machine:
     @property
     def attention(self) -> dict[str, str]:
         """Which attention each kind of pass takes (``srum.models.bagel.network.attend``)."""
-        explicit = self.device.type == "cpu" and self.bfloat16
         fused = "scaled_dot_product_attention"
-        return {"inference": fused, "training": "explicit scores" if explicit else fused}
+        if self.device.type == "cuda":
+            return {"inference": fused, "training": "compiled flex_attention"}
+        if self.bfloat16:
+            return {"inference": f"explicit scores, long rows {fused}", "training": "explicit scores"}
+        return {"inference": fused, "training": fused}
 
 
 def _available_memory() -> int:

@@ -10,9 +10,10 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
-from srum.models.bagel import Bagel
+from srum.models.bagel import Bagel, network
 from srum.models.bagel.cache import Cache
 from srum.models.bagel.network import PIECE, BagelNetwork, additive, attend, in_pieces
 from srum.models.bagel.sampler import sample
@@ -122,9 +123,8 @@ def test_branches_have_the_probabilities_of_whole_texts(model: Bagel) -> None:
             model.add_text(context, [question.text])
             ids = [model.bos, *model._ids(question.reply_prefix), *model._ids(text)]
             batch = torch.tensor([ids[:-1]])
-            causal = torch.ones(1, len(ids) - 1, len(ids) - 1, dtype=torch.bool).tril()
             positions = context.position[:, None] + torch.arange(len(ids) - 1)
-            log_p = model._log_softmax(model._run_text(context, batch, positions, causal))[0]
+            log_p = model._log_softmax(model._run_text(context, batch, positions))[0]
         own = len(model._ids(text))
         expected = log_p[range(len(ids) - 1 - own, len(ids) - 1), ids[-own:]].sum()
         assert found.item() == pytest.approx(expected.item(), abs=1e-4)
@@ -141,6 +141,41 @@ def test_branches_of_a_sample_are_samples_of_their_own(model: Bagel) -> None:
     alone = [model.velocity(model.pack([[image, *own]], [], [])) for own in asked]
     assert together.labels.tolist() == [label for one in alone for label in one.labels.tolist()]
     assert torch.allclose(together.logits, torch.cat([one.logits for one in alone]), atol=1e-4)
+
+
+def test_blocks_are_the_bias(model: Bagel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """flex_attention, forward, not compiled: padded rows, a tree, an image to be edited, noise between texts."""
+    latent, edited = torch.randn(16, 8, 12), torch.randn(16, 4, 6)
+    image = Segment("seen", image=picture(3, (80, 60)))
+    samples = [
+        [Segment("text", text="a red fox"), Segment("noisy", latent=latent), Segment("text", text="b", loss=True)],
+        [Segment("clean", latent=edited), image, Segment("text", text="more"), Segment("noisy", latent=edited)],
+        [
+            image,
+            *(Segment("text", text=text, branch=n, loss=True) for n, text in enumerate(["Why?", "Where is it?"], 1)),
+        ],
+    ]
+    batch = model.pack(samples, [torch.randn(24, 64), torch.randn(6, 64)], [0.3, 0.9])
+    with torch.no_grad():
+        expected = model._forward(batch, None)
+        monkeypatch.setattr(network, "takes_blocks", lambda x, cache: True)
+        monkeypatch.setattr(network, "flex", lambda: flex_attention)
+        found = model._forward(batch, None)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+@pytest.mark.gpu
+def test_a_long_row_trains_without_a_dense_mask(model: Bagel) -> None:
+    """One row of 32,000 tokens: scores of one head alone would take 4 GB in float32."""
+    on_gpu = Bagel.load(CHECKPOINT, "cuda")
+    parts = [Segment("text", text="a red fox " * 40), Segment("seen", image=picture(3, (80, 60)))]
+    samples = [[*parts * 150, Segment("noisy", latent=torch.randn(16, 8, 12), loss=True)]]
+    batch = on_gpu.pack(samples, [torch.randn(24, 64)], [0.3])
+    assert len(batch.row) > 32_000
+    torch.cuda.reset_peak_memory_stats()
+    on_gpu.velocity(batch).velocity.square().mean().backward()
+    assert torch.cuda.max_memory_allocated() < 4e9
 
 
 def test_the_trunk_comes_first(model: Bagel) -> None:

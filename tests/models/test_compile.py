@@ -21,7 +21,7 @@ from torch._inductor import config as inductor
 from srum.models.bagel import Bagel
 from srum.models.bagel.cache import Cache
 from srum.models.bagel.config import LlmConfig
-from srum.models.bagel.network import Decoder, Layout
+from srum.models.bagel.network import Decoder, Layout, Sight
 from srum.models.base import Decoding, Question, Sampling, Segment
 
 CHECKPOINT = Path(__file__).parents[1] / "golden" / "bagel" / "checkpoint"
@@ -110,9 +110,9 @@ def test_a_compiled_layer_decodes_the_same() -> None:
         cache.used = 2  # columns that nobody may see
         outputs = []
         for token in tokens:
-            present = torch.ones(2, 1, dtype=torch.bool)
-            visible = torch.cat([cache.valid[:, None, : cache.used], present[:, None]], dim=2)[:, None]
-            layout = Layout(torch.arange(2), present, visible, cache.position)
+            present, none = torch.ones(2, 1, dtype=torch.bool), torch.zeros(2, 1, dtype=torch.bool)
+            sight = Sight(torch.zeros(2, 1), torch.zeros(2, 1), none, none)
+            layout = Layout(torch.arange(2), present, cache.position, sight, cache.valid[:, : cache.used])
             outputs.append(decoder(token, token[:0], layout, cache)[0])
             cache.keep(present, torch.ones(2, dtype=torch.long))
         return torch.stack(outputs)

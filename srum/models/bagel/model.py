@@ -21,7 +21,7 @@ from srum.models.bagel.autoencoder import decode_latents, encode_mean
 from srum.models.bagel.cache import Cache
 from srum.models.bagel.checkpoint import load_autoencoder, load_network, load_tokenizer, save_checkpoint
 from srum.models.bagel.config import BagelConfig
-from srum.models.bagel.network import BagelNetwork, Layout
+from srum.models.bagel.network import BagelNetwork, Layout, Sight
 from srum.models.bagel.sampler import initial_noise, sample
 from srum.models.bagel.sequence import Batch, ImageMarkers, Split, lay_out
 from srum.models.base import Decoding, Generated, Question, Sampling, Segment, TrainingForward
@@ -364,11 +364,10 @@ class Bagel:
         if any(len(row) > 1 for row in ids):
             self._extend(cache, [[Split(kind="text", ids=row[:-1])] if len(row) > 1 else [] for row in ids])
         cache.reserve(decoding.max_tokens)
-        here = torch.ones(1, 1, 1, dtype=torch.bool, device=self.device)
         rows = list(alive)  # rows of the cache: which reply each belongs to
         while alive:
             last = torch.tensor([[ids[i][-1]] for i in rows], device=self.device)
-            states = self._run_text(cache, last, cache.position[:, None], here.expand(len(rows), -1, -1))
+            states = self._run_text(cache, last, cache.position[:, None])
             cache.keep(torch.ones_like(last, dtype=torch.bool), torch.ones_like(cache.position))
             logits = self.network.language_model.lm_head(states[:, 0])
             if logits_out is not None:
@@ -484,19 +483,20 @@ class Bagel:
         cache.keep(batch.layout.present, batch.advance)
         return states
 
-    def _run_text(self, cache: Cache, ids: Tensor, positions: Tensor, visible: Tensor) -> Tensor:
-        """Run token ids (rows, n) at rope positions (rows, n) over the cache; ``visible`` (rows, n, n) among them.
+    def _run_text(self, cache: Cache, ids: Tensor, positions: Tensor) -> Tensor:
+        """Run token ids (rows, n) of one text each at rope positions (rows, n) over the cache.
 
         Returns final states (rows, n, H). Nothing is kept: the caller decides.
         """
         rows, n = ids.shape
         cache.reserve(n)
-        context = cache.valid[:, None, : cache.used].expand(-1, n, -1)
+        one, causal = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
         layout = Layout(
             place=torch.arange(rows * n, device=self.device),
-            present=torch.ones(rows, n, dtype=torch.bool, device=self.device),
-            visible=torch.cat([context, visible], dim=2)[:, None],
+            present=torch.ones_like(ids, dtype=torch.bool),
             positions=positions.flatten(),
+            sight=Sight(split=one, branch=one, full=causal, noise=causal),
+            context=cache.valid[:, : cache.used],
         )
         und = self.network.embed_text(ids.flatten())
         states, _ = self.network.decoder(und, und[:0], layout, cache)

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from srum.models.bagel.cache import Cache, Memory
 from srum.models.bagel.config import BagelConfig, LlmConfig, VitConfig
@@ -25,18 +27,75 @@ LONG = 2**20  # beyond which the float32 scores of a row leave its cache, and th
 PIECE = 512  # tokens whose hidden feed-forward values stay in a CPU's cache
 
 
+class Sight(NamedTuple):
+    """What decides which tokens of a row see one another (docs/specs/bagel.md, 4), each (B, L).
+
+    ``split``: the number of the token's split in its row, -1 on padding. ``branch``: which of a tree, 0 the trunk.
+    ``full``: sees all of its split, and not only what stands before it. ``noise``: no other split sees it.
+    """
+
+    split: Tensor
+    branch: Tensor
+    full: Tensor
+    noise: Tensor
+
+    def sees(self, row: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        """Whether the token in column ``query`` of a row sees that in column ``key``; index tensors that broadcast.
+
+        Padding sees itself and is seen by nothing else.
+        """
+        own, other = self.split[row, query], self.split[row, key]
+        same, branch = own == other, self.branch[row, key]
+        allowed = ((key <= query) | (same & self.full[row, query])) & (same | ~self.noise[row, key])
+        related = (branch == 0) | (branch == self.branch[row, query])
+        return (allowed & related & (own >= 0) & (other >= 0)) | (key == query)
+
+    def dense(self) -> Tensor:
+        """(B, L, L) bool, query by key."""
+        rows, length = (torch.arange(n, device=self.split.device) for n in self.split.shape)
+        return self.sees(rows[:, None, None], length[:, None], length)
+
+    def blocks(self) -> BlockMask:
+        """The same for flex_attention; on CUDA compiled, so that the dense mask never exists."""
+        rows, length = self.split.shape
+        device = self.split.device
+        return create_block_mask(
+            lambda row, head, query, key: self.sees(row, query, key),
+            rows, None, length, length, device=str(device), _compile=device.type == "cuda",
+        )  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Layout:
     """Where the T tokens of the two streams stand in the rows of the batch, and what each may see.
 
     ``place`` (T,): place of each token of [und; gen] in the flattened (B * L). ``present`` (B, L): False on padding.
-    ``visible`` (B, 1, L, S + L) bool. ``positions`` (T,): rope positions.
+    ``positions`` (T,): rope positions. ``sight``: of the rows among themselves. ``context`` (B, S): which columns of a
+    cache hold a token of the row, all of which it sees; None without a cache.
     """
 
     place: Tensor
     present: Tensor
-    visible: Tensor
     positions: Tensor
+    sight: Sight
+    context: Tensor | None = None
+
+    @property
+    def visible(self) -> Tensor:
+        """(B, 1, L, S + L) bool, query by key."""
+        visible = self.sight.dense()
+        if self.context is not None:
+            visible = torch.cat([self.context[:, None].expand(-1, visible.shape[1], -1), visible], dim=2)
+        return visible[:, None]
+
+    def to(self, device: torch.device) -> Layout:
+        return Layout(
+            self.place.to(device),
+            self.present.to(device),
+            self.positions.to(device),
+            Sight(*(x.to(device) for x in self.sight)),
+            None if self.context is None else self.context.to(device),
+        )
 
     def to_rows(self, x: Tensor) -> Tensor:
         """(T, ...) tokens to (B, L, ...), zero on padding."""
@@ -49,11 +108,14 @@ class Layout:
 
 
 class Shared(NamedTuple):
-    """What all layers share: the rotation of every token, (T, d) each, and the bias of the scores (B, 1, L, S + L)."""
+    """What all layers share: the rotation of every token, (T, d) each, and the bias of the scores (B, 1, L, S + L).
+
+    In place of the bias, which grows with the square of a row, training on CUDA has the mask of flex_attention.
+    """
 
     cos: Tensor
     sin: Tensor
-    bias: Tensor
+    bias: Tensor | BlockMask
 
 
 def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
@@ -61,13 +123,26 @@ def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, -torch.inf)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+def takes_blocks(x: Tensor, cache: Cache | None) -> bool:
+    """Whether the pass attends by flex_attention: whole rows on CUDA, as in training."""
+    return x.device.type == "cuda" and cache is None
+
+
+@lru_cache(maxsize=1)
+def flex() -> Callable[..., Tensor]:
+    """flex_attention, which is fast only if compiled."""
+    return torch.compile(flex_attention)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | BlockMask | None) -> Tensor:
     """Grouped-query attention: q (B, heads, L, d), k and v (B, kv heads, S, d), bias (B, 1, L or 1, S) or None.
 
     In bfloat16 on a CPU the scores are formed explicitly unless the rows are very long: torch's fused CPU kernel takes
     twice as long as matrix products there, and several times as long backwards (benchmarks/attention.py). They are
     bfloat16 where a gradient is wanted or the rows are short, float32 as in the fused kernel elsewhere.
     """
+    if isinstance(bias, BlockMask):
+        return flex()(q, k, v, block_mask=bias, enable_gqa=True)
     wanted, size = torch.is_grad_enabled() and q.requires_grad, q.shape[2] * k.shape[2]
     if q.device.type != "cpu" or q.dtype != torch.bfloat16 or not (wanted or size <= LONG):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=True)
@@ -219,7 +294,9 @@ class Decoder(nn.Module):
             dtype = torch.get_autocast_dtype(und.device.type)
             und, gen = und.to(dtype), gen.to(dtype)
         cos, sin = rotary(layout.positions, self.config.head_dim, self.config.rope_theta)
-        shared = Shared(cos.to(und.dtype), sin.to(und.dtype), additive(layout.visible, und.dtype))
+        blocks = takes_blocks(und, cache)
+        bias = layout.sight.blocks() if blocks else additive(layout.visible, und.dtype)
+        shared = Shared(cos.to(und.dtype), sin.to(und.dtype), bias)
         for index, layer in enumerate(self.layers):
             und, gen = layer(und, gen, layout, shared, None if cache is None else cache.memory(index))
         return self.norm(und), self.norm_moe_gen(gen)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from srum.models.bagel.cache import Cache
-from srum.models.bagel.network import Layout
+from srum.models.bagel.network import Layout, Sight
 from srum.models.bagel.positions import grid_ids
 
 
@@ -206,8 +206,8 @@ def lay_out(
     return _to(batch, device) if device is not None else batch
 
 
-def visibility(spans: Sequence[Sequence[Span]], length: int) -> Tensor:
-    """(B, L, L) bool, query by key: docs/specs/bagel.md section 4, and branches apart. Padding sees only itself."""
+def sight_of(spans: Sequence[Sequence[Span]], length: int) -> Sight:
+    """What decides who sees whom in rows of ``length`` columns that hold these spans from the left."""
     split, branch = np.full((len(spans), length), -1), np.zeros((len(spans), length), dtype=np.int64)
     full, noise = np.zeros((2, len(spans), length), dtype=bool)
     for row, row_spans in enumerate(spans):
@@ -218,13 +218,7 @@ def visibility(spans: Sequence[Sequence[Span]], length: int) -> Tensor:
             full[row, column : column + n] = mode != "causal"
             noise[row, column : column + n] = mode == "noise"
             column += n
-    split_t, full_t, noise_t, branch_t = (torch.from_numpy(a) for a in (split, full, noise, branch))
-    same = split_t[:, :, None] == split_t[:, None, :]
-    earlier = torch.ones(length, length, dtype=torch.bool).tril()
-    allowed = (earlier | (same & full_t[:, :, None])) & ~(noise_t[:, None, :] & ~same)
-    allowed &= (branch_t[:, None, :] == 0) | (branch_t[:, None, :] == branch_t[:, :, None])
-    present = split_t >= 0
-    return (allowed & present[:, :, None] & present[:, None, :]) | torch.eye(length, dtype=torch.bool)
+    return Sight(*(torch.from_numpy(a) for a in (split, branch, full, noise)))
 
 
 def _layout(rows: Tensor, columns: Tensor, positions: Tensor, spans: list[list[Span]], cache: Cache | None) -> Layout:
@@ -232,11 +226,8 @@ def _layout(rows: Tensor, columns: Tensor, positions: Tensor, spans: list[list[S
     place = rows * length + columns
     present = torch.zeros(count * length, dtype=torch.bool)
     present[place] = True
-    visible = visibility(spans, length)
-    if cache is not None:
-        context = cache.valid[:, None, : cache.used].cpu().expand(-1, length, -1)
-        visible = torch.cat([context, visible], dim=2)
-    return Layout(place, present.view(count, length), visible[:, None], positions)
+    context = None if cache is None else cache.valid[:, : cache.used].cpu()
+    return Layout(place, present.view(count, length), positions, sight_of(spans, length), context)
 
 
 def _pad_patches(splits: list[Split], side: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -252,5 +243,4 @@ def _pad_patches(splits: list[Split], side: int, dim: int) -> tuple[Tensor, Tens
 
 
 def _to(batch: Batch, device: torch.device) -> Batch:
-    layout = Layout(**{k: v.to(device) for k, v in vars(batch.layout).items()})
-    return Batch(layout=layout, **{k: v.to(device) for k, v in vars(batch).items() if k != "layout"})
+    return Batch(layout=batch.layout.to(device), **{k: v.to(device) for k, v in vars(batch).items() if k != "layout"})
