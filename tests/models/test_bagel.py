@@ -170,7 +170,7 @@ def test_a_long_row_trains_without_a_dense_mask(model: Bagel) -> None:
     """One row of 32,000 tokens: scores of one head alone would take 4 GB in float32."""
     on_gpu = Bagel.load(CHECKPOINT, "cuda")
     parts = [Segment("text", text="a red fox " * 40), Segment("seen", image=picture(3, (80, 60)))]
-    samples = [[*parts * 150, Segment("noisy", latent=torch.randn(16, 8, 12), loss=True)]]
+    samples = [[*parts * 220, Segment("noisy", latent=torch.randn(16, 8, 12), loss=True)]]
     batch = on_gpu.pack(samples, [torch.randn(24, 64)], [0.3])
     assert len(batch.row) > 32_000
     torch.cuda.reset_peak_memory_stats()
