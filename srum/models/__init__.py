@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from huggingface_hub import snapshot_download
@@ -19,13 +19,16 @@ EMBEDDED = {"srum-tiny": Path(__file__).parent / "tiny"}
 def load(name: str | Path, device: str | torch.device | None = None, dtype: torch.dtype = torch.float32) -> Bagel:
     """The embedded model by name (``srum-tiny``), a checkpoint folder in the official layout, or one from the hub.
 
-    ``device`` defaults to CUDA where there is one. On a CPU that multiplies bfloat16 natively, and on CUDA, the network
-    computes in bfloat16, whatever the ``dtype`` of its weights. Raises FileNotFoundError as :func:`find` does.
+    ``device`` defaults to CUDA where there is one; "auto" spreads the layers over all GPUs, the host's memory and then
+    disk, to sample and judge with what no GPU holds alone. On a CPU that multiplies bfloat16 natively, and on CUDA, the
+    network computes in bfloat16, whatever the ``dtype`` of its weights. Raises FileNotFoundError as :func:`find` does.
     """
     from srum.models.bagel import Bagel
 
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return Bagel.load(find(name), device, "bf16" if native_bfloat16(device) else "fp32", dtype)
+    layers: Literal["auto"] | None = "auto" if device == "auto" else None
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(default if layers or device is None else device)
+    return Bagel.load(find(name), device, "bf16" if native_bfloat16(device) else "fp32", dtype, layers)
 
 
 def find(name: str | Path) -> Path:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, inject_adapter_in_model
 from PIL import Image
 from safetensors.torch import load_file
 from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
-from srum.models.bagel import Bagel, network
+from srum.models.bagel import Bagel, checkpoint, network
 from srum.models.bagel.cache import Cache
+from srum.models.bagel.config import BagelConfig
 from srum.models.bagel.network import PIECE, BagelNetwork, additive, attend, in_pieces
 from srum.models.bagel.sampler import sample
 from srum.models.base import Decoding, Question, Sampling, Segment
@@ -24,6 +27,7 @@ CHECKPOINT = Path(__file__).parents[1] / "golden" / "bagel" / "checkpoint"
 OFFICIAL_FILES = {"llm_config.json", "vit_config.json", "ema.safetensors", "ae.safetensors"} | {
     "vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json"
 }  # fmt: skip
+HOST = torch.device("cpu")
 SAMPLING = Sampling(size=(64, 96), timesteps=4, guidance=3.0, guidance_interval=(0.0, 1.0))
 EDITING = Sampling(timesteps=4, image_guidance=2.0, guidance_interval=(0.0, 1.0), renorm="text_channel")
 
@@ -289,9 +293,59 @@ def test_tokens_in_pieces_are_the_same_tokens() -> None:
         assert torch.equal(in_pieces(torch.exp, x), x.exp())
 
 
+@pytest.mark.parametrize("layers", ["auto", ["cpu", "disk", "cpu"], ["disk"] * 3])
+def test_where_the_layers_are_changes_nothing(model: Bagel, layers: Any) -> None:
+    """Some on disk, from where accelerate brings them one by one; "auto" finds that all fit the host."""
+    spread = Bagel.load(CHECKPOINT, layers=layers)
+    on_disk = [all(p.is_meta for p in layer.parameters()) for layer in spread.network.decoder.layers]
+    assert on_disk == ([False] * 3 if layers == "auto" else [place == "disk" for place in layers])
+    for ours, theirs in zip(
+        *(own.generate(["a red fox", ""], SAMPLING, [1, 2], True) for own in (spread, model)), strict=True
+    ):
+        assert torch.equal(ours.latent, theirs.latent) and ours.plan == theirs.plan
+
+
+@pytest.mark.parametrize(("host", "place"), [(2, "cpu"), (0, "disk")])
+def test_what_a_gpu_cannot_hold(monkeypatch: pytest.MonkeyPatch, host: int, place: str) -> None:
+    """Beside all else one layer, and one that passes; the host takes the other two, or, without memory, the disk."""
+    with torch.device("meta"):
+        network = BagelNetwork(BagelConfig.from_folder(CHECKPOINT))
+    whole, layers = (4 * sum(p.numel() for p in part.parameters()) for part in (network, network.decoder.layers))
+    memory = {0: whole - layers + 2 * layers // 3 + 1000, "cpu": host * layers // 3 + 1000}
+    monkeypatch.setattr(checkpoint, "get_max_memory", lambda: memory)
+    monkeypatch.setattr(checkpoint, "get_balanced_memory", lambda layers, memory, *_: memory)
+    assert checkpoint.spread(network, torch.float32) == [torch.device("cuda", 0), place, place]
+
+
+def test_adapters_are_merged_on_request(tmp_path: Path) -> None:
+    """Official names and shapes; the saved model computes what the one with adapters does, which stays as it was."""
+    adapted = Bagel.load(CHECKPOINT)
+    inject_adapter_in_model(
+        LoraConfig(target_modules=r".*(q_proj|down_proj)_moe_gen|.*moe_gen.*up_proj"), adapted.network
+    )
+    before = [name for name, _ in adapted.network.named_parameters()]
+    torch.manual_seed(0)
+    for name, parameter in adapted.network.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    with pytest.raises(
+        ValueError, match="layers have adapters, which the official layout cannot hold: save with merge"
+    ):
+        adapted.save(tmp_path)
+    (made,) = adapted.generate(["a red fox"], SAMPLING, [1])
+    adapted.save(tmp_path, merge=True)
+    merged = Bagel.load(tmp_path)
+    assert merged.network.state_dict().keys() == Bagel.load(CHECKPOINT).network.state_dict().keys()
+    assert torch.allclose(merged.generate(["a red fox"], SAMPLING, [1])[0].latent, made.latent, atol=1e-4)
+    assert [name for name, _ in adapted.network.named_parameters()] == before
+    assert torch.equal(adapted.generate(["a red fox"], SAMPLING, [1])[0].latent, made.latent)
+    (plain,) = Bagel.load(CHECKPOINT).generate(["a red fox"], SAMPLING, [1])
+    assert not torch.allclose(plain.latent, made.latent, atol=1e-2)
+
+
 def test_selected_rows_go_on_by_themselves() -> None:
     """Rows of a cache are copied by ``select`` and joined by ``stack``: lengths and positions go with them."""
-    cache = Cache(layers=1, rows=2, kv_heads=1, head_dim=4, device=torch.device("cpu"), dtype=torch.float32)
+    cache = Cache([HOST], rows=2, kv_heads=1, head_dim=4, device=HOST, dtype=torch.float32)
     cache.reserve(3)
     cache.memory(0).write(torch.arange(24.0).view(2, 1, 3, 4), torch.zeros(2, 1, 3, 4))
     cache.keep(torch.tensor([[True, True, True], [True, False, False]]), torch.tensor([3, 1]))

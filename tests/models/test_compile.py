@@ -105,7 +105,7 @@ def test_a_compiled_layer_decodes_the_same() -> None:
     tokens = torch.randn(4, 2, 32)  # four times one token of each row
 
     def decode() -> Tensor:
-        cache = Cache(1, 2, 2, 8, tokens.device, tokens.dtype)
+        cache = Cache([tokens.device], 2, 2, 8, tokens.device, tokens.dtype)
         cache.reserve(8)
         cache.used = 2  # columns that nobody may see
         outputs = []

@@ -30,14 +30,23 @@ class Memory(NamedTuple):
 
 
 class Cache:
-    """``keys[i]``, ``values[i]``, layer i: (rows, kv heads, capacity, head dim); ``position`` (rows,): next of rope."""
+    """``keys[i]``, ``values[i]``, layer i: (rows, kv heads, capacity, head dim); ``position`` (rows,): next of rope.
+
+    ``layers``: the device of every layer; all else is on ``device``.
+    """
 
     def __init__(
-        self, layers: int, rows: int, kv_heads: int, head_dim: int, device: torch.device, dtype: torch.dtype
+        self,
+        layers: Sequence[torch.device],
+        rows: int,
+        kv_heads: int,
+        head_dim: int,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
         shape = (rows, kv_heads, 0, head_dim)
-        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)]
-        self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(layers)]
+        self.keys = [torch.zeros(shape, device=own, dtype=dtype) for own in layers]
+        self.values = [torch.zeros(shape, device=own, dtype=dtype) for own in layers]
         self.valid = torch.zeros(rows, 0, dtype=torch.bool, device=device)
         self.position = torch.zeros(rows, dtype=torch.long, device=device)
         self.used = 0
@@ -75,8 +84,8 @@ class Cache:
         """A copy with these rows, in this order, with repetition: one context shared by several continuations."""
         index = torch.as_tensor(rows, device=self.valid.device)
         copy = object.__new__(Cache)
-        copy.keys = [k[index, :, : self.used] for k in self.keys]
-        copy.values = [v[index, :, : self.used] for v in self.values]
+        copy.keys = [k[index.to(k.device), :, : self.used] for k in self.keys]
+        copy.values = [v[index.to(v.device), :, : self.used] for v in self.values]
         copy.valid = self.valid[index, : self.used]
         copy.position = self.position[index]
         copy.used = self.used

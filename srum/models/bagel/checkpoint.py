@@ -6,17 +6,21 @@ The network's weights are ``ema.safetensors`` or ``model.safetensors``, or the s
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
-from accelerate.utils import set_module_tensor_to_device
+from accelerate import dispatch_model, infer_auto_device_map
+from accelerate.utils import get_balanced_memory, get_max_memory, set_module_tensor_to_device
 from diffusers import AutoencoderKL
 from huggingface_hub import save_torch_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from srum.models.bagel.autoencoder import build_autoencoder, load_official, official_state
@@ -26,6 +30,7 @@ from srum.models.bagel.positions import sincos_table
 
 WEIGHT_FILES = ("ema.safetensors", "model.safetensors")
 TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json", "tokenizer.json")
+Place = torch.device | str  # of a layer: a device, or "disk"
 TABLES = ("vit_pos_embed.pos_embed", "latent_pos_embed.pos_embed")
 
 
@@ -34,9 +39,12 @@ def load_network(
     config: BagelConfig,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    layers: Sequence[Place] | Literal["auto"] | None = None,
 ) -> BagelNetwork:
     """The network with the folder's weights, filled tensor by tensor: no second copy of the weights exists at any time.
 
+    ``layers`` says where each decoder layer goes, a device or "disk"; the rest goes to ``device``, where layers from
+    disk and their inputs are brought to be run. "auto" spreads them over all GPUs, then the host's memory, then disk.
     Raises FileNotFoundError without a weight file or a shard, ValueError naming missing, unexpected or misshapen
     tensors, before anything is read. The two fixed position tables may be missing: they are computed.
     """
@@ -44,16 +52,55 @@ def load_network(
     with torch.device("meta"):
         network = BagelNetwork(config)
     absent = _check_fit(files, network)
+    places = spread(network, dtype) if layers == "auto" else layers
+    device_map = _device_map(network, device, places or [device] * config.llm.num_hidden_layers)
+
+    on_disk: dict[str, dict[str, str]] = {}
+
+    def fill(name: str, tensor: Tensor) -> None:
+        place = next(place for part, place in device_map.items() if name.startswith(f"{part}."))
+        set_module_tensor_to_device(network, name, place, tensor, dtype)
+
     for path in files:
-        with safe_open(path, "pt", device=str(device)) as tensors:
+        with safe_open(path, "pt", device="cpu" if places else str(device)) as tensors:
             for name in tensors.keys():  # noqa: SIM118 (not a dict)
-                set_module_tensor_to_device(network, name, device, tensors.get_tensor(name), dtype)
+                if any(place == "disk" and name.startswith(f"{part}.") for part, place in device_map.items()):
+                    kind = str(dtype).removeprefix("torch.")
+                    on_disk[name] = {"safetensors_file": str(path), "weight_name": name, "dtype": kind}
+                else:
+                    fill(name, tensors.get_tensor(name))
     for name, side in zip(TABLES, (config.vit_max_num_patch_per_side, config.max_latent_size), strict=True):
         if name in absent:
-            set_module_tensor_to_device(network, name, device, sincos_table(side, config.llm.hidden_size), dtype)
+            fill(name, sincos_table(side, config.llm.hidden_size))
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name not in TABLES)
+    if places:
+        main = torch.device(device)
+        network.decoder.devices = [main if str(place) in ("cpu", "disk") else torch.device(place) for place in places]
+        dispatch_model(network, device_map, str(main), offload_index=on_disk or None, force_hooks=True)
     return network
+
+
+def spread(network: BagelNetwork, dtype: torch.dtype) -> list[Place]:
+    """A place for every decoder layer, by accelerate: the GPUs evenly, the first of which also holds all else."""
+    layers, kept = network.decoder.layers, torch.finfo(dtype).bits // 8
+    memory = get_max_memory()
+    elsewhere = sum(p.numel() for p in network.parameters()) - sum(p.numel() for p in layers.parameters())
+    first = next(iter(memory))
+    memory[first] = max(0, memory[first] - kept * elsewhere)
+    memory = get_balanced_memory(layers, memory, ["Layer"], dtype)
+    device_map = infer_auto_device_map(layers, memory, ["Layer"], dtype)
+    places = [device_map.get("", device_map.get(str(index))) for index in range(len(layers))]
+    return [torch.device("cuda", place) if isinstance(place, int) else place for place in places]
+
+
+def _device_map(network: BagelNetwork, device: torch.device | str, layers: Sequence[Place]) -> dict[str, Place]:
+    """A place for every part of the network, by its name."""
+    decoder = "language_model.model"
+    outer = [name for name, _ in network.named_children() if name != "language_model"]
+    outer += [f"{decoder}.{name}" for name, _ in network.decoder.named_children() if name != "layers"]
+    rest = {name: device for name in [*outer, "language_model.lm_head"]}
+    return rest | {f"{decoder}.layers.{index}": place for index, place in enumerate(layers)}
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -111,15 +158,17 @@ def save_checkpoint(
     tokenizer_folder: Path,
     dtype: torch.dtype = torch.float32,
     max_shard_size: int | str = "1TB",
+    merge: bool = False,
 ) -> None:
     """Write the official layout; ``tokenizer_folder`` is where the tokenizer's files are copied from.
 
-    Weights above ``max_shard_size`` (bytes, or such as "5GB") become shards with an index.
+    Weights above ``max_shard_size`` (bytes, or such as "5GB") become shards with an index. Raises ValueError as
+    ``official_weights`` does.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config.write(folder)
     save_torch_state_dict(
-        {k: v.detach().to("cpu", dtype).contiguous() for k, v in network.state_dict().items()},
+        {k: v.detach().to("cpu", dtype).contiguous() for k, v in official_weights(network, merge).items()},
         folder,
         filename_pattern="ema{suffix}.safetensors",
         max_shard_size=max_shard_size,
@@ -128,3 +177,23 @@ def save_checkpoint(
     for name in TOKENIZER_FILES:
         if (tokenizer_folder / name).is_file() and tokenizer_folder != folder:
             shutil.copyfile(tokenizer_folder / name, folder / name)
+
+
+def official_weights(network: nn.Module, merge: bool) -> dict[str, Tensor]:
+    """The weights under official names, with ``merge`` those that peft's adapters make of them.
+
+    The network keeps its adapters and its own weights. Raises ValueError for adapters that are not to be merged, since
+    the official layout has no place for them.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer  # an import of weight, which only saving needs
+
+    adapted = {name: module for name, module in network.named_modules() if isinstance(module, BaseTunerLayer)}
+    if adapted and not merge:
+        raise ValueError(f"{len(adapted)} layers have adapters, which the official layout cannot hold: save with merge")
+    inside = tuple(f"{name}." for name in adapted)
+    weights = {name: x for name, x in network.state_dict().items() if not name.startswith(inside)}
+    for name, module in adapted.items():
+        merged: Any = copy.deepcopy(module)
+        merged.merge()
+        weights |= {f"{name}.{own}": x for own, x in merged.get_base_layer().state_dict().items()}
+    return weights

@@ -19,7 +19,7 @@ from srum import flow
 from srum.models.bagel import images as pictures
 from srum.models.bagel.autoencoder import decode_latents, encode_mean
 from srum.models.bagel.cache import Cache
-from srum.models.bagel.checkpoint import load_autoencoder, load_network, load_tokenizer, save_checkpoint
+from srum.models.bagel.checkpoint import Place, load_autoencoder, load_network, load_tokenizer, save_checkpoint
 from srum.models.bagel.config import BagelConfig
 from srum.models.bagel.network import BagelNetwork, Layout, Sight
 from srum.models.bagel.sampler import initial_noise, sample
@@ -57,14 +57,17 @@ class Bagel:
         device: str | torch.device = "cpu",
         precision: Precision = "fp32",
         dtype: torch.dtype = torch.float32,
+        layers: Sequence[Place] | Literal["auto"] | None = None,
     ) -> Bagel:
         """Read a folder in the official layout, the network's weights as ``dtype``.
 
-        Errors name the missing file or the tensors that do not fit.
+        ``layers`` says where each decoder layer goes, a device or "disk", or "auto": spread by accelerate over all
+        GPUs, then the host, then disk; all else goes to ``device``. Errors name the missing file or the tensors that
+        do not fit.
         """
         folder = Path(folder)
         config = BagelConfig.from_folder(folder)
-        network = load_network(folder, config, device, dtype).eval()
+        network = load_network(folder, config, device, dtype, layers).eval()
         autoencoder = load_autoencoder(folder, config).to(device)
         return cls(folder, config, network, autoencoder, load_tokenizer(folder), precision)
 
@@ -93,9 +96,21 @@ class Bagel:
         if self.compiled:
             self.compile()
 
-    def save(self, folder: str | Path, dtype: torch.dtype = torch.float32, max_shard_size: int | str = "1TB") -> None:
-        """Write the official layout; weights above ``max_shard_size`` (bytes, or such as "5GB") in shards."""
-        save_checkpoint(Path(folder), self.config, self.network, self.autoencoder, self.folder, dtype, max_shard_size)
+    def save(
+        self,
+        folder: str | Path,
+        dtype: torch.dtype = torch.float32,
+        max_shard_size: int | str = "1TB",
+        merge: bool = False,
+    ) -> None:
+        """Write the official layout; weights above ``max_shard_size`` (bytes, or such as "5GB") in shards.
+
+        ``merge``: with the adapters that peft has put into the network merged into its weights; the network itself
+        stays as it is. Raises ValueError for adapters without it.
+        """
+        save_checkpoint(
+            Path(folder), self.config, self.network, self.autoencoder, self.folder, dtype, max_shard_size, merge
+        )
 
     @property
     def device(self) -> torch.device:
@@ -313,7 +328,8 @@ class Bagel:
     def empty_context(self, rows: int) -> Cache:
         llm = self.config.llm
         dtype = torch.bfloat16 if self.precision == "bf16" else self.network.llm2vae.weight.dtype
-        return Cache(llm.num_hidden_layers, rows, llm.num_key_value_heads, llm.head_dim, self.device, dtype)
+        devices = self.network.decoder.devices or [self.device] * llm.num_hidden_layers
+        return Cache(devices, rows, llm.num_key_value_heads, llm.head_dim, self.device, dtype)
 
     def add_text(self, context: Cache, texts: Sequence[str]) -> None:
         """Append one text segment (bos, ids, eos) to every row."""

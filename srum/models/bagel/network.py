@@ -287,6 +287,7 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.norm_moe_gen = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.devices: list[torch.device] | None = None  # where each layer runs, if not all where the rest does
 
     def forward(self, und: Tensor, gen: Tensor, layout: Layout, cache: Cache | None = None) -> tuple[Tensor, Tensor]:
         """(U, H), (G, H) embedded tokens to (U, H), (G, H) final-normed states."""
