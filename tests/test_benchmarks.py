@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import attention, judge, lab, medium, memory, rasterizer, report, stages
+from benchmarks import attention, judge, lab, medium, memory, rasterizer, real_size, report, stages
 from srum import models
 from tests.fakes import FakeModel
 
@@ -51,6 +51,14 @@ def test_the_medium_size_prints_ratios(capsys: pytest.CaptureFixture[str]) -> No
     medium.main(["--prompts", "1", "--steps", "1", "--questions", "1", "--tokens", "2", "--repeats", "1"])
     out = capsys.readouterr().out
     assert out.count("%") >= 2 and "GFLOP/s" in out
+
+
+def test_the_real_size_at_a_small_one(capsys: pytest.CaptureFixture[str]) -> None:
+    real_size.main(["--small", "--batches", "1", "2", "--rows", "1", "--tokens", "3"])
+    rows = [line.split("│") for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    assert [row[1].strip() for row in rows] == ["1 images", "2 images", "1 texts"]
+    for row in rows[:2]:
+        assert 0 < float(row[4].strip(" %")) < 100
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ from srum.models.bagel.sequence import Batch, ImageMarkers, Split, lay_out
 from srum.models.base import Decoding, Generated, Question, Sampling, Segment, TrainingForward
 
 Precision = Literal["fp32", "bf16"]
-DECODE_BATCH = 32  # images per autoencoder call
+DECODE_BATCH, DECODE_PIXELS = 32, 2**22  # the most images, and pixels of all, per autoencoder call
 VARIANTS = 32  # of a compiled layer: one row or more, with gradients or without, decoding or denoising, ...
 
 
@@ -149,11 +149,16 @@ class Bagel:
     def decode(self, latents: Sequence[Tensor]) -> list[Image]:
         """Images of clean scaled latents (C, h, w); neighbours of one size go through the autoencoder together."""
         decoded: list[Image] = []
-        for group in _runs(list(latents), lambda latent: latent.shape, DECODE_BATCH):
+        for group in _runs(list(latents), self._decoded_together):
             with self._compute():
                 pixels = decode_latents(self.autoencoder, torch.stack(group).to(self.device))
             decoded += [pictures.to_image(x) for x in pixels]
         return decoded
+
+    def _decoded_together(self, latent: Tensor) -> int:
+        """How many of latents (C, h, w) of one size the autoencoder decodes in a call."""
+        pixels = latent[0].numel() * self.config.autoencoder.downsample**2
+        return min(DECODE_BATCH, max(1, DECODE_PIXELS // pixels))
 
     # ---------------------------------------------------------------- generation
 
@@ -533,11 +538,11 @@ class Bagel:
             yield
 
 
-def _runs(items: Sequence[Tensor], key: Callable[[Tensor], object], limit: int) -> Iterator[list[Tensor]]:
-    """Neighbours with an equal key, at most ``limit`` together."""
+def _runs(items: Sequence[Tensor], limit: Callable[[Tensor], int]) -> Iterator[list[Tensor]]:
+    """Neighbours of one shape, at most ``limit`` of it together."""
     group: list[Tensor] = []
     for item in items:
-        if group and (key(item) != key(group[0]) or len(group) == limit):
+        if group and (item.shape != group[0].shape or len(group) == limit(item)):
             yield group
             group = []
         group.append(item)
