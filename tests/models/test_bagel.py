@@ -115,6 +115,31 @@ def test_questions_share_an_image_and_answer_as_if_alone(model: Bagel) -> None:
     assert model.answer(images, [[], []], decoding) == [[], []]
 
 
+@pytest.mark.parametrize("think", [False, True])
+def test_a_context_may_hold_several_images_or_none(model: Bagel, think: bool) -> None:
+    """In one batch: two images, none, one; each reply is that of its context written piece by piece."""
+    first, second = picture(0, (80, 60)), picture(1, (131, 57))
+    shown, question = [[first, second], None, second], Question("What is it?")
+    together = model.answer(shown, [[question]] * 3, Decoding(max_tokens=8), think)
+    for images, (reply,) in zip(([first, second], [], [second]), together, strict=True):
+        context = model.empty_context(1)
+        with torch.no_grad():
+            for text in [model.config.think_instruction] * think:
+                model.add_text(context, [text])
+            for image in images:
+                model.add_seen(context, [model.resized(image)])
+            model.add_text(context, [question.text])
+            assert model.decode_text(context, Decoding(max_tokens=8)) == [reply]
+
+
+def test_images_of_one_call_may_differ_in_size(model: Bagel) -> None:
+    sizes = [(64, 96), (32, 32)]
+    together = model.generate(["a red fox", "a boat"], SAMPLING, [1, 2], sizes=sizes)
+    for prompt, seed, size, made in zip(["a red fox", "a boat"], [1, 2], sizes, together, strict=True):
+        (alone,) = model.generate([prompt], replace(SAMPLING, size=size), [seed])
+        assert made.image.size == size[::-1] and torch.allclose(alone.latent, made.latent, atol=1e-4)
+
+
 def test_branches_have_the_probabilities_of_whole_texts(model: Bagel) -> None:
     """log p of a continuation, read off one tree, equals that of the text forced token by token."""
     image, question = picture(2, (80, 60)), Question("Score it.", reply_prefix="Score:")

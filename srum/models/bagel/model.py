@@ -27,6 +27,7 @@ from srum.models.bagel.sequence import Batch, ImageMarkers, Split, lay_out
 from srum.models.base import Decoding, Generated, Question, Sampling, Segment, TrainingForward
 
 Precision = Literal["fp32", "bf16"]
+Shown = Image | Sequence[Image] | None  # in one context
 DECODE_BATCH, DECODE_PIXELS = 32, 2**22  # the most images, and pixels of all, per autoencoder call
 VARIANTS = 32  # of a compiled layer: one row or more, with gradients or without, decoding or denoising, ...
 
@@ -164,10 +165,18 @@ class Bagel:
 
     @torch.no_grad()
     def generate(
-        self, prompts: Sequence[str], sampling: Sampling, seeds: Sequence[int], plan: bool = False
+        self,
+        prompts: Sequence[str],
+        sampling: Sampling,
+        seeds: Sequence[int],
+        plan: bool = False,
+        sizes: Sequence[tuple[int, int]] | None = None,
     ) -> list[Generated]:
-        """One image per prompt. With ``plan`` a planning text is decoded first and conditions the image."""
-        return self._generate(prompts, None, [sampling.size] * len(prompts), sampling, seeds, plan)
+        """One image per prompt. With ``plan`` a planning text is decoded first and conditions the image.
+
+        ``sizes``: (H, W) in pixels per image, where not all have ``sampling.size``.
+        """
+        return self._generate(prompts, None, sizes or [sampling.size] * len(prompts), sampling, seeds, plan)
 
     @torch.no_grad()
     def edit(
@@ -276,13 +285,21 @@ class Bagel:
 
     @torch.no_grad()
     def answer(
-        self, images: Sequence[Image], questions: Sequence[Sequence[Question]], decoding: Decoding
+        self,
+        images: Sequence[Shown],
+        questions: Sequence[Sequence[Question]],
+        decoding: Decoding,
+        think: bool = False,
     ) -> list[list[str]]:
-        """Replies ``[i][j]`` to question j about image i; the image's keys and values are computed once."""
+        """Replies ``[i][j]`` to question j about image i, or several images in order, or none, as in a talk of texts.
+
+        The images' keys and values are computed once. With ``think`` the model is first told to think, as the
+        reference does, and the reply begins with its thought.
+        """
         if not any(questions):
             return [[] for _ in images]
         with self._compute():
-            context = self._question_contexts(images, questions)
+            context = self._question_contexts(images, questions, think)
             prefixes = [q.reply_prefix for asked in questions for q in asked]
             replies = iter(self.decode_text(context, decoding, prefixes))
         return [[next(replies) for _ in asked] for asked in questions]
@@ -308,10 +325,14 @@ class Bagel:
         scores = first[:, [ids[0] for ids in branches]] + later
         return list(scores.cpu().split([len(asked) for asked in questions]))
 
-    def _question_contexts(self, images: Sequence[Image], questions: Sequence[Sequence[Question]]) -> Cache:
-        """One row per question: the image, then the question."""
+    def _question_contexts(
+        self, images: Sequence[Shown], questions: Sequence[Sequence[Question]], think: bool = False
+    ) -> Cache:
+        """One row per question: what it is told, the images, then the question."""
         seen = self.empty_context(len(images))
-        self.add_seen(seen, [self.resized(image) for image in images])
+        if think:
+            self.add_text(seen, [self.config.think_instruction] * len(images))
+        self.add_seen(seen, [[self.resized(image) for image in _several(shown)] for shown in images])
         context = seen.select([i for i, asked in enumerate(questions) for _ in asked])
         self.add_text(context, [q.text for asked in questions for q in asked])
         return context
@@ -340,9 +361,11 @@ class Bagel:
         """Append one text segment (bos, ids, eos) to every row."""
         self._extend(context, [[self._text(text)] for text in texts])
 
-    def add_seen(self, context: Cache, images: Sequence[Image]) -> None:
-        """Append one image through the understanding encoder to every row."""
-        self._extend(context, [[self._seen(image)] for image in images])
+    def add_seen(self, context: Cache, images: Sequence[Shown]) -> None:
+        """Append an image through the understanding encoder, or several, or none, to every row."""
+        splits = [[self._seen(image) for image in _several(shown)] for shown in images]
+        if any(splits):
+            self._extend(context, splits)
 
     def add_clean(self, context: Cache, latents: Sequence[Tensor]) -> None:
         """Append one clean latent (C, h, w) to every row (timestep 0)."""
@@ -536,6 +559,11 @@ class Bagel:
     def _compute(self) -> Iterator[None]:
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             yield
+
+
+def _several(shown: Shown) -> Sequence[Image]:
+    """The images of a context."""
+    return [] if shown is None else [shown] if isinstance(shown, Image) else shown
 
 
 def _runs(items: Sequence[Tensor], limit: Callable[[Tensor], int]) -> Iterator[list[Tensor]]:
