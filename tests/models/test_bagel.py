@@ -64,6 +64,24 @@ def test_a_batch_of_edits_is_its_edits_one_by_one(model: Bagel) -> None:
             assert alone.plan == edited.plan and (edited.plan is not None) == plan
 
 
+def test_an_edit_of_several_images(model: Bagel) -> None:
+    """One context of both images in order; the last gives the size. It depends on both, and on their order."""
+    a, b = picture(0, (64, 96)), picture(1, (96, 64))
+    made = model.edit([[a, b], b, [b, a]], ["join them"] * 3, EDITING, [1] * 3)
+    assert [edited.image.size for edited in made] == [(96, 64), (96, 64), (64, 96)]
+    assert not torch.allclose(made[0].latent, made[1].latent, atol=1e-2)
+    context, _ = model.generation_contexts(["join them"], None, [0], [[a, b]])
+    piecewise = model.empty_context(1)
+    with torch.no_grad():
+        for image in (a, b):
+            model.add_clean(piecewise, model.encode([image]))
+            model.add_seen(piecewise, [image])
+        model.add_text(piecewise, ["join them"])
+    assert torch.equal(context[0].position, piecewise.position)
+    for ours, theirs in zip(context[0].keys, piecewise.keys, strict=True):
+        assert torch.allclose(ours[:, :, : piecewise.used], theirs[:, :, : piecewise.used], atol=1e-4)
+
+
 def test_an_edit_depends_on_its_image_and_its_prompt(model: Bagel) -> None:
     """With one noise for all: only the same source, prompt and scales give the same result."""
     images = [picture(0, (64, 64)), picture(1, (64, 64)), picture(0, (64, 64)), picture(0, (64, 64))]
@@ -172,6 +190,7 @@ def test_branches_of_a_sample_are_samples_of_their_own(model: Bagel) -> None:
     assert torch.allclose(together.logits, torch.cat([one.logits for one in alone]), atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
 def test_blocks_are_the_bias(model: Bagel, monkeypatch: pytest.MonkeyPatch) -> None:
     """flex_attention, forward, not compiled: padded rows, a tree, an image to be edited, noise between texts."""
     latent, edited = torch.randn(16, 8, 12), torch.randn(16, 4, 6)

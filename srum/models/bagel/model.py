@@ -181,7 +181,7 @@ class Bagel:
     @torch.no_grad()
     def edit(
         self,
-        images: Sequence[Image],
+        images: Sequence[Image | Sequence[Image]],
         prompts: Sequence[str],
         sampling: Sampling,
         seeds: Sequence[int],
@@ -189,16 +189,17 @@ class Bagel:
     ) -> list[Generated]:
         """Each image changed as its prompt says, at the size that the autoencoder's resize gives it.
 
-        ``sampling.size`` has no part in it. Usual settings: guidance 4, image_guidance 2, guidance_interval (0, 1],
-        renorm ``text_channel``. Raises ValueError unless there are as many images as prompts and seeds.
+        Where a prompt is about several images, the last one gives the size; ``sampling.size`` has no part in it. Usual
+        settings: guidance 4, image_guidance 2, guidance_interval (0, 1], renorm ``text_channel``. Raises
+        ValueError unless there are as many images as prompts and seeds.
         """
-        sources = [self.resized(image) for image in images]
-        return self._generate(prompts, sources, [image.size[::-1] for image in sources], sampling, seeds, plan)
+        sources = [[self.resized(image) for image in _several(shown)] for shown in images]
+        return self._generate(prompts, sources, [own[-1].size[::-1] for own in sources], sampling, seeds, plan)
 
     def _generate(
         self,
         prompts: Sequence[str],
-        sources: Sequence[Image] | None,
+        sources: Sequence[Shown] | None,
         sizes: Sequence[tuple[int, int]],
         sampling: Sampling,
         seeds: Sequence[int],
@@ -255,11 +256,11 @@ class Bagel:
         prompts: Sequence[str],
         planning: Decoding | None,
         seeds: Sequence[int],
-        images: Sequence[Image] | None = None,
+        images: Sequence[Shown] | None = None,
     ) -> tuple[list[Cache], list[str | None]]:
         """[full, no text, no image] contexts of the prompts, and the planning texts.
 
-        ``images``, already resized as ``edit`` does, stand before their prompts: the clean latent, then as seen.
+        ``images``, already resized as ``edit`` does, stand before their prompts: each as a clean latent, then as seen.
         """
         full = self.empty_context(len(prompts))
         every = range(full.rows)
@@ -268,8 +269,7 @@ class Bagel:
         if images is not None:
             no_image = full.select(every)
             self.add_text(no_image, prompts)
-            self.add_clean(full, self.encode(images))
-            self.add_seen(full, images)
+            self._extend(full, [self._source(shown) for shown in images])
         no_text = full.select(every)
         self.add_text(full, prompts)
         if images is None:
@@ -489,6 +489,12 @@ class Bagel:
         patch = self.config.vit.patch_size
         grid = (image.shape[1] // patch, image.shape[2] // patch)
         return Split(kind="seen", patches=pictures.patchify(image, patch), grid=grid)
+
+    def _source(self, shown: Shown) -> list[Split]:
+        """Images to be changed: the clean latent and what is seen of each."""
+        images = _several(shown)
+        both = zip(self.encode(images), images, strict=True)
+        return [split for latent, image in both for split in (self._clean(latent), self._seen(image))]
 
     def _clean(self, latent: Tensor) -> Split:
         patch = self.config.latent_patch_size

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -80,7 +80,7 @@ class Layout:
     sight: Sight
     context: Tensor | None = None
 
-    @property
+    @cached_property  # all steps of a sampler share one layout
     def visible(self) -> Tensor:
         """(B, 1, L, S + L) bool, query by key."""
         visible = self.sight.dense()

@@ -57,8 +57,7 @@ def _renormalise(g: Tensor, v: Tensor, owner: Tensor, sampling: Sampling) -> Ten
     """g shrunk to at most the norm of v: per token, per image, or over the whole call."""
     squares = torch.stack([v, g]).square().sum(2)  # (2, n)
     if sampling.renorm == "global":
-        images = int(owner.max()) + 1
-        squares = torch.zeros(2, images, device=v.device).index_add_(1, owner, squares)[:, owner]
+        squares = torch.zeros_like(squares).index_add_(1, owner, squares)[:, owner]  # no more images than tokens
     elif sampling.renorm == "global_batch":
         squares = squares.sum(1, keepdim=True)
     norm_v, norm_g = squares.sqrt()
