@@ -47,7 +47,7 @@ class Machine:
         """Which attention each kind of pass takes (``srum.models.bagel.network.attend``)."""
         fused = "scaled_dot_product_attention"
         if self.device.type == "cuda":
-            return {"inference": fused, "training": "compiled flex_attention"}
+            return {"inference": fused, "training": f"{fused}, long rows compiled flex_attention"}
         if self.bfloat16:
             return {"inference": f"explicit scores, long rows {fused}", "training": "explicit scores"}
         return {"inference": fused, "training": fused}

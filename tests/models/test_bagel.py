@@ -206,7 +206,7 @@ def test_blocks_are_the_bias(model: Bagel, monkeypatch: pytest.MonkeyPatch) -> N
     batch = model.pack(samples, [torch.randn(24, 64), torch.randn(6, 64)], [0.3, 0.9])
     with torch.no_grad():
         expected = model._forward(batch, None)
-        monkeypatch.setattr(network, "takes_blocks", lambda x, cache: True)
+        monkeypatch.setattr(network, "takes_blocks", lambda layout, cache: True)
         monkeypatch.setattr(network, "flex", lambda: flex_attention)
         found = model._forward(batch, None)
     for ours, theirs in zip(found, expected, strict=True):

@@ -19,7 +19,14 @@ from srum import flow
 from srum.models.bagel import images as pictures
 from srum.models.bagel.autoencoder import decode_latents, encode_mean
 from srum.models.bagel.cache import Cache
-from srum.models.bagel.checkpoint import Place, load_autoencoder, load_network, load_tokenizer, save_checkpoint
+from srum.models.bagel.checkpoint import (
+    Place,
+    load_autoencoder,
+    load_network,
+    load_tokenizer,
+    official_weights,
+    save_checkpoint,
+)
 from srum.models.bagel.config import BagelConfig
 from srum.models.bagel.network import BagelNetwork, Layout, Sight
 from srum.models.bagel.sampler import initial_noise, sample
@@ -109,9 +116,8 @@ class Bagel:
         ``merge``: with the adapters that peft has put into the network merged into its weights; the network itself
         stays as it is. Raises ValueError for adapters without it.
         """
-        save_checkpoint(
-            Path(folder), self.config, self.network, self.autoencoder, self.folder, dtype, max_shard_size, merge
-        )
+        weights = official_weights(self.network, merge)
+        save_checkpoint(Path(folder), self.config, weights, self.autoencoder, self.folder, dtype, max_shard_size)
 
     @property
     def device(self) -> torch.device:

@@ -24,6 +24,7 @@ from srum.models.bagel.positions import rotary, rotate, timestep_sinusoid
 
 SHORT = 2**14  # queries times keys of a row, up to which bfloat16 scores of all rows together are fastest on a CPU
 LONG = 2**20  # beyond which the float32 scores of a row leave its cache, and the fused kernel is no slower
+BLOCKS = 1024  # tokens of a row from which flex_attention is taken to be worth its compilation on CUDA; not measured
 PIECE = 512  # tokens whose hidden feed-forward values stay in a CPU's cache
 
 
@@ -123,9 +124,9 @@ def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, -torch.inf)
 
 
-def takes_blocks(x: Tensor, cache: Cache | None) -> bool:
-    """Whether the pass attends by flex_attention: whole rows on CUDA, as in training."""
-    return x.device.type == "cuda" and cache is None
+def takes_blocks(layout: Layout, cache: Cache | None) -> bool:
+    """Whether the pass attends by flex_attention: long whole rows on CUDA, as in training a large model."""
+    return layout.place.device.type == "cuda" and cache is None and layout.present.shape[1] >= BLOCKS
 
 
 @lru_cache(maxsize=1)
@@ -295,7 +296,7 @@ class Decoder(nn.Module):
             dtype = torch.get_autocast_dtype(und.device.type)
             und, gen = und.to(dtype), gen.to(dtype)
         cos, sin = rotary(layout.positions, self.config.head_dim, self.config.rope_theta)
-        blocks = takes_blocks(und, cache)
+        blocks = takes_blocks(layout, cache)
         bias = layout.sight.blocks() if blocks else additive(layout.visible, und.dtype)
         shared = Shared(cos.to(und.dtype), sin.to(und.dtype), bias)
         for index, layer in enumerate(self.layers):
