@@ -200,7 +200,7 @@ class RunConfig(Section):
     """Everything a run depends on, beside the code."""
 
     model: str = "srum-tiny"  # a shipped name, or a folder in the official layout
-    compile: bool = False  # the model's layers, by torch.compile: minutes at first, then faster; needs a C++ compiler
+    compile: bool = False  # the model's layers, by torch.compile (docs/performance.md); needs a C++ compiler
     seed: Annotated[int, Field(ge=0)] = 0
     rounds: Count = 4
     prompts: str = "train"  # a set of the embedded world, or the path of a .jsonl or .txt file
