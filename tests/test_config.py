@@ -51,7 +51,7 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
         ("seed.x=3", "seed: "),
         ("train.lr", "'train.lr' is not an override"),
         ("train.lr=[", "train.lr: '[' is not a YAML value"),
-        ("train.warmup_steps=60", "train.warmup_steps: 60 leaves nothing of steps=60"),
+        ("train.warmup_steps=120", "train.warmup_steps: 120 leaves nothing of steps=120"),
         ("eval.guidance_interval=[0.5, 0.5]", "eval.guidance_interval: (0.5, 0.5) is empty"),
         ("candidates_per_prompt=1", "candidates_per_prompt: region_nft compares"),
         ("ground.max_area=0.0", "ground.min_area: 0.0 leaves no area below max_area=0.0"),
