@@ -157,6 +157,12 @@ class RewardConfig(Section):
         return self
 
 
+class MemoryConfig(Section):
+    """What training does to fit (docs/training.md); none of it changes the objective."""
+
+    pack_tokens: Count | None = None  # a batch runs in packs of at most so many tokens; null: in one pack per process
+
+
 class TrainConfig(Section):
     """One training stage: the objective, the optimiser, what is trained."""
 
@@ -181,6 +187,7 @@ class TrainConfig(Section):
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the device multiplies it natively
     checkpoint_every: Count = 50  # steps
     plan_in_context: bool = False  # train with the candidate's planning text before the image
+    memory: MemoryConfig = MemoryConfig()
 
     @model_validator(mode="after")
     def _warmup_ends(self) -> TrainConfig:

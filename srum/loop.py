@@ -11,6 +11,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +36,7 @@ from srum.reward_map import Skipped, centred, rasterize, sample_score
 from srum.rollout import choose_prompts, rollout
 from srum.run_dir import (
     ImageError,
+    RunError,
     StageTimer,
     atomic,
     claim_run,
@@ -49,6 +51,7 @@ from srum.run_dir import (
 )
 from srum.seeding import seed_for
 from train.data import load_training_records
+from train.sharding import Processes, connected
 from train.trainer import train
 
 BASE, MAIN = "base", "srum"  # the model that entered; the arm whose weights make the candidates
@@ -244,7 +247,8 @@ def _count(kinds: Iterable[str | None]) -> dict[str, int]:
 def train_stage(run: Run, k: int) -> None:
     """train/ARM/: every arm goes on from its own weights, on the same candidates, with the same noise."""
     records, unrewarded = load_training_records(run.round(k))
-    console.print(f"{run.round(k).name}: training on {len(records)} candidates, {unrewarded} have no reward map")
+    if Processes.here().rank == 0:
+        console.print(f"{run.round(k).name}: training on {len(records)} candidates, {unrewarded} have no reward map")
     for arm, config in arms(run.config).items():
         folder = run.train_dir(arm, k)
         if (folder / "model").exists():
@@ -263,9 +267,15 @@ STAGES: dict[str, Callable[[Run, int], None]] = {
 
 
 def perform(run: Run, name: str, k: int) -> None:
-    """One stage of round ``k``, timed; nothing is done again that is finished."""
-    with run.timer.stage(f"{run.round(k).name}/{name}"):
-        STAGES[name](run, k)
+    """One stage of round ``k``, timed; nothing is done again that is finished.
+
+    Training may run in the processes of ``torchrun``; RunError for another stage in them.
+    """
+    with connected() as processes:
+        if processes.count > 1 and name != "train":
+            raise RunError(f"{name} runs in one process; torchrun is for srum train alone")
+        with run.timer.stage(f"{run.round(k).name}/{name}") if processes.rank == 0 else nullcontext():
+            STAGES[name](run, k)
 
 
 # --- the whole run

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from diffusers import AutoencoderKL
 from huggingface_hub import save_torch_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from srum.models.bagel.autoencoder import build_autoencoder, load_official, official_state
@@ -106,20 +107,20 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 def save_checkpoint(
     folder: Path,
     config: BagelConfig,
-    network: BagelNetwork,
+    weights: Mapping[str, Tensor],
     autoencoder: AutoencoderKL,
     tokenizer_folder: Path,
     dtype: torch.dtype = torch.float32,
     max_shard_size: int | str = "1TB",
 ) -> None:
-    """Write the official layout; ``tokenizer_folder`` is where the tokenizer's files are copied from.
+    """Write the official layout; ``weights`` are the network's, ``tokenizer_folder`` has the tokenizer's files.
 
     Weights above ``max_shard_size`` (bytes, or such as "5GB") become shards with an index.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config.write(folder)
     save_torch_state_dict(
-        {k: v.detach().to("cpu", dtype).contiguous() for k, v in network.state_dict().items()},
+        {k: v.detach().to("cpu", dtype).contiguous() for k, v in weights.items()},
         folder,
         filename_pattern="ema{suffix}.safetensors",
         max_shard_size=max_shard_size,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
@@ -66,9 +66,19 @@ class Bagel:
         autoencoder = load_autoencoder(folder, config).to(device)
         return cls(folder, config, network, autoencoder, load_tokenizer(folder), precision)
 
-    def save(self, folder: str | Path, dtype: torch.dtype = torch.float32, max_shard_size: int | str = "1TB") -> None:
-        """Write the official layout; weights above ``max_shard_size`` (bytes, or such as "5GB") in shards."""
-        save_checkpoint(Path(folder), self.config, self.network, self.autoencoder, self.folder, dtype, max_shard_size)
+    def save(
+        self,
+        folder: str | Path,
+        dtype: torch.dtype = torch.float32,
+        max_shard_size: int | str = "1TB",
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Write the official layout; weights above ``max_shard_size`` (bytes, or such as "5GB") in shards.
+
+        ``weights`` stand in for the network's own, where these are not whole in this process.
+        """
+        weights = self.network.state_dict() if weights is None else weights
+        save_checkpoint(Path(folder), self.config, weights, self.autoencoder, self.folder, dtype, max_shard_size)
 
     @property
     def device(self) -> torch.device:
@@ -81,6 +91,10 @@ class Bagel:
     def generation_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """The generation expert with its input and output layers."""
         return self.network.generation_parameters()
+
+    def layers(self) -> list[nn.Module]:
+        """The layers that repeat: what training shards, and may recompute, one by one."""
+        return [*self.network.decoder.layers, *self.network.vit_model.vision_model.encoder.layers]
 
     # ---------------------------------------------------------------- images and latents
 
@@ -379,6 +393,10 @@ class Bagel:
         draws = iter(zip(noise, t, strict=True))
         splits = [[replace(self._split(s, draws), branch=s.branch) for s in sample] for sample in samples]
         return self._lay_out(splits, None)
+
+    def length(self, sample: Sequence[Segment]) -> int:
+        """Tokens that a sample takes in a pack, markers included."""
+        return sum((self._clean(s.latent) if s.latent is not None else self._split(s, iter(()))).length for s in sample)
 
     def velocity(self, batch: Batch) -> TrainingForward:
         """Predicted velocity per loss token (N, D) in float32, text logits (M, V) with their labels."""
