@@ -51,8 +51,9 @@ from srum.run_dir import (
 )
 from srum.seeding import seed_for
 from train.data import load_training_records
+from train.probes import check_reproduction, probed
 from train.sharding import Processes, connected
-from train.trainer import train
+from train.trainer import DTYPES, train
 
 BASE, MAIN = "base", "srum"  # the model that entered; the arm whose weights make the candidates
 RASTERIZE_BATCH = 64  # candidates per shard
@@ -253,7 +254,9 @@ def train_stage(run: Run, k: int) -> None:
         folder = run.train_dir(arm, k)
         if (folder / "model").exists():
             continue
-        model = models.load(run.weights(arm, k))
+        model = models.load(run.weights(arm, k), dtype=DTYPES[config.memory.frozen])
+        if arm == MAIN or k == 0:  # these weights made the candidates
+            check_reproduction(model, probed(records, config.probes))
         train(model, records, config, folder, seed_for(run.config.seed, k, "train"), progress=sys.stderr.isatty())
 
 

@@ -45,7 +45,7 @@ class FakeModel(nn.Module):
         self.generation = nn.Linear(CHANNELS + 1, CHANNELS)
 
     @classmethod
-    def load(cls, name_or_path: str, device: str | None = None) -> FakeModel:
+    def load(cls, name_or_path: str, device: str | None = None, dtype: torch.dtype = torch.float32) -> FakeModel:
         """``srum-tiny`` is the untrained model; anything else is a folder that ``save`` wrote."""
         model = cls()
         if name_or_path != "srum-tiny":
@@ -59,7 +59,7 @@ class FakeModel(nn.Module):
     def layers(self) -> list[nn.Module]:
         return [self.generation]
 
-    def save(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
+    def save(self, folder: Path, dtype: torch.dtype, weights: Mapping[str, Tensor]) -> None:
         folder.mkdir(parents=True)
         save_file(dict(weights), folder / "ema.safetensors")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from srum.records import Candidate, RewardMap
 from srum.run_dir import read_records
+from srum.seeding import seed_for
 
 ROUNDING = 1e-5  # how far float32 arithmetic may carry a reward past its range
 
@@ -47,6 +49,18 @@ def load_training_records(round_dir: Path | str) -> tuple[list[TrainingRecord], 
     rewards = {reward.candidate_id: reward for reward in read_records(folder / "rewards.jsonl", RewardMap)}
     judged = [candidate for candidate in candidates if candidate.id in rewards]
     return [_load(folder, candidate, rewards[candidate.id]) for candidate in judged], len(candidates) - len(judged)
+
+
+def hold_out(
+    records: Sequence[TrainingRecord], share: float, seed: int
+) -> tuple[list[TrainingRecord], list[TrainingRecord]]:
+    """The records to train on, and those of a ``share`` of the prompts, drawn by ``seed``, to validate with."""
+    prompts = sorted({r.candidate.prompt_id for r in records}, key=lambda name: seed_for(seed, "validation", name))
+    chosen = set(prompts[: round(share * len(prompts))])
+    return (
+        [record for record in records if record.candidate.prompt_id not in chosen],
+        [record for record in records if record.candidate.prompt_id in chosen],
+    )
 
 
 def _load(folder: Path, candidate: Candidate, reward: RewardMap) -> TrainingRecord:

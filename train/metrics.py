@@ -1,8 +1,9 @@
-"""What a training run writes down: one line of JSON per step."""
+"""What a training run writes down: one line of JSON per step, and per validation."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +41,32 @@ def token_means(sums: Tensor, names: list[str]) -> dict[str, Any]:
     }
 
 
-def keep_rows(path: Path, steps: int) -> list[dict[str, Any]]:
-    """The rows of the first ``steps`` steps; later ones, a torn last line among them, leave the file to be redone."""
+def keep_rows(path: Path, count: int) -> list[dict[str, Any]]:
+    """The first ``count`` rows; later ones, a torn last line among them, leave the file to be written again."""
     if not path.exists():
         return []
-    lines = path.read_text().splitlines()[:steps]
+    lines = path.read_text().splitlines()[:count]
     write_text(path, "".join(f"{line}\n" for line in lines))
     return [json.loads(line) for line in lines]
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
-    """Add the row of the next step, so that line k is step k."""
+    """Add a row, so that line k is the k-th."""
     with path.open("a") as file:
         file.write(json.dumps(row) + "\n")
+
+
+@dataclass(frozen=True)
+class Log:
+    """Files of rows, ``NAME.jsonl`` in ``folder``; where that is None, another process writes them."""
+
+    folder: Path | None
+
+    def keep(self, name: str, count: int) -> list[dict[str, Any]]:
+        """The first ``count`` rows, which alone stay in the file."""
+        return keep_rows(self.folder / f"{name}.jsonl", count) if self.folder else []
+
+    def append(self, name: str, row: dict[str, Any]) -> None:
+        """Add a row."""
+        if self.folder:
+            append_row(self.folder / f"{name}.jsonl", row)

@@ -18,6 +18,7 @@ from srum.flow import sample_timesteps, velocity_target
 from srum.models.base import Segment, UnifiedModel
 from srum.seeding import seed_for
 from train.data import TrainingRecord
+from train.metrics import TIMESTEP_BINS
 from train.objectives import sample_advantages, spread_by_blame
 
 
@@ -130,6 +131,19 @@ def draw(
     noise = torch.randn(shape, generator=generator)
     kept = [s for s in segments(record, config.plan_in_context) if not (s.droppable and drop_text)]
     return Sample(record, credit, kept, noise, t)
+
+
+def at_every_timestep(
+    model: UnifiedModel, record: TrainingRecord, credit: Tensor, config: TrainConfig, seed: int
+) -> list[Sample]:
+    """The record with its text at the middle timestep of every bin, its noise drawn by ``seed`` and its id alone."""
+    shape = model.tokens(record.latent).shape
+    kept = segments(record, config.plan_in_context)
+    noises = [
+        torch.randn(shape, generator=generator_for(seed, "validation", record.candidate.id, number))
+        for number in range(TIMESTEP_BINS)
+    ]
+    return [Sample(record, credit, kept, noise, (number + 0.5) / TIMESTEP_BINS) for number, noise in enumerate(noises)]
 
 
 def make_pack(model: UnifiedModel, samples: Sequence[Sample], use_layout: bool) -> Pack:

@@ -9,24 +9,31 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from tqdm import tqdm
 
 from srum.config import TrainConfig
 from srum.models import native_bfloat16
+from train import lora
 from train.checkpoint import Checkpoints, State, optimizer_state
-from train.data import TrainingRecord
-from train.metrics import append_row, keep_rows, token_means, token_sums
+from train.data import TrainingRecord, hold_out
+from train.metrics import TIMESTEP_BINS, Log, token_means, token_sums
 from train.objectives import Terms, region_nft_terms, sft_terms, srum_terms, srum_weight
+from train.probes import probed, sample_again
 from train.sequences import (
     Pack,
+    Sample,
     TrainingError,
+    at_every_timestep,
     cut,
     draw,
     draw_order,
@@ -36,7 +43,7 @@ from train.sequences import (
     token_credits,
 )
 from train.sharding import Processes, shard, whole
-from train.weights import Copy, TrainableModel, digest, publish, trainable_parameters
+from train.weights import Copy, TrainableModel, digest, publish, recomputed, trainable_parameters
 
 __all__ = [
     "NonFiniteError",
@@ -49,6 +56,10 @@ __all__ = [
 ]
 
 
+T = TypeVar("T")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
 class NonFiniteError(TrainingError):
     """A loss or gradient is NaN or infinite; ``candidate_ids`` are the samples it came from. No weight has taken it."""
 
@@ -59,11 +70,14 @@ class NonFiniteError(TrainingError):
 
 @dataclass(frozen=True)
 class TrainResult:
-    """``steps`` done in all, ``start`` of them before this call; the loss of every step; the folder of the weights."""
+    """``steps`` done in all, ``start`` of them before this call, and the folder of the weights.
+
+    ``losses`` of every step, in process 0; None where the step was left out (``on_nonfinite: skip``).
+    """
 
     steps: int
     start: int
-    losses: list[float]
+    losses: list[float | None]
     model: Path
 
 
@@ -77,55 +91,78 @@ def train(
 ) -> TrainResult:
     """Train ``model`` in place and write ``metrics.jsonl``, ``checkpoints/`` and at the end ``model/`` into ``folder``.
 
-    An interrupted folder goes on from its newest checkpoint as if it had not stopped, bit for bit where the device's
-    kernels are deterministic and the number of processes is the same; ``model`` must again be the one that entered,
-    since region_nft compares with it. A finished folder returns at once, its weights in ``model``.
+    Where asked for, ``validation.jsonl`` and ``adapter/``, the LoRA updates in PEFT's format, which ``model/`` has
+    merged. An interrupted folder goes on from its newest checkpoint as if it had not stopped, bit for bit where the
+    device's kernels are deterministic and the number of processes is the same; ``model`` must again be the one that
+    entered, since region_nft compares with it. A finished folder returns at once, its weights in ``model``.
 
     In several processes (a process group of torch) all call this alike, with a folder that they share; the network of
     ``model`` is then shared among them, and only ``model/`` has it whole.
 
-    Raises NonFiniteError, TrainingError (no records, a map that does not fit its latent, no weight changed) and
-    CheckpointMismatch.
+    Raises NonFiniteError, TrainingError (no records, a map that does not fit its latent, no weight changed, nor what
+    is sampled) and CheckpointMismatch.
     """
-    if not records:
+    training, held_out = hold_out(records, config.validation.share, seed)
+    if not training:
         raise TrainingError("there is nothing to train on: no candidate has a reward map")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    metrics, processes = folder / "metrics.jsonl", Processes.here()
-    with trainable_parameters(model, config.trainable) as chosen:
-        trainer = Trainer(model, records, config, seed, list(chosen), processes)
-        before = digest(trainer.parameters, processes)
+    processes = Processes.here()
+    first = processes.rank == 0
+    log = Log(folder if first else None)
+    probes = probed(records, config.probes)
+    sampled = sample_again(model, probes)
+    with ExitStack() as stack:
+        chosen = stack.enter_context(trainable_parameters(model, config.trainable))
         identity = {
             "config": hashlib.sha256(config.model_dump_json().encode()).hexdigest(),
             "seed": str(seed),
             "records": records_digest(records),
-            "model": before,
+            "model": digest(chosen),
         }
+        trained = list(chosen)
+        if config.lora.rank:
+            trained = stack.enter_context(lora.adapted(model, chosen, config.lora, seed))
+        if config.memory.checkpoint_activations:
+            stack.enter_context(recomputed(model.layers()))
+        trainer = Trainer(model, training, config, seed, trained, held_out, processes)
+        before = digest(trainer.parameters, processes)
         checkpoints = Checkpoints(folder / "checkpoints", identity, processes, background=model.device.type == "cuda")
         start = checkpoints.resume(trainer.state(), trainer.parameters, trainer.optimizer)
-        first = processes.rank == 0
-        losses = [row["loss"] for row in keep_rows(metrics, start)] if first else []
-        hidden = not (progress and first)
-        for step in tqdm(range(start, config.steps), "train", config.steps, initial=start, disable=hidden):
+        losses = [row["loss"] for row in log.keep("metrics", start)]
+        log.keep("validation", -(-start // config.validation.every))
+        for step in tqdm(
+            range(start, config.steps), "train", config.steps, initial=start, disable=not (progress and first)
+        ):
+            if held_out and step % config.validation.every == 0:
+                log.append("validation", {"step": step} | trainer.validate())
             row = trainer.step(step)
-            if first:
-                append_row(metrics, row)
-                losses.append(row["loss"])
+            log.append("metrics", row)
+            losses.append(row["loss"])
             done, last = step + 1, step + 1 == config.steps
             if last and digest(trainer.parameters, processes) == before:
-                raise TrainingError(f"{config.steps} steps changed no weight: every gradient was zero")
+                raise TrainingError(f"{config.steps} steps changed no weight: every gradient was zero or left out")
+            if last and held_out:
+                log.append("validation", {"step": done} | trainer.validate())
             if last or done % config.checkpoint_every == 0:
                 checkpoints.save(done, trainer.state(with_optimizer=not last), finished=last)
+        adapter = trainer.settle()
+        after = trainer.run(lambda: sample_again(model, probes))
+    if probes and start < config.steps and all(torch.equal(a, b) for a, b in zip(sampled, after, strict=True)):
+        raise TrainingError(f"{config.steps} steps changed weights, but nothing that is sampled")
     unpublished = processes.joined([not (folder / "model").exists()] if first else [])
     if start < config.steps or any(unpublished):
-        publish(model, folder / "model", processes)
+        if adapter and first:
+            lora.save_adapter(adapter, config.lora, folder / "adapter")
+        publish(model, folder / "model", DTYPES[config.memory.frozen], processes)
     return TrainResult(steps=config.steps, start=start, losses=losses, model=folder / "model")
 
 
 class Trainer:
     """A model on its way: the trained ``parameters`` by name, the optimiser, and what entered, where it is needed.
 
-    The model must require gradients of the parameters ``trained`` alone. In several processes it is sharded here.
+    The model must require gradients of the parameters ``trained`` alone, which become float32 here; in several
+    processes it is sharded here.
     """
 
     def __init__(
@@ -135,80 +172,125 @@ class Trainer:
         config: TrainConfig,
         seed: int,
         trained: Sequence[str],
+        held_out: Sequence[TrainingRecord] = (),
         processes: Processes = Processes(),  # noqa: B008 (frozen)
     ) -> None:
         self.model, self.records, self.config, self.seed, self.processes = model, records, config, seed, processes
-        self.credits = token_credits(records, config)
+        credits = token_credits([*records, *held_out], config)
+        self.credits = credits[: len(records)]
         self.lengths = [model.length(segments(record, config.plan_in_context)) for record in records]
+        self.held_out = [
+            sample
+            for record, credit in zip(held_out, credits[len(records) :], strict=True)
+            for sample in at_every_timestep(model, record, credit, config, seed)
+        ]
         auto = native_bfloat16(model.device)
         self.bfloat16 = auto if config.precision == "auto" else config.precision == "bf16"
+        named = dict(model.named_parameters())
+        for name in trained:
+            named[name].data = named[name].data.float()
         self.root = shard(model, processes, self.bfloat16) if processes.count > 1 else None
         named = dict(model.named_parameters())
         self.parameters = {name: named[name] for name in trained}
-        self.entered = Copy(self.parameters) if config.objective == "region_nft" else None
-        # foreach: the fused loops over many tensors do not take sharded ones
-        self.optimizer = torch.optim.AdamW(
-            list(self.parameters.values()), config.lr, config.betas, config.eps, config.weight_decay, foreach=False
-        )
+        self.entered: Callable[[], AbstractContextManager[None]] | None = None
+        if config.objective == "region_nft":
+            self.entered = partial(lora.disabled, model.network) if config.lora.rank else Copy(self.parameters).in_place
+        self.average = Copy(self.parameters) if config.ema else None
+        self.optimizer = make_optimizer(list(self.parameters.values()), config)
 
     def state(self, with_optimizer: bool = False) -> State:
-        """What a checkpoint holds: the trained weights, which it shares, and the optimiser's tensors."""
+        """What a checkpoint holds: the trained weights and their average, which it shares, the optimiser's tensors."""
         state: State = {"weights": {name: parameter.detach() for name, parameter in self.parameters.items()}}
+        if self.average is not None:
+            state["average"] = self.average.values
         return state | {"optimizer": optimizer_state(self.optimizer, self.parameters)} if with_optimizer else state
 
+    def settle(self) -> dict[str, Tensor]:
+        """Give the network the weights that are published; the LoRA updates, whole, where there are any."""
+        if self.average is not None:
+            self.average.exchange()
+        if not self.config.lora.rank:
+            return {}
+        updates = {name: whole(parameter.detach()) for name, parameter in self.parameters.items()}
+        lora.merge(self.model.network)
+        return updates
+
     def step(self, step: int) -> dict[str, Any]:
-        """One optimiser step; the row of metrics. Raises NonFiniteError before any weight has changed."""
-        lr = self.config.lr * lr_factor(step, self.config)
+        """One optimiser step; the row of metrics.
+
+        Where a loss or gradient is not finite no weight changes: NonFiniteError, or a row that says what was left out.
+        """
+        config, size = self.config, self.config.batch_size
+        lr = config.lr * lr_factor(step, config)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        size = self.config.batch_size
         order = draw_order(len(self.records), step * size, (step + 1) * size, self.seed)
         tokens = sum(self.credits[index].numel() for _, index in order)
         self.optimizer.zero_grad()
         sums: Tensor | float = 0.0
-        for members, counted in self.own_packs(order):
-            parts, weight, pack = self.terms(members)
+        for members, counted in self.own_packs([self.lengths[index] for _, index in order]):
+            parts, weight, pack = self.terms([self.draw(*order[k]) for k in members])
             terms = torch.stack(list(parts.values())).sum(dim=0)
             loss = terms.sum() / tokens
             bad = [] if torch.isfinite(loss) else pack.sample[~torch.isfinite(terms)].unique().tolist()
             if named := self.processes.joined([pack.ids[index] for index in bad]):
-                raise NonFiniteError("loss", step, named)
+                return self.leave_out("loss", step, named)
             (loss * (self.processes.count * counted)).backward()  # gradients become means over the processes
             sums = sums + counted * token_sums(parts, weight, pack.t)
-        norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip, foreach=False))
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters.values(), config.clip, foreach=False))
         if not torch.isfinite(norm):
-            raise NonFiniteError("gradient", step, [self.records[index].candidate.id for _, index in order])
+            return self.leave_out("gradient", step, [self.records[index].candidate.id for _, index in order])
         self.optimizer.step()
+        if self.average is not None:
+            self.average.follow(config.ema)
         assert isinstance(sums, Tensor)
         means = token_means(self.processes.total(sums), list(parts))
         return {"step": step + 1, "loss": means.pop("loss"), "grad_norm": norm.item(), "lr": lr} | means
 
-    def own_packs(self, order: Sequence[tuple[int, int]]) -> list[tuple[list[tuple[int, int]], bool]]:
-        """This process's packs of a step, (epoch, record) of each sample, and whether a pack counts.
+    def leave_out(self, what: str, step: int, candidates: list[str]) -> dict[str, Any]:
+        """The row of a step that was left out, or NonFiniteError."""
+        if self.config.on_nonfinite == "stop":
+            raise NonFiniteError(what, step, candidates)
+        self.optimizer.zero_grad()
+        nothing = {"loss": None, "loss_by_timestep": [None] * TIMESTEP_BINS}
+        return {"step": step + 1, "non_finite": what, "candidates": candidates} | nothing
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, Any]:
+        """Means of the objective over the samples that are held out, each at one timestep of every bin."""
+        sums: Tensor | float = 0.0
+        for start in range(0, len(self.held_out), self.config.batch_size):
+            samples = self.held_out[start : start + self.config.batch_size]
+            for members, counted in self.own_packs([self.model.length(sample.segments) for sample in samples]):
+                parts, weight, pack = self.terms([samples[k] for k in members])
+                sums = sums + counted * token_sums(parts, weight, pack.t)
+        assert isinstance(sums, Tensor)
+        return token_means(self.processes.total(sums), list(parts))
+
+    def own_packs(self, lengths: Sequence[int]) -> list[tuple[list[int], bool]]:
+        """This process's packs of samples of ``lengths``, the places of each, and whether a pack counts.
 
         All processes have the same number, since they gather weights and sum gradients together; where there are fewer
         samples than processes, a pack of another stands in that does not count.
         """
-        packs = cut([self.lengths[index] for _, index in order], self.config.memory.pack_tokens, self.processes.count)
+        packs = cut(lengths, self.config.memory.pack_tokens, self.processes.count)
         own = packs[self.processes.rank :: self.processes.count]
-        return [([order[k] for k in pack or packs[0]], bool(pack)) for pack in own]
+        return [(pack or packs[0], bool(pack)) for pack in own]
 
-    def terms(self, members: Sequence[tuple[int, int]]) -> tuple[Terms, Tensor, Pack]:
+    def draw(self, epoch: int, index: int) -> Sample:
+        """The record as this epoch sees it."""
+        record = self.records[index]
+        generator = generator_for(self.seed, epoch, record.candidate.id)
+        return draw(self.model, record, self.credits[index], self.config, generator)
+
+    def terms(self, samples: Sequence[Sample]) -> tuple[Terms, Tensor, Pack]:
         """The parts of the objective and the weight of the squared error in it, (N,) each, and the pack they are of."""
-        config = self.config
-        samples = [
-            draw(
-                self.model, record := self.records[index], self.credits[index], config,
-                generator_for(self.seed, epoch, record.candidate.id),
-            )
-            for epoch, index in members
-        ]  # fmt: skip
-        pack = make_pack(self.model, samples, config.use_layout)
+        pack = make_pack(self.model, samples, self.config.use_layout)
         v_old = None
         if self.entered is not None:
-            with torch.no_grad(), self.entered.in_place():
+            with torch.no_grad(), self.entered():
                 v_old = self.predict(pack)
-        return *objective_terms(self.predict(pack), v_old, pack, config), pack
+        return *objective_terms(self.predict(pack), v_old, pack, self.config), pack
 
     def predict(self, pack: Pack) -> Tensor:
         """The model's velocity (N, D) in float32."""
@@ -217,7 +299,23 @@ class Trainer:
             with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bfloat16):
                 return self.model.velocity(pack.packed).velocity.float()
 
-        return velocity() if self.root is None else self.root(velocity)
+        return self.run(velocity)
+
+    def run(self, work: Callable[[], T]) -> T:
+        """Do ``work`` with the network, gathered where it is sharded."""
+        return work() if self.root is None else self.root(work)
+
+
+def make_optimizer(parameters: list[Parameter], config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW, its averages in float32 or in 8 bits. Raises TrainingError where the latter is not installed."""
+    if config.memory.optimizer == "fp32":
+        # foreach: loops over many tensors at once do not take sharded ones
+        return torch.optim.AdamW(parameters, config.lr, config.betas, config.eps, config.weight_decay, foreach=False)
+    try:
+        from torchao.optim import AdamW8bit
+    except ImportError as error:
+        raise TrainingError(f"train.memory.optimizer: int8 needs torchao (pip install torchao): {error}") from None
+    return AdamW8bit(parameters, config.lr, config.betas, config.eps, config.weight_decay)
 
 
 def objective_terms(v_pred: Tensor, v_old: Tensor | None, pack: Pack, config: TrainConfig) -> tuple[Terms, Tensor]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
+from torch.utils.checkpoint import checkpoint
 
 from srum.models.base import UnifiedModel
 from train.sharding import Processes, gathered, local
@@ -33,8 +35,8 @@ class TrainableModel(UnifiedModel, Protocol):
         """The generation expert: what ``trainable: generation`` trains."""
         ...
 
-    def save(self, folder: Path, *, weights: Mapping[str, Tensor]) -> None:
-        """Write the model's published layout with these ``weights`` of its network."""
+    def save(self, folder: Path, dtype: torch.dtype, *, weights: Mapping[str, Tensor]) -> None:
+        """Write the model's published layout with these ``weights`` of its network, as ``dtype``."""
         ...
 
 
@@ -70,14 +72,21 @@ class Copy:
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Within the block the parameters have these values."""
-        self._exchange()
+        self.exchange()
         try:
             yield
         finally:
-            self._exchange()
+            self.exchange()
 
     @torch.no_grad()
-    def _exchange(self) -> None:
+    def follow(self, decay: float) -> None:
+        """Go the share 1 - decay of the way to the parameters."""
+        for name, parameter in self.parameters.items():
+            local(self.values[name]).lerp_(local(parameter), 1 - decay)
+
+    @torch.no_grad()
+    def exchange(self) -> None:
+        """These values for the parameters', which become these values."""
         for name, parameter in self.parameters.items():
             mine, its = local(self.values[name]), local(parameter)
             if its is parameter:
@@ -88,8 +97,8 @@ class Copy:
                 mine.copy_(kept)
 
 
-def digest(parameters: Mapping[str, Tensor], processes: Processes) -> str:
-    """A checksum of the bits of some tensors, the same on every device and however they are sharded."""
+def digest(parameters: Mapping[str, Tensor], processes: Processes = Processes()) -> str:  # noqa: B008 (frozen)
+    """A checksum of the bits of some tensors, the same on every device and however ``processes`` share them."""
     bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}
     names = sorted(parameters)
     own = [local(parameters[name].detach()).contiguous() for name in names]
@@ -97,13 +106,25 @@ def digest(parameters: Mapping[str, Tensor], processes: Processes) -> str:
     return hashlib.sha256(repr(list(zip(names, processes.total(sums).tolist(), strict=True))).encode()).hexdigest()
 
 
-def publish(model: TrainableModel, folder: Path, processes: Processes) -> None:
+@contextmanager
+def recomputed(layers: Sequence[nn.Module]) -> Iterator[None]:
+    """Within the block the layers keep no activations for the backward pass: it computes them again."""
+    for layer in layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def publish(model: TrainableModel, folder: Path, dtype: torch.dtype, processes: Processes) -> None:
     """Save the model beside ``folder``, then put it in its place; process 0 writes, all take part."""
     weights = gathered(model.network, processes)
     if processes.rank == 0:
-        partial = folder.with_name(f".{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        model.save(partial, weights=weights)
+        unfinished = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        model.save(unfinished, dtype, weights=weights)
         shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
+        unfinished.rename(folder)
     processes.wait()

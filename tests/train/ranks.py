@@ -28,6 +28,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "all": {"objective": "srum", "trainable": "all"},
     "odd": {"objective": "sft", "batch_size": 1},  # fewer samples than processes
     "packs": {"objective": "srum", "memory": {"pack_tokens": 60}},
+    "lora": {
+        "objective": "region_nft",
+        "lora": {"rank": 3},
+        "ema": 0.5,
+        "memory": {"checkpoint_activations": True},
+        "validation": {"share": 0.4, "every": 2},
+    },
 }
 
 

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+import train.metrics as metrics
 import train.trainer as trainer
 from srum.config import TrainConfig
 from srum.flow import interpolate
@@ -68,7 +69,7 @@ class TinyModel(nn.Module):
     def length(self, sample: Sequence[Segment]) -> int:
         return sum(len(self.tokens(s.latent)) if s.latent is not None else len(s.text or "") for s in sample)
 
-    def save(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
+    def save(self, folder: Path, dtype: torch.dtype, weights: Mapping[str, Tensor]) -> None:
         folder.mkdir(parents=True)
         save_file(dict(weights), folder / "ema.safetensors")
 
@@ -136,8 +137,8 @@ def test_resume_is_the_uninterrupted_run_bit_for_bit(
             raise KeyboardInterrupt
         append_row(path, row)
 
-    append_row = trainer.append_row
-    monkeypatch.setattr(trainer, "append_row", torn)
+    append_row = metrics.append_row
+    monkeypatch.setattr(metrics, "append_row", torn)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut", config)
     monkeypatch.undo()
@@ -198,7 +199,8 @@ def packs_of(config: TrainConfig, records: list[TrainingRecord], step: int) -> l
     model = TinyModel()
     own = Trainer(model, records, config, seed=1, trained=[name for name, _ in model.generation_parameters()])
     order = draw_order(len(records), step * config.batch_size, (step + 1) * config.batch_size, seed=1)
-    return [own.terms(members)[2] for members, _ in own.own_packs(order)]
+    packs = own.own_packs([own.lengths[index] for _, index in order])
+    return [own.terms([own.draw(*order[k]) for k in members])[2] for members, _ in packs]
 
 
 @pytest.mark.parametrize("change", [{"batch_size": 2}, {"memory": {"pack_tokens": 30}}])
