@@ -242,6 +242,7 @@ class RunConfig(Section):
     model: str = "srum-tiny"  # a shipped name, or a folder in the official layout
     seed: Annotated[int, Field(ge=0)] = 0
     rounds: Count = 3
+    compare: bool = True  # train the arms sft and srum_paper too, beside the configured one
     prompts: str = "train"  # a set of the embedded world, or the path of a .jsonl or .txt file
     prompt_count: Count = 112  # prompts per round, drawn anew each round; all of a file that has no more
     candidates_per_prompt: Count = 4

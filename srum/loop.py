@@ -90,6 +90,8 @@ def arms(config: RunConfig) -> dict[str, TrainConfig]:
 
     ``srum_paper`` needs signed maps, and is left out of a run whose maps are not.
     """
+    if not config.compare:
+        return {MAIN: config.train}
     paper: dict[str, Any] = {"objective": "srum", "constraint_weight": 0.5, "use_layout": True, "credit": "region"}
     found = {"sft": config.train.model_copy(update={"objective": "sft"})}
     if config.reward.mapping == "signed":
