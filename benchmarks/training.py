@@ -44,6 +44,7 @@ from train.trainer import Trainer, trainable_parameters
 
 SIZES = ((256, 256), (128, 256), (192, 192), (256, 128), (128, 128))  # (H, W) in pixels
 CONFIG = {"objective": "srum", "text_dropout": 0.0, "trainable": "generation", "lr": 1e-5}
+WAYS = 4
 PRECISION = "bf16" if native_bfloat16(torch.device("cpu")) else "fp32"
 
 
@@ -170,22 +171,21 @@ def main(argv: Sequence[str] | None = None) -> None:
             work()
         print(peak() - before)
         return
+    command = [sys.executable, "-m", "benchmarks.training", "--images", str(args.images), "--way"]
+    taken = [  # first, since a process starts with the peak of the one that it came from
+        int(subprocess.run([*command, str(number)], check=True, capture_output=True, text=True).stdout)
+        for number in range(WAYS)
+    ]
     model = medium_model("fp32")
     steps = ways(model, args.images)
     for work in steps.values():
         work()
-    times = {name: [] for name in steps}
-    for _ in range(args.repeats):
-        for name, work in steps.items():
-            times[name].append(seconds(work))
+    times = [[seconds(work) for work in steps.values()] for _ in range(args.repeats)]
     tokens = sum(h * w for h, w in (model.latent_grid(SIZES[i % len(SIZES)]) for i in range(args.images)))
     table = Table("step", "s", "tokens / s", "plain / this", "peak, GB", title=f"{args.images} images, {tokens} tokens")
-    first = median(next(iter(times.values())))
-    for number, (name, own) in enumerate(times.items()):
-        command = [sys.executable, "-m", "benchmarks.training", "--images", str(args.images), "--way", str(number)]
-        taken = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        took = median(own)
-        table.add_row(name, f"{took:.2f}", f"{tokens / took:.0f}", f"{first / took:.2f}", f"{taken / 1e9:.2f}")
+    first, *_ = medians = [median(own) for own in zip(*times, strict=True)]
+    for name, took, held in zip(steps, medians, taken, strict=True):
+        table.add_row(name, f"{took:.2f}", f"{tokens / took:.0f}", f"{first / took:.2f}", f"{held / 1e9:.2f}")
     ours = list(steps.values())[-1]
     floor = operations(ours) / matmul_rate(PRECISION)
     Console(width=120).print(

@@ -181,6 +181,13 @@ class ValidationConfig(Section):
     every: Count = 50  # steps, and after the last
 
 
+class RepliesConfig(Section):
+    """The judge's own replies, learned as text, so that judging does not decay where the understanding is trained too."""
+
+    weight: Annotated[float, Field(ge=0.0)] = 0.0  # of their cross-entropy, a mean over tokens; 0: none
+    batch_size: Count = 16  # replies per step
+
+
 class TrainConfig(Section):
     """One training stage: the objective, the optimiser, what is trained."""
 
@@ -211,6 +218,7 @@ class TrainConfig(Section):
     lora: LoraConfig = LoraConfig()
     memory: MemoryConfig = MemoryConfig()
     validation: ValidationConfig = ValidationConfig()
+    replies: RepliesConfig = RepliesConfig()
 
     @model_validator(mode="after")
     def _warmup_ends(self) -> TrainConfig:
@@ -219,11 +227,13 @@ class TrainConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _memory_is_no_contradiction(self) -> TrainConfig:
+    def _no_contradiction(self) -> TrainConfig:
         if self.memory.frozen == "bf16" and self.precision != "bf16":
             raise ValueError(f"memory.frozen: bf16 weights need precision=bf16, got {self.precision}")
         if self.memory.frozen == "bf16" and self.trainable == "all" and not self.lora.rank:
             raise ValueError("memory.frozen: nothing is frozen while trainable is all, without lora")
+        if self.replies.weight and self.trainable != "all":
+            raise ValueError("replies.weight: nothing that reads and writes text is trained unless trainable is all")
         if self.memory.optimizer == "int8" and self.eps < 1e-8:
             raise ValueError(f"eps: {self.eps} is below what averages of 8 bits tell from 0; use 1e-8 or more")
         return self
@@ -259,6 +269,8 @@ class RunConfig(Section):
             raise ValueError(
                 "candidates_per_prompt: region_nft compares the candidates of a prompt; it needs at least 2"
             )
+        if self.train.replies.weight and (self.judge.view != "boxes" or self.judge.think):
+            raise ValueError("train.replies.weight: replies are learned with judge.view=boxes and judge.think=false")
         if self.train.plan_in_context and not self.rollout.plan:
             raise ValueError("train.plan_in_context: there is no plan to train with while rollout.plan is false")
         return self

@@ -50,7 +50,7 @@ from srum.run_dir import (
     write_text,
 )
 from srum.seeding import seed_for
-from train.data import load_training_records
+from train.data import load_replies, load_training_records
 from train.probes import check_reproduction, probed
 from train.sharding import Processes, connected
 from train.trainer import DTYPES, train
@@ -259,7 +259,9 @@ def train_stage(run: Run, k: int) -> None:
         model = models.load(run.weights(arm, k), dtype=DTYPES[config.memory.frozen])
         if arm == MAIN or k == 0:  # these weights made the candidates
             check_reproduction(model, probed(records, config.probes))
-        train(model, records, config, folder, seed_for(run.config.seed, k, "train"), progress=sys.stderr.isatty())
+        replies = load_replies(run.round(k), run.config.judge.instructions) if config.replies.weight else []
+        seed, progress = seed_for(run.config.seed, k, "train"), sys.stderr.isatty()
+        train(model, records, config, folder, seed, progress, replies)
 
 
 STAGES: dict[str, Callable[[Run, int], None]] = {

@@ -19,13 +19,15 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from srum.config import TrainConfig
 from srum.models import native_bfloat16
+from srum.run_dir import open_image
 from train import lora
 from train.checkpoint import Checkpoints, State, optimizer_state
-from train.data import TrainingRecord, hold_out
+from train.data import Reply, TrainingRecord, hold_out
 from train.metrics import TIMESTEP_BINS, Log, token_means, token_sums
 from train.objectives import Terms, region_nft_terms, sft_terms, srum_terms, srum_weight
 from train.probes import probed, sample_again
@@ -88,6 +90,7 @@ def train(
     folder: Path | str,
     seed: int,
     progress: bool = True,
+    replies: Sequence[Reply] = (),
 ) -> TrainResult:
     """Train ``model`` in place and write ``metrics.jsonl``, ``checkpoints/`` and at the end ``model/`` into ``folder``.
 
@@ -95,6 +98,8 @@ def train(
     merged. An interrupted folder goes on from its newest checkpoint as if it had not stopped, bit for bit where the
     device's kernels are deterministic and the number of processes is the same; ``model`` must again be the one that
     entered, since region_nft compares with it. A finished folder returns at once, its weights in ``model``.
+
+    ``replies`` are learned as text where ``replies.weight`` is above zero.
 
     In several processes (a process group of torch) all call this alike, with a folder that they share; the network of
     ``model`` is then shared among them, and only ``model/`` has it whole.
@@ -105,6 +110,8 @@ def train(
     training, held_out = hold_out(records, config.validation.share, seed)
     if not training:
         raise TrainingError("there is nothing to train on: no candidate has a reward map")
+    if config.replies.weight and not replies:
+        raise TrainingError("train.replies.weight: there is no reply to learn; the judge's were unreadable, or forced")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     processes = Processes.here()
@@ -117,7 +124,7 @@ def train(
         identity = {
             "config": hashlib.sha256(config.model_dump_json().encode()).hexdigest(),
             "seed": str(seed),
-            "records": records_digest(records),
+            "records": records_digest(records, replies if config.replies.weight else ()),
             "model": digest(chosen),
         }
         trained = list(chosen)
@@ -125,7 +132,7 @@ def train(
             trained = stack.enter_context(lora.adapted(model, chosen, config.lora, seed))
         if config.memory.checkpoint_activations:
             stack.enter_context(recomputed(model.layers()))
-        trainer = Trainer(model, training, config, seed, trained, held_out, processes)
+        trainer = Trainer(model, training, config, seed, trained, held_out, replies, processes)
         before = digest(trainer.parameters, processes)
         checkpoints = Checkpoints(folder / "checkpoints", identity, processes, background=model.device.type == "cuda")
         start = checkpoints.resume(trainer.state(), trainer.parameters, trainer.optimizer)
@@ -148,10 +155,10 @@ def train(
                 checkpoints.save(done, trainer.state(with_optimizer=not last), finished=last)
         adapter = trainer.settle()
         after = trainer.run(lambda: sample_again(model, probes))
-    if probes and start < config.steps and all(torch.equal(a, b) for a, b in zip(sampled, after, strict=True)):
-        raise TrainingError(f"{config.steps} steps changed weights, but nothing that is sampled")
     unpublished = processes.joined([not (folder / "model").exists()] if first else [])
     if start < config.steps or any(unpublished):
+        if probes and all(torch.equal(a, b) for a, b in zip(sampled, after, strict=True)):
+            raise TrainingError(f"{config.steps} steps changed weights, but nothing that is sampled")
         if adapter and first:
             lora.save_adapter(adapter, config.lora, folder / "adapter")
         publish(model, folder / "model", DTYPES[config.memory.frozen], processes)
@@ -173,9 +180,11 @@ class Trainer:
         seed: int,
         trained: Sequence[str],
         held_out: Sequence[TrainingRecord] = (),
+        replies: Sequence[Reply] = (),
         processes: Processes = Processes(),  # noqa: B008 (frozen)
     ) -> None:
         self.model, self.records, self.config, self.seed, self.processes = model, records, config, seed, processes
+        self.replies = replies
         credits = token_credits([*records, *held_out], config)
         self.credits = credits[: len(records)]
         self.lengths = [model.length(segments(record, config.plan_in_context)) for record in records]
@@ -237,6 +246,7 @@ class Trainer:
                 return self.leave_out("loss", step, named)
             (loss * (self.processes.count * counted)).backward()  # gradients become means over the processes
             sums = sums + counted * token_sums(parts, weight, pack.t)
+        of_replies = self.learn_replies(step) if config.replies.weight else {}
         norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters.values(), config.clip, foreach=False))
         if not torch.isfinite(norm):
             return self.leave_out("gradient", step, [self.records[index].candidate.id for _, index in order])
@@ -245,7 +255,22 @@ class Trainer:
             self.average.follow(config.ema)
         assert isinstance(sums, Tensor)
         means = token_means(self.processes.total(sums), list(parts))
-        return {"step": step + 1, "loss": means.pop("loss"), "grad_norm": norm.item(), "lr": lr} | means
+        return {"step": step + 1, "loss": means.pop("loss"), "grad_norm": norm.item(), "lr": lr} | of_replies | means
+
+    def learn_replies(self, step: int) -> dict[str, float]:
+        """Gradients of the cross-entropy of the step's replies, a mean over their tokens, times its weight."""
+        settings = self.config.replies
+        order = draw_order(len(self.replies), step * settings.batch_size, (step + 1) * settings.batch_size, self.seed)
+        chosen = [self.replies[index] for _, index in order]
+        samples = [reply.segments(self.model.resized(open_image(reply.image))) for reply in chosen]
+        tokens = sum(self.model.length(sample[-1:]) - 1 for sample in samples)  # every token but the first is a target
+        total = torch.zeros(1, dtype=torch.float64)
+        for members, counted in self.own_packs([self.model.length(sample) for sample in samples]):
+            _, logits, labels = self.forward(self.model.pack([samples[k] for k in members], [], []))
+            loss = cross_entropy(logits, labels, reduction="sum") / tokens
+            (loss * (settings.weight * self.processes.count * counted)).backward()
+            total += counted * loss.detach().double().cpu()
+        return {"cross_entropy": self.processes.total(total).item()}
 
     def leave_out(self, what: str, step: int, candidates: list[str]) -> dict[str, Any]:
         """The row of a step that was left out, or NonFiniteError."""
@@ -294,12 +319,17 @@ class Trainer:
 
     def predict(self, pack: Pack) -> Tensor:
         """The model's velocity (N, D) in float32."""
+        return self.forward(pack.packed)[0]
 
-        def velocity() -> Tensor:
+    def forward(self, packed: object) -> tuple[Tensor, Tensor, Tensor]:
+        """Velocity (N, D) and logits (M, V) in float32, and the labels (M,) of these."""
+
+        def work() -> tuple[Tensor, Tensor, Tensor]:
             with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bfloat16):
-                return self.model.velocity(pack.packed).velocity.float()
+                found = self.model.velocity(packed)
+                return found.velocity.float(), found.logits.float(), found.labels
 
-        return self.run(velocity)
+        return self.run(work)
 
     def run(self, work: Callable[[], T]) -> T:
         """Do ``work`` with the network, gathered where it is sharded."""
@@ -343,10 +373,12 @@ def lr_factor(step: int, config: TrainConfig) -> float:
             return 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-def records_digest(records: Sequence[TrainingRecord]) -> str:
+def records_digest(records: Sequence[TrainingRecord], replies: Sequence[Reply] = ()) -> str:
     """A checksum of which candidates there are, in order, and what was judged of them."""
     total = hashlib.sha256()
     for record in records:
         total.update(repr((record.candidate.id, record.alpha, record.sample_score, record.mapping)).encode())
         total.update(record.reward_map.numpy().tobytes())
+    for reply in replies:
+        total.update(repr((reply.id, reply.question, reply.text)).encode())
     return total.hexdigest()

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from srum.config import TrainConfig
 from srum.models.bagel import Bagel
 from srum.records import Candidate
-from train.data import TrainingRecord
+from srum.run_dir import atomic
+from train.data import Reply, TrainingRecord
 from train.sharding import connected
 from train.trainer import Trainer, TrainResult, train
 
@@ -25,7 +27,7 @@ SIZES = ((32, 48), (64, 64), (16, 80))
 SMOOTH = {"steps": 4, "batch_size": 4, "lr": 1e-3, "precision": "fp32", "eps": 1e-6, "checkpoint_every": 2}
 CONFIGS: dict[str, dict[str, Any]] = {
     "generation": {"objective": "region_nft"},
-    "all": {"objective": "srum", "trainable": "all"},
+    "all": {"objective": "srum", "trainable": "all", "replies": {"weight": 0.3, "batch_size": 3}},
     "odd": {"objective": "sft", "batch_size": 1},  # fewer samples than processes
     "packs": {"objective": "srum", "memory": {"pack_tokens": 60}},
     "lora": {
@@ -55,11 +57,24 @@ def records(model: Bagel, count: int = 6) -> list[TrainingRecord]:
     return made
 
 
+def replies(folder: Path) -> list[Reply]:
+    """What a judge said of three images, which are made in ``folder``, by every process its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    made = []
+    for number, size in enumerate(((28, 42), (56, 28), (42, 42))):
+        with atomic(folder / f"{os.getpid()}-{number}.png") as partial:
+            Image.new("RGB", size, (60 * number, 90, 120)).save(partial, format="png")
+        image = folder / f"{os.getpid()}-{number}.png"
+        made.append(Reply(str(number), image, f"Is it {PROMPTS[number]}?", f"Score: 0.{number}" * (number + 1)))
+    return made
+
+
 def run(folder: Path, name: str, **changes: Any) -> TrainResult:
     """A training of ``CONFIGS``, in this process or, where they are connected, in all."""
     model = Bagel.load(CHECKPOINT)
     config = TrainConfig.model_validate(SMOOTH | CONFIGS[name] | changes)
-    return train(model, records(model), config, folder, seed=3, progress=False)
+    said = replies(folder / "images") if config.replies.weight else []
+    return train(model, records(model), config, folder, seed=3, progress=False, replies=said)
 
 
 @contextmanager

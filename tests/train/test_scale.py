@@ -11,15 +11,19 @@ from typing import Any
 import peft
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
-from srum.config import ConfigError, RolloutConfig, TrainConfig, load_config
+from srum.config import ConfigError, RolloutConfig, TrainConfig, load_config, parse_config
 from srum.models.bagel import Bagel
-from srum.models.base import Sampling
-from tests.train.ranks import CHECKPOINT, SMOOTH, interrupted, records
+from srum.models.bagel.sequence import Split
+from srum.models.base import Decoding, Question, Sampling
+from srum.run_dir import open_image
+from tests.fakes import FakeModel, run_on_fakes
+from tests.train.ranks import CHECKPOINT, SMOOTH, interrupted, records, replies
 from train import probes, trainer
-from train.data import TrainingRecord, hold_out
+from train.data import TrainingRecord, hold_out, load_replies
 from train.metrics import keep_rows
 from train.probes import check_reproduction
 from train.trainer import NonFiniteError, Trainer, TrainingError, TrainResult, train
@@ -172,11 +176,13 @@ def test_averages_of_8_bits_need_torchao(tmp_path: Path) -> None:
         ("train.memory.frozen=bf16", "train.memory.frozen: bf16 weights need precision=bf16, got auto"),
         ("train={precision: bf16, trainable: all, memory: {frozen: bf16}}", "train.memory.frozen: nothing is frozen"),
         ("train.memory.optimizer=int8", "train.eps: 1e-15 is below"),
+        ("train.replies.weight=1", "train.replies.weight: nothing that reads and writes text is trained"),
+        ("{train: {trainable: all, replies: {weight: 1}}, judge: {think: true}}", "train.replies.weight: replies are"),
     ],
 )
 def test_contradictions_are_refused(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        load_config(None, [override])
+        parse_config(yaml.safe_load(override)) if override[0] == "{" else load_config(None, [override])
 
 
 # --- averages, failures
@@ -237,6 +243,56 @@ def test_the_first_validation_is_the_loss_of_the_model_that_entered(tmp_path: Pa
     run(tmp_path, objective="sft", lr=1e-12, validation={"share": 0.4, "every": 1})
     losses = [row["loss"] for row in keep_rows(tmp_path / "validation.jsonl", 9)]
     assert len(losses) == 5 and losses == pytest.approx([losses[0]] * 5, rel=1e-5)
+
+
+# --- replies
+
+
+def test_replies_are_learned_beside_the_images(tmp_path: Path) -> None:
+    """The first cross-entropy is that of the model that entered, by its own log-probabilities; then it falls."""
+    model, said = Bagel.load(CHECKPOINT), replies(tmp_path / "images")
+    expected, count = 0.0, 0
+    for reply in said:
+        ids = [*model._ids(reply.text), model.eos]
+        context = model._question_contexts([open_image(reply.image)], [[Question(reply.question)]])
+        states = model._extend(context, [[Split(kind="text", ids=[model.bos, *ids[:-1]])]])
+        log_p = model._log_softmax(states)
+        expected -= log_p[torch.arange(len(ids)), ids].sum().item()
+        count += len(ids)
+    values: dict[str, Any] = {"trainable": "all", "steps": 20, "replies": {"weight": 0.5, "batch_size": 3}}
+    found = []
+    for pack_tokens in (None, 80):
+        config = settings(**values, memory={"pack_tokens": pack_tokens})
+        folder = tmp_path / str(pack_tokens)
+        train(Bagel.load(CHECKPOINT), records(model), config, folder, seed=3, progress=False, replies=said)
+        found.append([row["cross_entropy"] for row in keep_rows(folder / "metrics.jsonl", 20)])
+    assert found[0][0] == pytest.approx(expected / count, rel=1e-4)
+    assert found[0][-1] < 0.7 * found[0][0]
+    assert found[1][:5] == pytest.approx(found[0][:5], rel=1e-3)
+    with pytest.raises(TrainingError, match="there is no reply to learn"):
+        train(model, records(model), settings(**values), tmp_path / "none", seed=3, progress=False)
+
+
+@pytest.mark.parametrize("instructions", ["compact", "paper"])
+def test_replies_are_those_that_the_judge_gave(tmp_path: Path, instructions: str) -> None:
+    """One for every question that was answered readably at once, in the words in which it was asked."""
+    asked: dict[tuple[bytes, str], str] = {}
+
+    class Listening(FakeModel):
+        def answer(self, images: Any, questions: Any, decoding: Decoding) -> list[list[str]]:
+            found = super().answer(images, questions, decoding)
+            for image, own, said in zip(images, questions, found, strict=True):
+                asked.update({(image.tobytes(), q.text): text for q, text in zip(own, said, strict=True)})
+            return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tests.fakes.FakeModel", Listening)
+        run_on_fakes(tmp_path / "run", f"judge.instructions={instructions}", "judge.retries=0", "rounds=1")
+    learned = load_replies(tmp_path / "run" / "round-000", instructions)
+    assert learned
+    for reply in learned:
+        assert asked[open_image(reply.image).tobytes(), reply.question] == reply.text
+    assert {"I cannot tell."}.isdisjoint(reply.text for reply in learned)
 
 
 # --- probes
