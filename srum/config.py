@@ -161,7 +161,7 @@ class LoraConfig(Section):
     """LoRA (peft): train low-rank updates of the linear layers of what ``trainable`` names, not the weights."""
 
     rank: Annotated[int, Field(ge=0)] = 0  # of an update; 0 trains the weights themselves
-    alpha: Positive = 32.0  # an update counts alpha / rank times
+    alpha: Count = 32  # an update counts alpha / rank times
     target: Literal["all", "attention"] = "all"  # which linear layers: all, or those of attention
 
 
@@ -182,7 +182,7 @@ class ValidationConfig(Section):
 
 
 class RepliesConfig(Section):
-    """The judge's own replies, learned as text, so that judging does not decay where the understanding is trained too."""
+    """The judge's own replies, learned as text, so that judging does not decay while it is trained too."""
 
     weight: Annotated[float, Field(ge=0.0)] = 0.0  # of their cross-entropy, a mean over tokens; 0: none
     batch_size: Count = 16  # replies per step

@@ -93,9 +93,12 @@ def load_replies(round_dir: Path | str, instructions: str) -> list[Reply]:
 def hold_out(
     records: Sequence[TrainingRecord], share: float, seed: int
 ) -> tuple[list[TrainingRecord], list[TrainingRecord]]:
-    """The records to train on, and those of a ``share`` of the prompts, drawn by ``seed``, to validate with."""
+    """The records to train on, and those of a ``share`` of the prompts, drawn by ``seed``, to validate with.
+
+    A share above 0 is at least one prompt.
+    """
     prompts = sorted({r.candidate.prompt_id for r in records}, key=lambda name: seed_for(seed, "validation", name))
-    chosen = set(prompts[: round(share * len(prompts))])
+    chosen = set(prompts[: max(1, round(share * len(prompts))) if share else 0])
     return (
         [record for record in records if record.candidate.prompt_id not in chosen],
         [record for record in records if record.candidate.prompt_id in chosen],

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import peft
 import torch
@@ -99,5 +100,6 @@ def save_adapter(updates: Mapping[str, Tensor], config: LoraConfig, folder: Path
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
-def _layers(network: nn.Module) -> list[tuple[str, LoraLayer]]:
+def _layers(network: nn.Module) -> list[tuple[str, Any]]:
+    """The layers that peft wrapped (``LoraLayer``), by name."""
     return [(name, module) for name, module in network.named_modules() if isinstance(module, LoraLayer)]

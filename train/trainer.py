@@ -59,6 +59,7 @@ __all__ = [
 
 
 T = TypeVar("T")
+IN_BACKGROUND = frozenset({"cuda"})  # devices that compute while a checkpoint is written
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -134,7 +135,7 @@ def train(
             stack.enter_context(recomputed(model.layers()))
         trainer = Trainer(model, training, config, seed, trained, held_out, replies, processes)
         before = digest(trainer.parameters, processes)
-        checkpoints = Checkpoints(folder / "checkpoints", identity, processes, background=model.device.type == "cuda")
+        checkpoints = Checkpoints(folder / "checkpoints", identity, processes, model.device.type in IN_BACKGROUND)
         start = checkpoints.resume(trainer.state(), trainer.parameters, trainer.optimizer)
         losses = [row["loss"] for row in log.keep("metrics", start)]
         log.keep("validation", -(-start // config.validation.every))

@@ -28,7 +28,7 @@ from train.metrics import keep_rows
 from train.probes import check_reproduction
 from train.trainer import NonFiniteError, Trainer, TrainingError, TrainResult, train
 
-LORA = {"rank": 4, "alpha": 8.0}
+LORA = {"rank": 4, "alpha": 8}
 
 
 def settings(**values: Any) -> TrainConfig:

@@ -168,6 +168,16 @@ def test_the_last_two_checkpoints_are_kept_and_nothing_partial(tmp_path: Path) -
     assert not list(tmp_path.rglob("*.partial"))
 
 
+def test_checkpoints_written_in_the_background_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each holds the weights of its own step, though the training goes on while it is written."""
+    run(tmp_path / "at once", settings())
+    monkeypatch.setattr(trainer, "IN_BACKGROUND", frozenset({"cpu"}))
+    run(tmp_path / "meanwhile", settings())
+    for step in (4, 6):
+        name = f"checkpoints/step-{step:08d}/__0_0.distcp"
+        assert (tmp_path / "meanwhile" / name).read_bytes() == (tmp_path / "at once" / name).read_bytes()
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
