@@ -17,13 +17,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
+from train.optimizer import optimizer_state, start_optimizer
 from train.sharding import Processes
 
 KEPT = 2
@@ -128,21 +127,3 @@ def _single_process_is_fine() -> Iterator[None]:
 def list_checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
     return sorted(folder.glob("step-*"))
-
-
-def optimizer_state(optimizer: Optimizer, parameters: Mapping[str, Parameter]) -> dict[str, dict[str, Tensor]]:
-    """The optimiser's tensors by the names of the parameters that it has moved."""
-    return {name: optimizer.state[p] for name, p in parameters.items() if p in optimizer.state}
-
-
-def start_optimizer(optimizer: Optimizer, parameters: Mapping[str, Parameter]) -> None:
-    """Make the optimiser's tensors for ``parameters``, which stay as they are: a step without gradient, of length 0."""
-    rates = [group["lr"] for group in optimizer.param_groups]
-    for parameter in parameters.values():
-        parameter.grad = torch.zeros_like(parameter)
-    for group in optimizer.param_groups:
-        group["lr"] = 0.0
-    optimizer.step()
-    optimizer.zero_grad()
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate

@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
@@ -26,10 +25,11 @@ from srum.config import TrainConfig
 from srum.models import native_bfloat16
 from srum.run_dir import open_image
 from train import lora
-from train.checkpoint import Checkpoints, State, optimizer_state
+from train.checkpoint import Checkpoints, State
 from train.data import Reply, TrainingRecord, hold_out
 from train.metrics import TIMESTEP_BINS, Log, token_means, token_sums
 from train.objectives import Terms, region_nft_terms, sft_terms, srum_terms, srum_weight
+from train.optimizer import make_optimizer, optimizer_state, set_rate
 from train.probes import probed, sample_again
 from train.sequences import (
     Pack,
@@ -232,8 +232,7 @@ class Trainer:
         """
         config, size = self.config, self.config.batch_size
         lr = config.lr * lr_factor(step, config)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_rate(self.optimizer, lr)
         order = draw_order(len(self.records), step * size, (step + 1) * size, self.seed)
         tokens = sum(self.credits[index].numel() for _, index in order)
         self.optimizer.zero_grad()
@@ -335,18 +334,6 @@ class Trainer:
     def run(self, work: Callable[[], T]) -> T:
         """Do ``work`` with the network, gathered where it is sharded."""
         return work() if self.root is None else self.root(work)
-
-
-def make_optimizer(parameters: list[Parameter], config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW, its averages in float32 or in 8 bits. Raises TrainingError where the latter is not installed."""
-    if config.memory.optimizer == "fp32":
-        # foreach: loops over many tensors at once do not take sharded ones
-        return torch.optim.AdamW(parameters, config.lr, config.betas, config.eps, config.weight_decay, foreach=False)
-    try:
-        from torchao.optim import AdamW8bit
-    except ImportError as error:
-        raise TrainingError(f"train.memory.optimizer: int8 needs torchao (pip install torchao): {error}") from None
-    return AdamW8bit(parameters, config.lr, config.betas, config.eps, config.weight_decay)
 
 
 def objective_terms(v_pred: Tensor, v_old: Tensor | None, pack: Pack, config: TrainConfig) -> tuple[Terms, Tensor]:

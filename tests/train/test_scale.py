@@ -168,6 +168,9 @@ def test_averages_of_8_bits_need_torchao(tmp_path: Path) -> None:
     else:
         full, small = run(tmp_path / "full"), run(tmp_path / "small", **values)
         assert small.losses == pytest.approx(full.losses, rel=0.02)
+        with interrupted(at=3):
+            run(tmp_path / "cut", **values)
+        assert run(tmp_path / "cut", **values).losses == small.losses
 
 
 @pytest.mark.parametrize(
@@ -259,15 +262,15 @@ def test_replies_are_learned_beside_the_images(tmp_path: Path) -> None:
         log_p = model._log_softmax(states)
         expected -= log_p[torch.arange(len(ids)), ids].sum().item()
         count += len(ids)
-    values: dict[str, Any] = {"trainable": "all", "steps": 20, "replies": {"weight": 0.5, "batch_size": 3}}
+    values: dict[str, Any] = {"trainable": "all", "steps": 8, "replies": {"weight": 0.5, "batch_size": 3}}
     found = []
     for pack_tokens in (None, 80):
         config = settings(**values, memory={"pack_tokens": pack_tokens})
         folder = tmp_path / str(pack_tokens)
         train(Bagel.load(CHECKPOINT), records(model), config, folder, seed=3, progress=False, replies=said)
-        found.append([row["cross_entropy"] for row in keep_rows(folder / "metrics.jsonl", 20)])
+        found.append([row["cross_entropy"] for row in keep_rows(folder / "metrics.jsonl", 8)])
     assert found[0][0] == pytest.approx(expected / count, rel=1e-4)
-    assert found[0][-1] < 0.7 * found[0][0]
+    assert found[0][-1] < 0.9 * found[0][0]
     assert found[1][:5] == pytest.approx(found[0][:5], rel=1e-3)
     with pytest.raises(TrainingError, match="there is no reply to learn"):
         train(model, records(model), settings(**values), tmp_path / "none", seed=3, progress=False)
