@@ -27,7 +27,7 @@ from srum.models.bagel.memory import QUESTIONS, TEXT, Sizes, stage_needs
 from srum.models.base import Decoding, Question, Sampling
 from srum.records import Candidate
 from train.data import TrainingRecord
-from train.trainer import frozen_copy, make_batch, trainable_parameters, update
+from train.trainer import Trainer, trainable_parameters
 
 SIZE = (SIDE, SIDE)
 SHORT = Sampling(size=SIZE, timesteps=3, guidance_interval=(0.0, 1.0))
@@ -62,11 +62,9 @@ def training(scope: str) -> Callable[[Bagel, int], None]:
             for n in map(str, range(images))
         ]  # fmt: skip
         with trainable_parameters(model, scope) as parameters:
-            old = frozen_copy(model)
-            optimizer = torch.optim.AdamW(list(parameters.values()), config.lr)
+            trainer = Trainer(model, records, config, seed=0, trained=list(parameters))
             for step in range(2):
-                batch = make_batch(model, records, [map_] * images, config, seed=0, step=step)
-                update(model, old, batch, list(parameters.values()), optimizer, config, step=step)
+                trainer.step(step)
 
     return work
 

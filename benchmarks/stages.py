@@ -39,7 +39,7 @@ from srum.shapes.prompts import sample_prompt
 from srum.shapes.render import render
 from srum.shapes.scenes import IMAGE_SIZE, Thing, sample_scene
 from train.data import TrainingRecord
-from train.trainer import frozen_copy, make_batch, trainable_parameters, update
+from train.trainer import Trainer, trainable_parameters
 
 SIZE = (IMAGE_SIZE, IMAGE_SIZE)
 MAX_TOKENS = 48  # of a reply
@@ -123,15 +123,13 @@ def training(model: Bagel, items: Sequence[Item]) -> Comparison:
         _record(model, index, item, x)
         for index, (item, x) in enumerate(zip(items, _encode(model, pixels), strict=True))
     ]
-    credits = [record.reward_map for record in records]
     with trainable_parameters(model, config.trainable) as parameters:
-        old = frozen_copy(model)
-        optimizer = torch.optim.AdamW(list(parameters.values()), config.lr)
+        trainer = Trainer(model, records, config, seed=0, trained=list(parameters))
 
     def step(records: Sequence[TrainingRecord]) -> None:
-        with trainable_parameters(model, config.trainable) as parameters:
-            batch = make_batch(model, records, credits, config, seed=0, step=0)
-            update(model, old, batch, list(parameters.values()), optimizer, config, step=0)
+        trainer.records = records
+        with trainable_parameters(model, config.trainable):
+            trainer.step(0)
 
     def plain() -> None:
         step([replace(record, latent=x) for record, x in zip(records, _encode(model, pixels), strict=True)])

@@ -157,6 +157,37 @@ class RewardConfig(Section):
         return self
 
 
+class LoraConfig(Section):
+    """LoRA (peft): train low-rank updates of the linear layers of what ``trainable`` names, not the weights."""
+
+    rank: Annotated[int, Field(ge=0)] = 0  # of an update; 0 trains the weights themselves
+    alpha: Count = 32  # an update counts alpha / rank times
+    target: Literal["all", "attention"] = "all"  # which linear layers: all, or those of attention
+
+
+class MemoryConfig(Section):
+    """What training does to fit (docs/training.md); none of it changes the objective."""
+
+    pack_tokens: Count | None = None  # a batch runs in packs of at most so many tokens; null: in one pack per process
+    checkpoint_activations: bool = False  # keep no layer's activations for the backward pass: compute them again
+    frozen: Literal["fp32", "bf16"] = "fp32"  # weights that are not trained; those that are, are always fp32
+    optimizer: Literal["fp32", "int8"] = "fp32"  # AdamW's two averages; int8 needs torchao
+
+
+class ValidationConfig(Section):
+    """The loss on prompts that are not trained on, with the same noise every time."""
+
+    share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0  # of the prompts, kept from training; 0: no validation
+    every: Count = 50  # steps, and after the last
+
+
+class RepliesConfig(Section):
+    """The judge's own replies, learned as text, so that judging does not decay while it is trained too."""
+
+    weight: Annotated[float, Field(ge=0.0)] = 0.0  # of their cross-entropy, a mean over tokens; 0: none
+    batch_size: Count = 16  # replies per step
+
+
 class TrainConfig(Section):
     """One training stage: the objective, the optimiser, what is trained."""
 
@@ -181,11 +212,30 @@ class TrainConfig(Section):
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the device multiplies it natively
     checkpoint_every: Count = 50  # steps
     plan_in_context: bool = False  # train with the candidate's planning text before the image
+    ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0  # decay of the weights' running average, then published; 0: none
+    on_nonfinite: Literal["stop", "skip"] = "stop"  # a loss or gradient that is no number: stop, or leave the step out
+    probes: Annotated[int, Field(ge=0)] = 0  # candidates sampled again before training, to find a wrong checkpoint
+    lora: LoraConfig = LoraConfig()
+    memory: MemoryConfig = MemoryConfig()
+    validation: ValidationConfig = ValidationConfig()
+    replies: RepliesConfig = RepliesConfig()
 
     @model_validator(mode="after")
     def _warmup_ends(self) -> TrainConfig:
         if self.warmup_steps >= self.steps:
             raise ValueError(f"warmup_steps: {self.warmup_steps} leaves nothing of steps={self.steps}")
+        return self
+
+    @model_validator(mode="after")
+    def _no_contradiction(self) -> TrainConfig:
+        if self.memory.frozen == "bf16" and self.precision != "bf16":
+            raise ValueError(f"memory.frozen: bf16 weights need precision=bf16, got {self.precision}")
+        if self.memory.frozen == "bf16" and self.trainable == "all" and not self.lora.rank:
+            raise ValueError("memory.frozen: nothing is frozen while trainable is all, without lora")
+        if self.replies.weight and self.trainable != "all":
+            raise ValueError("replies.weight: nothing that reads and writes text is trained unless trainable is all")
+        if self.memory.optimizer == "int8" and self.eps < 1e-8:
+            raise ValueError(f"eps: {self.eps} is below what averages of 8 bits tell from 0; use 1e-8 or more")
         return self
 
 
@@ -203,6 +253,7 @@ class RunConfig(Section):
     compile: bool = False  # the model's layers, by torch.compile (docs/performance.md); needs a C++ compiler
     seed: Annotated[int, Field(ge=0)] = 0
     rounds: Count = 4
+    compare: bool = True  # train the arms sft and srum_paper too, beside the configured one
     prompts: str = "train"  # a set of the embedded world, or the path of a .jsonl or .txt file
     prompt_count: Count = 288  # prompts per round, drawn anew each round; all of a file that has no more
     candidates_per_prompt: Count = 4
@@ -219,6 +270,8 @@ class RunConfig(Section):
             raise ValueError(
                 "candidates_per_prompt: region_nft compares the candidates of a prompt; it needs at least 2"
             )
+        if self.train.replies.weight and (self.judge.view != "boxes" or self.judge.think):
+            raise ValueError("train.replies.weight: replies are learned with judge.view=boxes and judge.think=false")
         if self.train.plan_in_context and not self.rollout.plan:
             raise ValueError("train.plan_in_context: there is no plan to train with while rollout.plan is false")
         return self

@@ -11,10 +11,12 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
@@ -35,6 +37,7 @@ from srum.reward_map import Skipped, centred, rasterize, sample_score
 from srum.rollout import choose_prompts, rollout
 from srum.run_dir import (
     ImageError,
+    RunError,
     StageTimer,
     atomic,
     claim_run,
@@ -48,8 +51,10 @@ from srum.run_dir import (
     write_text,
 )
 from srum.seeding import seed_for
-from train.data import load_training_records
-from train.trainer import train
+from train.data import load_replies, load_training_records
+from train.probes import check_reproduction, probed
+from train.sharding import Processes, connected
+from train.trainer import DTYPES, train
 
 if TYPE_CHECKING:
     from srum.models.bagel import Bagel
@@ -89,6 +94,8 @@ def arms(config: RunConfig) -> dict[str, TrainConfig]:
 
     ``srum_paper`` needs signed maps, and is left out of a run whose maps are not.
     """
+    if not config.compare:
+        return {MAIN: config.train}
     paper: dict[str, Any] = {"objective": "srum", "constraint_weight": 0.5, "use_layout": True, "credit": "region"}
     found = {"sft": config.train.model_copy(update={"objective": "sft"})}
     if config.reward.mapping == "signed":
@@ -96,9 +103,9 @@ def arms(config: RunConfig) -> dict[str, TrainConfig]:
     return found | {MAIN: config.train}
 
 
-def load_model(config: RunConfig, weights: str) -> Bagel:
+def load_model(config: RunConfig, weights: str, dtype: torch.dtype = torch.float32) -> Bagel:
     """The model with these weights, compiled where the config says so."""
-    model = models.load(weights)
+    model = models.load(weights, dtype=dtype)
     if config.compile:
         model.compile()
     return model
@@ -255,13 +262,18 @@ def _count(kinds: Iterable[str | None]) -> dict[str, int]:
 def train_stage(run: Run, k: int) -> None:
     """train/ARM/: every arm goes on from its own weights, on the same candidates, with the same noise."""
     records, unrewarded = load_training_records(run.round(k))
-    console.print(f"{run.round(k).name}: training on {len(records)} candidates, {unrewarded} have no reward map")
+    if Processes.here().rank == 0:
+        console.print(f"{run.round(k).name}: training on {len(records)} candidates, {unrewarded} have no reward map")
     for arm, config in arms(run.config).items():
         folder = run.train_dir(arm, k)
         if (folder / "model").exists():
             continue
-        model = load_model(run.config, run.weights(arm, k))
-        train(model, records, config, folder, seed_for(run.config.seed, k, "train"), progress=sys.stderr.isatty())
+        model = load_model(run.config, run.weights(arm, k), DTYPES[config.memory.frozen])
+        if arm == MAIN or k == 0:  # these weights made the candidates
+            check_reproduction(model, probed(records, config.probes))
+        replies = load_replies(run.round(k), run.config.judge.instructions) if config.replies.weight else []
+        seed, progress = seed_for(run.config.seed, k, "train"), sys.stderr.isatty()
+        train(model, records, config, folder, seed, progress, replies)
 
 
 STAGES: dict[str, Callable[[Run, int], None]] = {
@@ -274,9 +286,15 @@ STAGES: dict[str, Callable[[Run, int], None]] = {
 
 
 def perform(run: Run, name: str, k: int) -> None:
-    """One stage of round ``k``, timed; nothing is done again that is finished."""
-    with run.timer.stage(f"{run.round(k).name}/{name}"):
-        STAGES[name](run, k)
+    """One stage of round ``k``, timed; nothing is done again that is finished.
+
+    Training may run in the processes of ``torchrun``; RunError for another stage in them.
+    """
+    with connected() as processes:
+        if processes.count > 1 and name != "train":
+            raise RunError(f"{name} runs in one process; torchrun is for srum train alone")
+        with run.timer.stage(f"{run.round(k).name}/{name}") if processes.rank == 0 else nullcontext():
+            STAGES[name](run, k)
 
 
 # --- the whole run

@@ -6,7 +6,7 @@
       round-000/
         prompts.jsonl candidates.jsonl regions.jsonl judgements.jsonl rewards.jsonl  counts.json
         images/ latents/ rewards/         PNG and safetensors, addressed by candidate id
-        train/ARM/                        metrics.jsonl, checkpoints/, model/ (official layout)
+        train/ARM/                        metrics.jsonl, checkpoints/, model/ (official layout), adapter/ (LoRA)
 
 A stage cuts its items into fixed batches, in order. A finished batch is one shard, ``candidates.parts/00003.jsonl``;
 when all are there they become ``candidates.jsonl``, and the stage is finished. Files and shards appear by rename, so a

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +45,23 @@ class FakeModel(nn.Module):
         self.generation = nn.Linear(CHANNELS + 1, CHANNELS)
 
     @classmethod
-    def load(cls, name_or_path: str, device: str | None = None) -> FakeModel:
+    def load(cls, name_or_path: str, device: str | None = None, dtype: torch.dtype = torch.float32) -> FakeModel:
         """``srum-tiny`` is the untrained model; anything else is a folder that ``save`` wrote."""
         model = cls()
         if name_or_path != "srum-tiny":
             model.load_state_dict(load_file(Path(name_or_path) / "ema.safetensors"))
         return model
 
-    def save(self, folder: Path) -> None:
+    @property
+    def network(self) -> nn.Module:
+        return self
+
+    def layers(self) -> list[nn.Module]:
+        return [self.generation]
+
+    def save(self, folder: Path, dtype: torch.dtype, weights: Mapping[str, Tensor]) -> None:
         folder.mkdir(parents=True)
-        save_file(self.state_dict(), folder / "ema.safetensors")
+        save_file(dict(weights), folder / "ema.safetensors")
 
     def generate(
         self, prompts: Sequence[str], sampling: Sampling, seeds: Sequence[int], plan: bool = False
@@ -105,6 +112,9 @@ class FakeModel(nn.Module):
             for latent, eps, time in zip(latents, noise, t, strict=True)
         ]
         return torch.cat(rows)
+
+    def length(self, sample: Sequence[Segment]) -> int:
+        return sum(len(self.tokens(segment.latent)) for segment in sample if segment.latent is not None)
 
     def velocity(self, batch: Any) -> TrainingForward:
         return TrainingForward(self.generation(batch), torch.empty(0))

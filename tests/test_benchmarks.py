@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from benchmarks import attention, judge, lab, medium, memory, rasterizer, real_size, report, stages
+from benchmarks import attention, judge, lab, medium, memory, rasterizer, real_size, report, stages, training
 from srum import models
+from srum.models.bagel import Bagel
 from tests.fakes import FakeModel
 
 GOLDEN = Path(__file__).parent / "golden" / "bagel" / "checkpoint"
@@ -59,6 +61,28 @@ def test_the_real_size_at_a_small_one(capsys: pytest.CaptureFixture[str]) -> Non
     assert [row[1].strip() for row in rows] == ["1 images", "2 images", "1 texts"]
     for row in rows[:2]:
         assert 0 < float(row[4].strip(" %")) < 100
+
+
+def test_every_way_of_a_training_step_learns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two images of unlike size at the smallest network: each way moves the generation expert and nothing else."""
+    model = Bagel.load(GOLDEN)
+    monkeypatch.setattr(training, "SIZES", ((32, 48), (64, 32)))
+    steps = training.ways(model, 2)
+    assert len(steps) == training.WAYS
+    own = {name for name, _ in model.generation_parameters()}
+    for step in steps.values():
+        before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        step()
+        changed = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+        assert changed and changed <= own
+
+
+@pytest.mark.slow
+def test_a_training_step_prints_ratios_and_bytes(capsys: pytest.CaptureFixture[str]) -> None:
+    training.main(["--images", "2", "--repeats", "1"])
+    rows = [numbers_of(line) for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    assert len(rows) == training.WAYS and all(peak > 0 for *_, peak in rows)
+    assert rows[-1][2] == pytest.approx(rows[0][0] / rows[-1][0], rel=0.1)
 
 
 @pytest.mark.slow

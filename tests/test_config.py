@@ -27,8 +27,25 @@ def test_overrides_win_over_the_file_and_later_ones_over_earlier(tmp_path: Path)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_presets_load(path: Path) -> None:
+def test_presets_load_and_say_how_to_start(path: Path) -> None:
     load_config(path)
+    header = path.read_text().partition("\nmodel:")[0]
+    assert f"configs/{path.name}" in header and ("srum train" in header or "srum run" in header)
+
+
+def test_the_presets_of_the_paper_and_of_the_released_code() -> None:
+    """Table 6 of the paper, and what the released launch script sets instead."""
+    recipe = {"betas": (0.9, 0.95), "eps": 1e-15, "weight_decay": 0.0, "clip": 1.0, "schedule": "constant"}
+    recipe |= {"objective": "srum", "constraint_weight": 0.5, "trainable": "all"}
+    paper, released = (load_config(CONFIGS / f"bagel-7b-{name}.yaml") for name in ("paper", "released"))
+    for config in (paper, released):
+        assert {name: getattr(config.train, name) for name in recipe} == recipe
+    own = [
+        (c.train.lr, c.train.warmup_steps, c.train.timestep_shift, c.train.memory.pack_tokens, c.reward.mapping)
+        for c in (paper, released)
+    ]
+    assert own == [(2.5e-5, 500, 4.0, 40960, "signed"), (2e-5, 100, 1.0, 9216, "reference")]
+    assert released.train.steps == 309
 
 
 def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:

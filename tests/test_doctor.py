@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from srum import models
 from srum.cli import app
 from srum.doctor import Machine, self_check, tables
 from srum.models.bagel import Bagel
-from srum.models.bagel.memory import Need, Sizes, stage_needs
+from srum.models.bagel.memory import Need, Recipe, Sizes, stage_needs, training_need
 from tests.fakes import released_config
 
 CHECKPOINT = Path(__file__).parent / "golden" / "bagel" / "checkpoint"
@@ -55,6 +57,22 @@ def test_bagel_needs_what_its_size_says(tmp_path: Path) -> None:
     once = {name: need.once / 1e9 for name, need in stage_needs(config, sizes, (1024, 1024), bfloat16=False).items()}
     assert once["rollout"] == once["judging"] == pytest.approx(4 * (14.607260128 + 0.083819683))
     assert once["training, all weights"] - once["rollout"] == pytest.approx(16 * 14.607260128)
+
+
+def test_the_tiers_of_the_documentation_are_the_estimates(tmp_path: Path) -> None:
+    config = released_config(tmp_path)
+    sizes = Sizes.of(config)
+    lora, expert = Recipe(lora_rank=64, frozen=2, recompute=True), Recipe(frozen=2, recompute=True)
+    everything = Recipe(everything=True, recompute=True, compares=False, processes=8)
+    recipes = [lora, replace(lora, processes=2), expert, replace(expert, averages=2)]
+    recipes += [replace(expert, processes=4), replace(expert, processes=8), everything]
+    text = (Path(__file__).parents[1] / "docs" / "training.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"48 GB \| 80 GB \|\n\|[-|]+\n(.*?)\n\n", text, re.S)
+    for line, recipe in zip(table.splitlines(), recipes, strict=True):
+        need = training_need(config, sizes, (1024, 1024), True, recipe)
+        fits = [str(need.images(int(0.95 * tier * 10**9)) or "no") for tier in (24, 48, 80)]
+        numbers = [str(recipe.processes), f"{need.once / 1e9:.0f}", f"{need.per_image / 1e9:.1f}", *fits]
+        assert [cell.strip() for cell in line.strip("|").split("|")][1:] == numbers
 
 
 def test_training_and_sampling_agree() -> None:

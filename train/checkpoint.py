@@ -1,7 +1,8 @@
-"""Checkpoints of a training run: ``step-00000050/`` with weights, optimiser and facts.
+"""Checkpoints of a training run: ``step-00000050/`` with tensors (torch.distributed.checkpoint) and facts.
 
-A checkpoint appears by the rename of a complete folder, so whichever exists is whole. The last two are kept. The last
-step's has no optimiser: nothing follows it.
+Every process writes its own part, and reads whatever part it needs, so that a run goes on with another number of
+processes. A checkpoint appears by the rename of a complete folder: whichever exists is whole. The last two are kept.
+The last step's has no optimiser: nothing follows it.
 """
 
 from __future__ import annotations
@@ -9,73 +10,120 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.nn import Parameter
 from torch.optim import Optimizer
+
+from train.optimizer import optimizer_state, start_optimizer
+from train.sharding import Processes
 
 KEPT = 2
 
 Identity = Mapping[str, str]
+State = dict[str, dict[str, Any]]  # part of the state -> name of the parameter -> tensor, or tensors by name
 
 
 class CheckpointMismatch(ValueError):
     """The folder holds the checkpoints of another training run."""
 
 
-def save_checkpoint(
-    folder: Path, step: int, identity: Identity, parameters: Mapping[str, Tensor], optimizer: Optimizer | None
-) -> None:
-    """Write the state after ``step`` steps and drop all but the last two checkpoints.
+class Checkpoints:
+    """The checkpoints in ``folder`` of the run that ``identity`` names: what it depends on, part -> digest.
 
-    ``identity`` names what the run depends on (config, seed, data, model): part -> digest.
+    ``background``: write while the training goes on, from a copy on the CPU.
     """
-    final = folder / f"step-{step:08d}"
-    partial = folder / f".{final.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    weights = {name: parameter.detach().cpu().contiguous() for name, parameter in parameters.items()}
-    save_file(weights, partial / "weights.safetensors")
-    if optimizer is not None:
-        torch.save(optimizer.state_dict(), partial / "optimizer.pt")
-    (partial / "state.json").write_text(json.dumps({"step": step, "identity": dict(identity)}))
-    for path in partial.iterdir():
-        with path.open("rb+") as file:
-            os.fsync(file.fileno())
-    partial.rename(final)
-    for old in list_checkpoints(folder)[:-KEPT]:
-        shutil.rmtree(old)
+
+    def __init__(self, folder: Path, identity: Identity, processes: Processes, background: bool = False) -> None:
+        self.folder, self.identity, self.processes, self.background = folder, identity, processes, background
+        # a group of its own: its messages must not mix with those of the steps that go on meanwhile
+        self.group = dist.new_group(backend="gloo") if processes.count > 1 else None
+        self._writing: tuple[int, Future[Any]] | None = None
+
+    def save(self, step: int, state: State, finished: bool) -> None:
+        """Write the state after ``step`` steps; with ``finished`` none follow. It is there after ``complete``."""
+        self.complete()
+        partial = self._path(step, ".{}.partial")
+        if self.processes.rank == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            facts = {"step": step, "finished": finished, "identity": dict(self.identity)}
+            with (partial / "state.json").open("w") as file:
+                json.dump(facts | {"optimizer": sorted(state.get("optimizer", ()))}, file)
+                file.flush()
+                os.fsync(file.fileno())
+        self.processes.wait()
+        where: dict[str, Any] = {"checkpoint_id": partial, "process_group": self.group, "no_dist": self.group is None}
+        if self.background and not finished:
+            with _single_process_is_fine():
+                written = dcp.async_save(state, **where)
+            assert isinstance(written, Future)
+            self._writing = step, written
+        else:
+            with _single_process_is_fine():
+                dcp.save(state, **where)
+            self._appear(step)
+
+    def complete(self) -> None:
+        """Wait for the checkpoint that is being written."""
+        if self._writing is not None:
+            step, written = self._writing
+            self._writing = None
+            written.result()
+            self._appear(step)
+
+    def _appear(self, step: int) -> None:
+        """Name the checkpoint and drop all but the last."""
+        self.processes.wait()
+        if self.processes.rank == 0:
+            self._path(step, ".{}.partial").rename(self._path(step))
+            for old in list_checkpoints(self.folder)[:-KEPT]:
+                shutil.rmtree(old)
+        self.processes.wait()
+
+    def _path(self, step: int, pattern: str = "{}") -> Path:
+        return self.folder / pattern.format(f"step-{step:08d}")
+
+    def resume(self, state: State, parameters: Mapping[str, Parameter], optimizer: Optimizer) -> int:
+        """Load the newest checkpoint into ``state`` and the optimiser; the number of steps done (0: there is none).
+
+        Raises CheckpointMismatch where the checkpoint's run and this one differ. A finished run takes any model: its
+        weights are all there.
+        """
+        checkpoints = list_checkpoints(self.folder)
+        if not checkpoints:
+            return 0
+        newest = checkpoints[-1]
+        facts = json.loads((newest / "state.json").read_text())
+        differing = [name for name, digest in self.identity.items() if facts["identity"].get(name) != digest]
+        if set(differing) - ({"model"} if facts["finished"] else set()):
+            raise CheckpointMismatch(
+                f"{newest} belongs to another training run (different: {', '.join(differing)}); "
+                "pass what the run was started with, or use another folder"
+            )
+        if not facts["finished"]:
+            start_optimizer(optimizer, {name: parameters[name] for name in facts["optimizer"]})
+            state = state | {"optimizer": optimizer_state(optimizer, parameters)}
+        with _single_process_is_fine():
+            dcp.load(state, checkpoint_id=newest, process_group=self.group, no_dist=self.group is None)
+        return int(facts["step"])
+
+
+@contextmanager
+def _single_process_is_fine() -> Iterator[None]:
+    """torch warns of every save and load outside a process group, wanted or not."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        yield
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
     return sorted(folder.glob("step-*"))
-
-
-def resume(folder: Path, identity: Identity, parameters: Mapping[str, Tensor], optimizer: Optimizer) -> int:
-    """Load the newest checkpoint into the parameters and the optimiser; the number of steps done (0: there is none).
-
-    Raises CheckpointMismatch where the checkpoint's run and this one differ. A finished run takes any model: its
-    weights are all there.
-    """
-    checkpoints = list_checkpoints(folder)
-    if not checkpoints:
-        return 0
-    newest = checkpoints[-1]
-    state = json.loads((newest / "state.json").read_text())
-    finished = not (newest / "optimizer.pt").exists()
-    differing = [name for name, digest in identity.items() if state["identity"].get(name) != digest]
-    if set(differing) - ({"model"} if finished else set()):
-        raise CheckpointMismatch(
-            f"{newest} belongs to another training run (different: {', '.join(differing)}); "
-            "pass what the run was started with, or use another folder"
-        )
-    with torch.no_grad():
-        for name, weight in load_file(newest / "weights.safetensors").items():
-            parameters[name].copy_(weight)
-    if not finished:
-        optimizer.load_state_dict(torch.load(newest / "optimizer.pt", map_location="cpu", weights_only=True))
-    return int(state["step"])

@@ -1,16 +1,21 @@
-"""What training reads of a round: candidates, their latents, their reward maps."""
+"""What training reads of a round: candidates, their latents, their reward maps, the judge's replies."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from PIL.Image import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from srum.records import Candidate, RewardMap
+from judging.instructions import load_instructions
+from srum.models.base import Segment
+from srum.records import Candidate, Grounding, Judged, Judgement, RewardMap
 from srum.run_dir import read_records
+from srum.seeding import seed_for
 
 ROUNDING = 1e-5  # how far float32 arithmetic may carry a reward past its range
 
@@ -47,6 +52,57 @@ def load_training_records(round_dir: Path | str) -> tuple[list[TrainingRecord], 
     rewards = {reward.candidate_id: reward for reward in read_records(folder / "rewards.jsonl", RewardMap)}
     judged = [candidate for candidate in candidates if candidate.id in rewards]
     return [_load(folder, candidate, rewards[candidate.id]) for candidate in judged], len(candidates) - len(judged)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the judge was asked about an image (a file), and what it replied."""
+
+    id: str
+    image: Path
+    question: str
+    text: str
+
+    def segments(self, image: Image | None = None) -> list[Segment]:
+        """The image as it was seen (left out where None), the question, and the reply with its loss."""
+        seen = [Segment("seen", image=image)] if image is not None else []
+        return [*seen, Segment("text", text=self.question), Segment("text", text=self.text, loss=True)]
+
+
+def load_replies(round_dir: Path | str, instructions: str) -> list[Reply]:
+    """The replies of a round's judgements that could be read at once, and their questions by these ``instructions``."""
+    folder, asked = Path(round_dir), load_instructions(instructions)
+    candidates = {candidate.id: candidate for candidate in read_records(folder / "candidates.jsonl", Candidate)}
+    proposed = {found.candidate_id: found.regions for found in read_records(folder / "regions.jsonl", Grounding)}
+    replies = []
+    for judgement in read_records(folder / "judgements.jsonl", Judgement):
+        candidate = candidates[judgement.candidate_id]
+        regions = {region.id: region for region in proposed[candidate.id]}
+        size = asked.regions_per_question
+        topics = [judgement.regions[first : first + size] for first in range(0, len(judgement.regions), size)]
+        questions = [asked.about_regions(candidate.prompt, [regions[said.region_id] for said in own]) for own in topics]
+        said: list[Sequence[Judged]] = [*topics, [judgement.layout]]
+        for number, (question, own) in enumerate(
+            zip([*questions, asked.about_layout(candidate.prompt)], said, strict=True)
+        ):
+            if all(one.failure is None and one.attempts == 1 and one.raw for one in own):
+                replies.append(Reply(f"{candidate.id}/{number}", folder / candidate.image, question, own[0].raw))
+    return replies
+
+
+def hold_out(
+    records: Sequence[TrainingRecord], share: float, seed: int
+) -> tuple[list[TrainingRecord], list[TrainingRecord]]:
+    """The records to train on, and those of a ``share`` of the prompts, drawn by ``seed``, to validate with.
+
+    A share above 0 is at least one prompt.
+    """
+    prompts = sorted({r.candidate.prompt_id for r in records}, key=lambda name: seed_for(seed, "validation", name))
+    chosen = set(prompts[: max(1, round(share * len(prompts))) if share else 0])
+    return (
+        [record for record in records if record.candidate.prompt_id not in chosen],
+        [record for record in records if record.candidate.prompt_id in chosen],
+    )
 
 
 def _load(folder: Path, candidate: Candidate, reward: RewardMap) -> TrainingRecord:

@@ -1,71 +1,66 @@
 """The trainer: one loop, in which an objective is data (segments) and per-token weights.
 
-Time runs from 0 (clean) to 1 (noise), the target is u = eps - x (``srum.flow``). Every sample draws its noise, timestep
-and text dropout from its own seed (run, epoch, candidate), so that the batch size and an interruption change none of
-them. Left out on purpose: gradient accumulation, weight averaging, several processes.
+Time runs from 0 (clean) to 1 (noise), the target is u = eps - x (``srum.flow``). A step's samples run in packs, one
+after the other and side by side in several processes; the loss is the mean over all tokens of the step, so that
+neither changes it (``train.sequences``, ``train.sharding``).
 """
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
-import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
+from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from srum.config import TrainConfig
-from srum.flow import sample_timesteps, velocity_target
 from srum.models import native_bfloat16
-from srum.models.base import Segment, TrainingForward
-from srum.seeding import seed_for
-from train.checkpoint import resume, save_checkpoint
-from train.data import TrainingRecord
-from train.metrics import append_row, keep_rows, loss_by_timestep
-from train.objectives import (
-    Terms,
-    region_nft_terms,
-    sample_advantages,
-    sft_terms,
-    spread_by_blame,
-    srum_terms,
-    srum_weight,
+from srum.run_dir import open_image
+from train import lora
+from train.checkpoint import Checkpoints, State
+from train.data import Reply, TrainingRecord, hold_out
+from train.metrics import TIMESTEP_BINS, Log, token_means, token_sums
+from train.objectives import Terms, region_nft_terms, sft_terms, srum_terms, srum_weight
+from train.optimizer import make_optimizer, optimizer_state, set_rate
+from train.probes import probed, sample_again
+from train.sequences import (
+    Pack,
+    Sample,
+    TrainingError,
+    at_every_timestep,
+    cut,
+    draw,
+    draw_order,
+    generator_for,
+    make_pack,
+    segments,
+    token_credits,
 )
+from train.sharding import Processes, shard, whole
+from train.weights import Copy, TrainableModel, digest, publish, recomputed, trainable_parameters
+
+__all__ = [
+    "NonFiniteError",
+    "TrainResult",
+    "Trainer",
+    "TrainingError",
+    "token_credits",
+    "train",
+    "trainable_parameters",
+]
 
 
-class TrainableModel(Protocol):
-    """What the trainer asks of a model; the first four are those of ``srum.models.base.UnifiedModel``."""
-
-    @property
-    def device(self) -> torch.device: ...
-
-    def tokens(self, latent: Tensor) -> Tensor: ...
-
-    def pack(self, samples: Sequence[Sequence[Segment]], noise: Sequence[Tensor], t: Sequence[float]) -> object: ...
-
-    def velocity(self, batch: Any) -> TrainingForward: ...
-
-    def named_parameters(self) -> Iterable[tuple[str, Parameter]]: ...
-
-    def generation_parameters(self) -> Iterable[tuple[str, Parameter]]:
-        """The generation expert: what ``trainable: generation`` trains."""
-        ...
-
-    def save(self, folder: Path) -> None:
-        """Write the weights in the model's published layout."""
-        ...
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on, or has done nothing."""
+T = TypeVar("T")
+IN_BACKGROUND = frozenset({"cuda"})  # devices that compute while a checkpoint is written
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class NonFiniteError(TrainingError):
@@ -78,25 +73,15 @@ class NonFiniteError(TrainingError):
 
 @dataclass(frozen=True)
 class TrainResult:
-    """``steps`` done in all, ``start`` of them before this call; the loss of every step; the folder of the weights."""
+    """``steps`` done in all, ``start`` of them before this call, and the folder of the weights.
+
+    ``losses`` of every step, in process 0; None where the step was left out (``on_nonfinite: skip``).
+    """
 
     steps: int
     start: int
-    losses: list[float]
+    losses: list[float | None]
     model: Path
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Samples of one step. Per-token tensors have the order of ``TrainingForward.velocity``."""
-
-    ids: list[str]
-    packed: object
-    v_target: Tensor  # (N, D)
-    credit: Tensor  # (N,): the reward R (srum), the advantage A (region_nft), one (sft)
-    alpha: Tensor  # (N,): the layout factor of Eq. 1
-    t: Tensor  # (N,)
-    sample: Tensor  # (N,): which sample of the batch the token belongs to
 
 
 def train(
@@ -106,215 +91,260 @@ def train(
     folder: Path | str,
     seed: int,
     progress: bool = True,
+    replies: Sequence[Reply] = (),
 ) -> TrainResult:
     """Train ``model`` in place and write ``metrics.jsonl``, ``checkpoints/`` and at the end ``model/`` into ``folder``.
 
-    An interrupted folder goes on from its newest checkpoint as if it had not stopped, bit for bit where the device's
-    kernels are deterministic; ``model`` must again be the one that entered, since region_nft compares with it. A
-    finished folder returns at once, its weights in ``model``. Raises NonFiniteError, TrainingError (no records, a map
-    that does not fit its latent, no weight changed) and CheckpointMismatch.
+    Where asked for, ``validation.jsonl`` and ``adapter/``, the LoRA updates in PEFT's format, which ``model/`` has
+    merged. An interrupted folder goes on from its newest checkpoint as if it had not stopped, bit for bit where the
+    device's kernels are deterministic and the number of processes is the same; ``model`` must again be the one that
+    entered, since region_nft compares with it. A finished folder returns at once, its weights in ``model``.
+
+    ``replies`` are learned as text where ``replies.weight`` is above zero.
+
+    In several processes (a process group of torch) all call this alike, with a folder that they share; the network of
+    ``model`` is then shared among them, and only ``model/`` has it whole.
+
+    Raises NonFiniteError, TrainingError (no records, a map that does not fit its latent, no weight changed, nor what
+    is sampled) and CheckpointMismatch.
     """
-    if not records:
+    training, held_out = hold_out(records, config.validation.share, seed)
+    if not training:
         raise TrainingError("there is nothing to train on: no candidate has a reward map")
+    if config.replies.weight and not replies:
+        raise TrainingError("train.replies.weight: there is no reply to learn; the judge's were unreadable, or forced")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoints, metrics = folder / "checkpoints", folder / "metrics.jsonl"
-    with trainable_parameters(model, config.trainable) as parameters:
-        old = frozen_copy(model) if config.objective == "region_nft" else None
-        before = digest(parameters)
+    processes = Processes.here()
+    first = processes.rank == 0
+    log = Log(folder if first else None)
+    probes = probed(records, config.probes)
+    sampled = sample_again(model, probes)
+    with ExitStack() as stack:
+        chosen = stack.enter_context(trainable_parameters(model, config.trainable))
         identity = {
             "config": hashlib.sha256(config.model_dump_json().encode()).hexdigest(),
             "seed": str(seed),
-            "records": records_digest(records),
-            "model": before,
+            "records": records_digest(records, replies if config.replies.weight else ()),
+            "model": digest(chosen),
         }
-        optimizer = torch.optim.AdamW(
-            list(parameters.values()), config.lr, config.betas, config.eps, config.weight_decay, foreach=False
-        )
-        start = resume(checkpoints, identity, parameters, optimizer)
-        losses = [row["loss"] for row in keep_rows(metrics, start)]
-        credits = token_credits(records, config)
-        for step in tqdm(range(start, config.steps), "train", config.steps, initial=start, disable=not progress):
-            batch = make_batch(model, records, credits, config, seed, step)
-            row = update(model, old, batch, list(parameters.values()), optimizer, config, step)
-            append_row(metrics, row)
+        trained = list(chosen)
+        if config.lora.rank:
+            trained = stack.enter_context(lora.adapted(model, chosen, config.lora, seed))
+        if config.memory.checkpoint_activations:
+            stack.enter_context(recomputed(model.layers()))
+        trainer = Trainer(model, training, config, seed, trained, held_out, replies, processes)
+        before = digest(trainer.parameters, processes)
+        checkpoints = Checkpoints(folder / "checkpoints", identity, processes, model.device.type in IN_BACKGROUND)
+        start = checkpoints.resume(trainer.state(), trainer.parameters, trainer.optimizer)
+        losses = [row["loss"] for row in log.keep("metrics", start)]
+        log.keep("validation", -(-start // config.validation.every))
+        for step in tqdm(
+            range(start, config.steps), "train", config.steps, initial=start, disable=not (progress and first)
+        ):
+            if held_out and step % config.validation.every == 0:
+                log.append("validation", {"step": step} | trainer.validate())
+            row = trainer.step(step)
+            log.append("metrics", row)
             losses.append(row["loss"])
             done, last = step + 1, step + 1 == config.steps
-            if last and digest(parameters) == before:
-                raise TrainingError(f"{config.steps} steps changed no weight: every gradient was zero")
+            if last and digest(trainer.parameters, processes) == before:
+                raise TrainingError(f"{config.steps} steps changed no weight: every gradient was zero or left out")
+            if last and held_out:
+                log.append("validation", {"step": done} | trainer.validate())
             if last or done % config.checkpoint_every == 0:
-                save_checkpoint(checkpoints, done, identity, parameters, None if last else optimizer)
-    if start < config.steps or not (folder / "model").exists():
-        publish(model, folder / "model")
+                checkpoints.save(done, trainer.state(with_optimizer=not last), finished=last)
+        adapter = trainer.settle()
+        after = trainer.run(lambda: sample_again(model, probes))
+    unpublished = processes.joined([not (folder / "model").exists()] if first else [])
+    if start < config.steps or any(unpublished):
+        if probes and all(torch.equal(a, b) for a, b in zip(sampled, after, strict=True)):
+            raise TrainingError(f"{config.steps} steps changed weights, but nothing that is sampled")
+        if adapter and first:
+            lora.save_adapter(adapter, config.lora, folder / "adapter")
+        publish(model, folder / "model", DTYPES[config.memory.frozen], processes)
     return TrainResult(steps=config.steps, start=start, losses=losses, model=folder / "model")
 
 
-@contextmanager
-def trainable_parameters(model: TrainableModel, scope: str) -> Iterator[dict[str, Parameter]]:
-    """The trained parameters by name; until the end of the block, the others require no gradients.
+class Trainer:
+    """A model on its way: the trained ``parameters`` by name, the optimiser, and what entered, where it is needed.
 
-    What the model itself holds fixed (position tables, the autoencoder) stays so under either scope.
+    The model must require gradients of the parameters ``trained`` alone, which become float32 here; in several
+    processes it is sharded here.
     """
-    free = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    generation = {id(parameter) for _, parameter in model.generation_parameters()}
-    chosen = {name: p for name, p in free.items() if scope == "all" or id(p) in generation}
-    try:
-        for name, parameter in free.items():
-            parameter.requires_grad_(name in chosen)
-        yield chosen
-    finally:
-        for parameter in free.values():
-            parameter.requires_grad_(True)
-            parameter.grad = None
+
+    def __init__(
+        self,
+        model: TrainableModel,
+        records: Sequence[TrainingRecord],
+        config: TrainConfig,
+        seed: int,
+        trained: Sequence[str],
+        held_out: Sequence[TrainingRecord] = (),
+        replies: Sequence[Reply] = (),
+        processes: Processes = Processes(),  # noqa: B008 (frozen)
+    ) -> None:
+        self.model, self.records, self.config, self.seed, self.processes = model, records, config, seed, processes
+        self.replies = replies
+        credits = token_credits([*records, *held_out], config)
+        self.credits = credits[: len(records)]
+        self.lengths = [model.length(segments(record, config.plan_in_context)) for record in records]
+        self.held_out = [
+            sample
+            for record, credit in zip(held_out, credits[len(records) :], strict=True)
+            for sample in at_every_timestep(model, record, credit, config, seed)
+        ]
+        auto = native_bfloat16(model.device)
+        self.bfloat16 = auto if config.precision == "auto" else config.precision == "bf16"
+        named = dict(model.named_parameters())
+        for name in trained:
+            named[name].data = named[name].data.float()
+        self.root = shard(model, processes, self.bfloat16) if processes.count > 1 else None
+        named = dict(model.named_parameters())
+        self.parameters = {name: named[name] for name in trained}
+        self.entered: Callable[[], AbstractContextManager[None]] | None = None
+        if config.objective == "region_nft":
+            self.entered = partial(lora.disabled, model.network) if config.lora.rank else Copy(self.parameters).in_place
+        self.average = Copy(self.parameters) if config.ema else None
+        self.optimizer = make_optimizer(list(self.parameters.values()), config)
+
+    def state(self, with_optimizer: bool = False) -> State:
+        """What a checkpoint holds: the trained weights and their average, which it shares, the optimiser's tensors."""
+        state: State = {"weights": {name: parameter.detach() for name, parameter in self.parameters.items()}}
+        if self.average is not None:
+            state["average"] = self.average.values
+        return state | {"optimizer": optimizer_state(self.optimizer, self.parameters)} if with_optimizer else state
+
+    def settle(self) -> dict[str, Tensor]:
+        """Give the network the weights that are published; the LoRA updates, whole, where there are any."""
+        if self.average is not None:
+            self.average.exchange()
+        if not self.config.lora.rank:
+            return {}
+        updates = {name: whole(parameter.detach()) for name, parameter in self.parameters.items()}
+        lora.merge(self.model.network)
+        return updates
+
+    def step(self, step: int) -> dict[str, Any]:
+        """One optimiser step; the row of metrics.
+
+        Where a loss or gradient is not finite no weight changes: NonFiniteError, or a row that says what was left out.
+        """
+        config, size = self.config, self.config.batch_size
+        lr = config.lr * lr_factor(step, config)
+        set_rate(self.optimizer, lr)
+        order = draw_order(len(self.records), step * size, (step + 1) * size, self.seed)
+        tokens = sum(self.credits[index].numel() for _, index in order)
+        self.optimizer.zero_grad()
+        sums: Tensor | float = 0.0
+        for members, counted in self.own_packs([self.lengths[index] for _, index in order]):
+            parts, weight, pack = self.terms([self.draw(*order[k]) for k in members])
+            terms = torch.stack(list(parts.values())).sum(dim=0)
+            loss = terms.sum() / tokens
+            bad = [] if torch.isfinite(loss) else pack.sample[~torch.isfinite(terms)].unique().tolist()
+            if named := self.processes.joined([pack.ids[index] for index in bad]):
+                return self.leave_out("loss", step, named)
+            (loss * (self.processes.count * counted)).backward()  # gradients become means over the processes
+            sums = sums + counted * token_sums(parts, weight, pack.t)
+        of_replies = self.learn_replies(step) if config.replies.weight else {}
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters.values(), config.clip, foreach=False))
+        if not torch.isfinite(norm):
+            return self.leave_out("gradient", step, [self.records[index].candidate.id for _, index in order])
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.follow(config.ema)
+        assert isinstance(sums, Tensor)
+        means = token_means(self.processes.total(sums), list(parts))
+        return {"step": step + 1, "loss": means.pop("loss"), "grad_norm": norm.item(), "lr": lr} | of_replies | means
+
+    def learn_replies(self, step: int) -> dict[str, float]:
+        """Gradients of the cross-entropy of the step's replies, a mean over their tokens, times its weight."""
+        settings = self.config.replies
+        order = draw_order(len(self.replies), step * settings.batch_size, (step + 1) * settings.batch_size, self.seed)
+        chosen = [self.replies[index] for _, index in order]
+        samples = [reply.segments(self.model.resized(open_image(reply.image))) for reply in chosen]
+        tokens = sum(self.model.length(sample[-1:]) - 1 for sample in samples)  # every token but the first is a target
+        total = torch.zeros(1, dtype=torch.float64)
+        for members, counted in self.own_packs([self.model.length(sample) for sample in samples]):
+            _, logits, labels = self.forward(self.model.pack([samples[k] for k in members], [], []))
+            loss = cross_entropy(logits, labels, reduction="sum") / tokens
+            (loss * (settings.weight * self.processes.count * counted)).backward()
+            total += counted * loss.detach().double().cpu()
+        return {"cross_entropy": self.processes.total(total).item()}
+
+    def leave_out(self, what: str, step: int, candidates: list[str]) -> dict[str, Any]:
+        """The row of a step that was left out, or NonFiniteError."""
+        if self.config.on_nonfinite == "stop":
+            raise NonFiniteError(what, step, candidates)
+        self.optimizer.zero_grad()
+        nothing = {"loss": None, "loss_by_timestep": [None] * TIMESTEP_BINS}
+        return {"step": step + 1, "non_finite": what, "candidates": candidates} | nothing
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, Any]:
+        """Means of the objective over the samples that are held out, each at one timestep of every bin."""
+        sums: Tensor | float = 0.0
+        for start in range(0, len(self.held_out), self.config.batch_size):
+            samples = self.held_out[start : start + self.config.batch_size]
+            for members, counted in self.own_packs([self.model.length(sample.segments) for sample in samples]):
+                parts, weight, pack = self.terms([samples[k] for k in members])
+                sums = sums + counted * token_sums(parts, weight, pack.t)
+        assert isinstance(sums, Tensor)
+        return token_means(self.processes.total(sums), list(parts))
+
+    def own_packs(self, lengths: Sequence[int]) -> list[tuple[list[int], bool]]:
+        """This process's packs of samples of ``lengths``, the places of each, and whether a pack counts.
+
+        All processes have the same number, since they gather weights and sum gradients together; where there are fewer
+        samples than processes, a pack of another stands in that does not count.
+        """
+        packs = cut(lengths, self.config.memory.pack_tokens, self.processes.count)
+        own = packs[self.processes.rank :: self.processes.count]
+        return [(pack or packs[0], bool(pack)) for pack in own]
+
+    def draw(self, epoch: int, index: int) -> Sample:
+        """The record as this epoch sees it."""
+        record = self.records[index]
+        generator = generator_for(self.seed, epoch, record.candidate.id)
+        return draw(self.model, record, self.credits[index], self.config, generator)
+
+    def terms(self, samples: Sequence[Sample]) -> tuple[Terms, Tensor, Pack]:
+        """The parts of the objective and the weight of the squared error in it, (N,) each, and the pack they are of."""
+        pack = make_pack(self.model, samples, self.config.use_layout)
+        v_old = None
+        if self.entered is not None:
+            with torch.no_grad(), self.entered():
+                v_old = self.predict(pack)
+        return *objective_terms(self.predict(pack), v_old, pack, self.config), pack
+
+    def predict(self, pack: Pack) -> Tensor:
+        """The model's velocity (N, D) in float32."""
+        return self.forward(pack.packed)[0]
+
+    def forward(self, packed: object) -> tuple[Tensor, Tensor, Tensor]:
+        """Velocity (N, D) and logits (M, V) in float32, and the labels (M,) of these."""
+
+        def work() -> tuple[Tensor, Tensor, Tensor]:
+            with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bfloat16):
+                found = self.model.velocity(packed)
+                return found.velocity.float(), found.logits.float(), found.labels
+
+        return self.run(work)
+
+    def run(self, work: Callable[[], T]) -> T:
+        """Do ``work`` with the network, gathered where it is sharded."""
+        return work() if self.root is None else self.root(work)
 
 
-def frozen_copy(model: TrainableModel) -> TrainableModel:
-    """The model as it is now, sharing with it the parameters that are not trained."""
-    shared = {id(parameter): parameter for _, parameter in model.named_parameters() if not parameter.requires_grad}
-    old = copy.deepcopy(model, shared)  # type: ignore[arg-type]
-    for _, parameter in old.named_parameters():
-        parameter.requires_grad_(False)
-    return old
-
-
-def token_credits(records: Sequence[TrainingRecord], config: TrainConfig) -> list[Tensor]:
-    """What each record's tokens are weighted with, (h, w) each: R of Eq. 1, the advantage of region_nft, or one.
-
-    With ``credit: sample`` the candidate's one score, on the map's scale, stands in every cell.
-    """
-    maps = [record.reward_map for record in records]
-    if config.objective == "sft":
-        return [torch.ones_like(values) for values in maps]
-    if config.objective == "srum":
-        return maps if config.credit == "region" else [torch.full_like(r.reward_map, r.mapped_score) for r in records]
-    scores = torch.tensor([record.sample_score for record in records])
-    groups = [record.candidate.prompt_id for record in records]
-    advantages = sample_advantages(scores, groups, config.advantage_offset).tolist()
-    if config.credit == "sample":
-        return [torch.full_like(values, a) for values, a in zip(maps, advantages, strict=True)]
-    return [spread_by_blame(a, r.reward_map, r.mapping) for a, r in zip(advantages, records, strict=True)]
-
-
-def draw_order(count: int, start: int, stop: int, seed: int) -> list[tuple[int, int]]:
-    """(epoch, record) of the samples start <= k < stop of the endless stream of seeded permutations of the records."""
-    epochs = range(start // count, (stop - 1) // count + 1)
-    stream = [
-        (epoch, int(index))
-        for epoch in epochs
-        for index in torch.randperm(count, generator=generator_for(seed, "order", epoch))
-    ]
-    return stream[start - epochs[0] * count : stop - epochs[0] * count]
-
-
-def generator_for(*parts: int | str) -> torch.Generator:
-    """A CPU generator seeded by ``parts``: the same numbers on every device."""
-    return torch.Generator().manual_seed(seed_for(*parts))
-
-
-def make_batch(
-    model: TrainableModel,
-    records: Sequence[TrainingRecord],
-    credits: Sequence[Tensor],
-    config: TrainConfig,
-    seed: int,
-    step: int,
-) -> Batch:
-    """The samples of one step, packed by the model."""
-    order = draw_order(len(records), step * config.batch_size, (step + 1) * config.batch_size, seed)
-    samples, noises, times, targets = [], [], [], []
-    for epoch, index in order:
-        record = records[index]
-        clean = model.tokens(record.latent)
-        if len(clean) != credits[index].numel():
-            grid = tuple(credits[index].shape)
-            raise TrainingError(f"candidate {record.candidate.id}: reward map {grid} on {len(clean)} latent tokens")
-        generator = generator_for(seed, epoch, record.candidate.id)
-        drop_text = torch.rand((), generator=generator).item() < config.text_dropout
-        times.append(sample_timesteps(1, config.timestep_shift, generator).item())
-        noises.append(torch.randn(clean.shape, generator=generator))
-        targets.append(velocity_target(clean, noises[-1]))
-        samples.append([s for s in segments(record, config.plan_in_context) if not (s.droppable and drop_text)])
-    counts = torch.tensor([len(target) for target in targets])
-    alphas = [records[index].alpha if config.use_layout else 1.0 for _, index in order]
-    return Batch(
-        ids=[records[index].candidate.id for _, index in order],
-        packed=model.pack(samples, noises, times),
-        v_target=torch.cat(targets).to(model.device),
-        credit=torch.cat([credits[index].flatten() for _, index in order]).to(model.device),
-        alpha=torch.tensor(alphas).repeat_interleave(counts).to(model.device),
-        t=torch.tensor(times).repeat_interleave(counts).to(model.device),
-        sample=torch.arange(len(order)).repeat_interleave(counts).to(model.device),
-    )
-
-
-def segments(record: TrainingRecord, plan_in_context: bool) -> list[Segment]:
-    """Text -> image: the prompt, its plan where wanted and made, and the latent with its loss. Texts drop together."""
-    texts = [record.candidate.prompt]
-    if plan_in_context and record.candidate.plan is not None:
-        texts.append(record.candidate.plan)
-    return [
-        *(Segment("text", text=text, droppable=True) for text in texts),
-        Segment("noisy", latent=record.latent, loss=True),
-    ]
-
-
-def update(
-    model: TrainableModel,
-    old: TrainableModel | None,
-    batch: Batch,
-    parameters: Sequence[Parameter],
-    optimizer: torch.optim.Optimizer,
-    config: TrainConfig,
-    step: int,
-) -> dict[str, Any]:
-    """One optimiser step; the row of metrics. Raises NonFiniteError before any weight has changed."""
-    lr = config.lr * lr_factor(step, config)
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    parts, weight = objective_terms(model, old, batch, config)
-    terms = torch.stack(list(parts.values())).sum(dim=0)
-    loss = terms.sum() / len(terms)
-    if not torch.isfinite(loss):
-        bad = batch.sample[~torch.isfinite(terms)].unique().tolist()
-        raise NonFiniteError("loss", step, [batch.ids[index] for index in bad])
-    optimizer.zero_grad()
-    loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(parameters, config.clip, foreach=False)
-    if not torch.isfinite(norm):
-        raise NonFiniteError("gradient", step, batch.ids)
-    optimizer.step()
-    return {
-        "step": step + 1,
-        "loss": loss.item(),
-        "parts": {name: part.mean().item() for name, part in parts.items()},
-        "grad_norm": norm.item(),
-        "lr": lr,
-        "mean_weight": weight.mean().item(),
-        "loss_by_timestep": loss_by_timestep(batch.t, terms.detach()),
-    }
-
-
-def objective_terms(
-    model: TrainableModel, old: TrainableModel | None, batch: Batch, config: TrainConfig
-) -> tuple[Terms, Tensor]:
+def objective_terms(v_pred: Tensor, v_old: Tensor | None, pack: Pack, config: TrainConfig) -> tuple[Terms, Tensor]:
     """The parts of the objective and the weight of the squared error in it, each (N,)."""
-    v_pred = predict(model, batch, config.precision)
     if config.objective == "sft":
-        return sft_terms(v_pred, batch.v_target), batch.credit
+        return sft_terms(v_pred, pack.v_target), pack.credit
     if config.objective == "srum":
-        parts = srum_terms(v_pred, batch.v_target, batch.credit, batch.alpha, config.constraint_weight)
-        return parts, srum_weight(batch.credit, batch.alpha, config.constraint_weight)
-    assert old is not None, "region_nft compares with the model that entered"
-    with torch.no_grad():
-        v_old = predict(old, batch, config.precision)
-    return region_nft_terms(v_pred, v_old, batch.v_target, batch.credit, config.beta), batch.credit
-
-
-def predict(model: TrainableModel, batch: Batch, precision: str) -> Tensor:
-    """The model's velocity (N, D) in float32."""
-    bf16 = native_bfloat16(model.device) if precision == "auto" else precision == "bf16"
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
-        return model.velocity(batch.packed).velocity.float()
+        parts = srum_terms(v_pred, pack.v_target, pack.credit, pack.alpha, config.constraint_weight)
+        return parts, srum_weight(pack.credit, pack.alpha, config.constraint_weight)
+    assert v_old is not None, "region_nft compares with the model that entered"
+    return region_nft_terms(v_pred, v_old, pack.v_target, pack.credit, config.beta), pack.credit
 
 
 def lr_factor(step: int, config: TrainConfig) -> float:
@@ -331,29 +361,12 @@ def lr_factor(step: int, config: TrainConfig) -> float:
             return 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-def publish(model: TrainableModel, folder: Path) -> None:
-    """Save the model beside ``folder``, then put it in its place."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save(partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
-
-
-def digest(parameters: Mapping[str, Tensor]) -> str:
-    """A checksum of the bits of some tensors, the same on every device."""
-    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-    sums = {
-        name: int(parameter.detach().contiguous().view(bits[parameter.element_size()]).sum(dtype=torch.int64))
-        for name, parameter in sorted(parameters.items())
-    }
-    return hashlib.sha256(repr(sums).encode()).hexdigest()
-
-
-def records_digest(records: Sequence[TrainingRecord]) -> str:
+def records_digest(records: Sequence[TrainingRecord], replies: Sequence[Reply] = ()) -> str:
     """A checksum of which candidates there are, in order, and what was judged of them."""
     total = hashlib.sha256()
     for record in records:
         total.update(repr((record.candidate.id, record.alpha, record.sample_score, record.mapping)).encode())
         total.update(record.reward_map.numpy().tobytes())
+    for reply in replies:
+        total.update(repr((reply.id, reply.question, reply.text)).encode())
     return total.hexdigest()

@@ -137,6 +137,10 @@ class UnifiedModel(Protocol):
         """A batch for ``velocity``: samples of segments; noise (h*w, D) and t in [0, 1] for each noisy segment."""
         ...
 
+    def length(self, sample: Sequence[Segment]) -> int:
+        """Tokens that a sample takes in a pack, markers included."""
+        ...
+
     def velocity(self, batch: Any) -> TrainingForward:
         """The training forward pass over a packed batch; differentiable."""
         ...

@@ -5,7 +5,6 @@ Counting needs no code generator: there ``eager`` stands in for torch's own, whi
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from functools import partialmethod
 from pathlib import Path
@@ -77,14 +76,6 @@ def test_no_length_has_code_of_its_own(compiled: Bagel) -> None:
         work(rows, WORDS * rows)
     assert 0 < variants == counters["stats"]["unique_graphs"]
     assert not counters["graph_break"]
-
-
-@pytest.mark.parametrize("compiled", ["eager"], indirect=True)
-def test_the_copy_that_training_compares_with_is_compiled_too(compiled: Bagel) -> None:
-    again = copy.deepcopy(compiled)
-    for layer in (*again.network.decoder.layers, *again.network.vit_model.vision_model.encoder.layers):
-        assert layer._compiled_call_impl is not None
-    assert copy.deepcopy(Bagel.load(CHECKPOINT)).network.decoder.layers[0]._compiled_call_impl is None
 
 
 def test_without_a_compiler_it_says_so() -> None:

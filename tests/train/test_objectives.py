@@ -25,6 +25,22 @@ def random_velocities(count: int) -> list[Tensor]:
     return list(torch.randn(count, 6, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64))
 
 
+def test_sft_two_by_two() -> None:
+    """D = 2 channels, u = (1, 0); v = (1, 0), (2, 1), (1, 2), (-1, 0), so that v - u = (0, 0), (1, 1), (0, 2), (-2, 0).
+
+    |v - u|^2 / 2 = 0, 1, 2, 2, whose mean over the four tokens is 5/4; its gradient is 2 (v - u) / (D N) = (v - u) / 4.
+    Region-NFT with A = 1 (r = 1) and beta = 1 has the same value and gradient, whatever v_old.
+    """
+    v = torch.tensor([[1.0, 0.0], [2.0, 1.0], [1.0, 2.0], [-1.0, 0.0]], requires_grad=True)
+    u = torch.tensor([[1.0, 0.0]]).expand(4, 2)
+    old = torch.tensor([[0.5, -1.0], [3.0, 2.0], [0.0, 0.0], [1.0, 1.0]])
+    for parts in (sft_terms(v, u), region_nft_terms(v, old, u, torch.ones(4), beta=1.0)):
+        terms = total(parts)
+        torch.testing.assert_close(terms, torch.tensor([0.0, 1.0, 2.0, 2.0]))
+        (gradient,) = torch.autograd.grad(terms.mean(), v)
+        torch.testing.assert_close(gradient, torch.tensor([[0.0, 0.0], [0.25, 0.25], [0.0, 0.5], [-0.5, 0.0]]))
+
+
 def test_srum_two_by_two() -> None:
     """A 2x2 map, D = 2 channels, alpha = 1/2, lambda_c = 1/2, target u = 0.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+import train.metrics as metrics
 import train.trainer as trainer
 from srum.config import TrainConfig
 from srum.flow import interpolate
@@ -20,8 +21,9 @@ from srum.records import Candidate, RewardMap
 from srum.run_dir import write_records
 from train.checkpoint import CheckpointMismatch, list_checkpoints
 from train.data import TrainingRecord, load_training_records
-from train.metrics import keep_rows, loss_by_timestep
-from train.trainer import NonFiniteError, TrainingError, TrainResult
+from train.metrics import keep_rows, token_means, token_sums
+from train.sequences import Pack, cut, draw_order
+from train.trainer import NonFiniteError, Trainer, TrainingError, TrainResult
 
 CHANNELS, SIDE = 3, 2
 
@@ -57,9 +59,19 @@ class TinyModel(nn.Module):
     def generation_parameters(self) -> list[tuple[str, nn.Parameter]]:
         return [(f"generation.{name}", parameter) for name, parameter in self.generation.named_parameters()]
 
-    def save(self, folder: Path) -> None:
+    @property
+    def network(self) -> nn.Module:
+        return self
+
+    def layers(self) -> list[nn.Module]:
+        return [self.generation]
+
+    def length(self, sample: Sequence[Segment]) -> int:
+        return sum(len(self.tokens(s.latent)) if s.latent is not None else len(s.text or "") for s in sample)
+
+    def save(self, folder: Path, dtype: torch.dtype, weights: Mapping[str, Tensor]) -> None:
         folder.mkdir(parents=True)
-        save_file(self.state_dict(), folder / "ema.safetensors")
+        save_file(dict(weights), folder / "ema.safetensors")
 
 
 def candidate(number: int) -> Candidate:
@@ -125,8 +137,8 @@ def test_resume_is_the_uninterrupted_run_bit_for_bit(
             raise KeyboardInterrupt
         append_row(path, row)
 
-    append_row = trainer.append_row
-    monkeypatch.setattr(trainer, "append_row", torn)
+    append_row = metrics.append_row
+    monkeypatch.setattr(metrics, "append_row", torn)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut", config)
     monkeypatch.undo()
@@ -156,6 +168,16 @@ def test_the_last_two_checkpoints_are_kept_and_nothing_partial(tmp_path: Path) -
     assert not list(tmp_path.rglob("*.partial"))
 
 
+def test_checkpoints_written_in_the_background_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each holds the weights of its own step, though the training goes on while it is written."""
+    run(tmp_path / "at once", settings())
+    monkeypatch.setattr(trainer, "IN_BACKGROUND", frozenset({"cpu"}))
+    run(tmp_path / "meanwhile", settings())
+    for step in (4, 6):
+        name = f"checkpoints/step-{step:08d}/__0_0.distcp"
+        assert (tmp_path / "meanwhile" / name).read_bytes() == (tmp_path / "at once" / name).read_bytes()
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -173,8 +195,8 @@ def test_the_checkpoints_of_another_run_are_refused(tmp_path: Path, change: dict
 def test_resuming_with_a_model_other_than_the_one_that_entered_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, update = TinyModel(), trainer.update
-    monkeypatch.setattr(trainer, "update", lambda *a: update(*a) if a[-1] < 3 else (_ for _ in ()).throw(OSError()))
+    model, step = TinyModel(), Trainer.step
+    monkeypatch.setattr(Trainer, "step", lambda self, k: step(self, k) if k < 3 else (_ for _ in ()).throw(OSError()))
     with pytest.raises(OSError):
         run(tmp_path, settings(), model)
     monkeypatch.undo()
@@ -182,30 +204,73 @@ def test_resuming_with_a_model_other_than_the_one_that_entered_is_refused(
         run(tmp_path, settings(), model)
 
 
-def test_draws_depend_on_neither_batch_size_nor_step() -> None:
-    """Samples 0-3 in one step of four are those of two steps of two: order, dropout, timestep and noise."""
-    model, records = TinyModel(), make_records(3)  # an epoch ends inside the batch
-    config = settings(text_dropout=0.5)
-    credits = trainer.token_credits(records, config)
-    whole = trainer.make_batch(model, records, credits, config, seed=1, step=0)
-    small = config.model_copy(update={"batch_size": 2})
-    halves = [trainer.make_batch(model, records, credits, small, seed=1, step=step) for step in (0, 1)]
-    assert whole.ids == halves[0].ids + halves[1].ids
-    for name in ("v_target", "credit", "alpha", "t"):
-        assert torch.equal(getattr(whole, name), torch.cat([getattr(half, name) for half in halves]))
-    joined = [sample for half in halves for sample in half.packed]
-    assert all(a[0] == b[0] and torch.equal(a[1], b[1]) for a, b in zip(whole.packed, joined, strict=True))
+def packs_of(config: TrainConfig, records: list[TrainingRecord], step: int) -> list[Pack]:
+    """The packs of a step in one process."""
+    model = TinyModel()
+    own = Trainer(model, records, config, seed=1, trained=[name for name, _ in model.generation_parameters()])
+    order = draw_order(len(records), step * config.batch_size, (step + 1) * config.batch_size, seed=1)
+    packs = own.own_packs([own.lengths[index] for _, index in order])
+    return [own.terms([own.draw(*order[k]) for k in members])[2] for members, _ in packs]
+
+
+@pytest.mark.parametrize("change", [{"batch_size": 2}, {"memory": {"pack_tokens": 30}}])
+def test_draws_depend_on_neither_batch_size_nor_packs(change: dict[str, Any]) -> None:
+    """Samples 0-3 in one pack are those of two steps, or of two packs: order, dropout, timestep and noise."""
+    records = make_records(3)  # an epoch ends inside the batch
+    (whole,) = packs_of(settings(text_dropout=0.5), records, 0)
+    steps = (0, 1) if "batch_size" in change else (0,)
+    halves = [half for step in steps for half in packs_of(settings(text_dropout=0.5, **change), records, step)]
+    assert len(halves) == 2 and sorted(whole.ids) == sorted(halves[0].ids + halves[1].ids)
+    joined = [(pack, index) for pack in halves for index in range(len(pack.ids))]
+
+    def facts(pack: Pack, index: int) -> list[Any]:
+        tokens = [getattr(pack, name)[pack.sample == index].tolist() for name in ("v_target", "credit", "alpha", "t")]
+        texts, x, _ = pack.packed[index]  # type: ignore[index]
+        return [pack.ids[index], tokens, texts, x.tolist()]
+
+    key = repr
+    assert sorted((facts(whole, i) for i in range(4)), key=key) == sorted((facts(*place) for place in joined), key=key)
+
+
+def test_packs_keep_to_the_budget_and_are_balanced() -> None:
+    """5 + 4 + 3 + 3 + 2 = 17 tokens; longest first: 5, 4 | 4+3, 5+3 | 7+2 is over 8, so that it takes three packs."""
+    lengths = [3, 5, 2, 4, 3]
+    assert cut(lengths, None) == [[0, 1, 2, 3, 4]]
+    assert cut(lengths, 9) == [[1, 4], [0, 2, 3]]
+    assert cut(lengths, 8) == [[1], [2, 3], [0, 4]]
+    assert cut(lengths, 8, processes=2) == [[1], [3], [0, 2], [4]]
+    assert cut(lengths, None, processes=2) == [[1, 4], [0, 2, 3]]
+    assert cut([4, 2], None, processes=3) == [[0], [1], []]
+    with pytest.raises(TrainingError, match="pack_tokens: 4 is less than the 5 tokens"):
+        cut(lengths, 4)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("pack_tokens", [20, 40])
+def test_packs_change_no_step(tmp_path: Path, objective: str, pack_tokens: int) -> None:
+    """The mean is over the tokens of the step: packs of unlike size give the gradient of the whole batch."""
+    records = make_records()
+    records[1] = replace(records[1], latent=torch.ones(CHANNELS, 3, 4), reward_map=torch.full((3, 4), -0.5))
+    smooth = {
+        "objective": objective,
+        "precision": "fp32",
+        "eps": 1e-6,
+    }  # else Adam makes a step of what is a rounding error of the gradient
+    whole = run(tmp_path / "whole", settings(**smooth), records=records)
+    packed = run(tmp_path / "packed", settings(**smooth, memory={"pack_tokens": pack_tokens}), records=records)
+    assert packed.losses == pytest.approx(whole.losses, rel=1e-5)
+    a, b = weights(tmp_path / "whole"), weights(tmp_path / "packed")
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-4, atol=1e-5)
 
 
 def test_every_epoch_sees_every_record_and_draws_anew() -> None:
-    stream = trainer.draw_order(5, 0, 15, seed=3)
+    stream = draw_order(5, 0, 15, seed=3)
     for epoch in range(3):
         assert sorted(stream[5 * epoch : 5 * epoch + 5]) == [(epoch, index) for index in range(5)]
-    assert trainer.draw_order(5, 7, 12, seed=3) == stream[7:12]
-    records = make_records(1)
-    config = settings(batch_size=2)
-    batch = trainer.make_batch(TinyModel(), records, trainer.token_credits(records, config), config, seed=1, step=0)
-    assert batch.t[0] != batch.t[-1]
+    assert draw_order(5, 7, 12, seed=3) == stream[7:12]
+    (pack,) = packs_of(settings(batch_size=2), make_records(1), 0)
+    assert pack.t[0] != pack.t[-1]
 
 
 def test_sft_on_one_record_lowers_its_loss(tmp_path: Path) -> None:
@@ -278,11 +343,10 @@ def test_region_nft_blames_regions_or_the_sample() -> None:
 
 
 def test_texts_are_dropped_together_and_the_plan_is_there_on_request() -> None:
-    model, records = TinyModel(), make_records(4)
     for plan, dropout, texts in ((False, 0.0, 1), (True, 0.0, 2), (True, 1.0, 0)):
         config = settings(plan_in_context=plan, text_dropout=dropout)
-        batch = trainer.make_batch(model, records, trainer.token_credits(records, config), config, seed=1, step=0)
-        assert [len(sample[0]) for sample in batch.packed] == [texts] * 4
+        (pack,) = packs_of(config, make_records(4), 0)
+        assert [len(sample[0]) for sample in pack.packed] == [texts] * 4  # type: ignore[attr-defined]
 
 
 def test_learning_rate_schedules() -> None:
@@ -305,9 +369,18 @@ def test_metrics_hold_the_parts_of_the_loss(tmp_path: Path) -> None:
         assert row["loss"] == pytest.approx(row["parts"]["reward"] + row["parts"]["reference"], rel=1e-5)
 
 
-def test_loss_by_timestep_bins() -> None:
-    t, terms = torch.tensor([0.0, 0.2, 0.3, 1.0]), torch.tensor([1.0, 3.0, 5.0, 7.0])
-    assert loss_by_timestep(t, terms) == [2.0, 5.0, None, 7.0]
+def test_means_over_the_tokens_of_two_packs() -> None:
+    """Terms 1, 3 and 5, 7 in two parts, at t = 0, 0.2 and 0.3, 1: a loss of 4; by quarters 2, 5, none, 7."""
+    first = token_sums(
+        {"a": torch.tensor([1.0, 1.0]), "b": torch.tensor([0.0, 2.0])}, *torch.tensor([[1, 2], [0, 0.2]])
+    )
+    second = token_sums(
+        {"a": torch.tensor([5.0, 3.0]), "b": torch.tensor([0.0, 4.0])}, *torch.tensor([[3, 4], [0.3, 1]])
+    )
+    means = token_means(first + second, ["a", "b"])
+    assert means == {
+        "loss": 4.0, "parts": {"a": 2.5, "b": 1.5}, "mean_weight": 2.5, "loss_by_timestep": [2.0, 5.0, None, 7.0],
+    }  # fmt: skip
 
 
 def write_round(folder: Path, values: Tensor) -> None:

@@ -94,6 +94,10 @@ class BagelConfig(_Part):
     think_instruction: str = THINK_INSTRUCTION
     raw: dict[str, Any] = Field(default_factory=dict, description="the files as read, written back on save")
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as peft asks a model's config for."""
+        return self.model_dump()
+
     @property
     def latent_dim(self) -> int:
         """Numbers per latent token."""

@@ -31,6 +31,7 @@ class Sizes:
 
     network: int
     generation: int
+    layers: int
     autoencoder: int
 
     @classmethod
@@ -41,8 +42,22 @@ class Sizes:
         return cls(
             network=sum(p.numel() for p in network.parameters()),
             generation=sum(p.numel() for _, p in network.generation_parameters()),
+            layers=sum(p.numel() for p in network.decoder.layers.parameters()),
             autoencoder=sum(p.numel() for p in autoencoder.parameters()),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a training is done, as far as memory goes (``srum.config.TrainConfig``)."""
+
+    everything: bool = False  # else the generation expert
+    lora_rank: int = 0
+    frozen: int = FLOAT  # bytes of a weight that is not trained
+    recompute: bool = False  # of the layers' activations
+    averages: int = 2 * FLOAT  # bytes of AdamW's two, for each weight
+    compares: bool = True  # with the weights that entered, as region_nft does
+    processes: int = 1  # that share the network
 
 
 @dataclass(frozen=True)
@@ -61,18 +76,12 @@ def stage_needs(config: BagelConfig, sizes: Sizes, size: tuple[int, int], bfloat
     """What rollout, judging and training (the generation expert, all weights) need for images of (H, W) pixels."""
     llm = config.llm
     compute = BFLOAT if bfloat16 else FLOAT
-    latent = (size[0] // config.pixels_per_token) * (size[1] // config.pixels_per_token) + 2
+    latent = _latent_tokens(config, size)
     seen = (size[0] // config.vit.patch_size) * (size[1] // config.vit.patch_size) + 2
     live = compute * (LIVE[0] * llm.hidden_size + LIVE[1] * llm.intermediate_size)
-    kept = compute * (SAVED[0] * llm.hidden_size + SAVED[1] * llm.intermediate_size) * llm.num_hidden_layers
     cached = compute * 2 * llm.num_key_value_heads * llm.head_dim * llm.num_hidden_layers
     copies = BFLOAT if bfloat16 else 0
     weights = FLOAT * (sizes.network + sizes.autoencoder)
-
-    def training(trained: int) -> Need:
-        gradients_and_adam = 3 * FLOAT * trained
-        start_of_round = FLOAT * trained  # region_nft compares with it
-        return Need(weights + copies * trained + gradients_and_adam + start_of_round, kept * (latent + TEXT))
 
     denoising = BRANCHES * latent * live + BRANCHES * (latent + TEXT) * cached
     decoding = 2 * FLOAT * config.autoencoder.ch * size[0] * size[1]
@@ -80,6 +89,40 @@ def stage_needs(config: BagelConfig, sizes: Sizes, size: tuple[int, int], bfloat
     return {
         "rollout": Need(weights + copies * sizes.network, max(denoising, decoding)),
         "judging": Need(weights + copies * (sizes.network - sizes.generation), asking),
-        "training, generation expert": training(sizes.generation),
-        "training, all weights": training(sizes.network),
+        "training, generation expert": training_need(config, sizes, size, bfloat16, Recipe()),
+        "training, all weights": training_need(config, sizes, size, bfloat16, Recipe(everything=True)),
     }
+
+
+def training_need(config: BagelConfig, sizes: Sizes, size: tuple[int, int], bfloat16: bool, recipe: Recipe) -> Need:
+    """What each process of a training needs: once, and for every image of a pack.
+
+    Sharded, a process holds its share of all weights, and whole, in the type that it computes in, those of two layers
+    and of what is outside the layers.
+    """
+    llm = config.llm
+    compute = BFLOAT if bfloat16 else FLOAT
+    scope = sizes.network if recipe.everything else sizes.generation
+    trained = recipe.lora_rank * _lora_width(config) * (2 if recipe.everything else 1) if recipe.lora_rank else scope
+    frozen = sizes.network - (0 if recipe.lora_rank else scope)
+    entered = FLOAT if recipe.compares and not recipe.lora_rank else 0
+    shared = recipe.frozen * frozen + (2 * FLOAT + recipe.averages + entered) * trained
+    layer = sizes.layers // llm.num_hidden_layers
+    gathered = compute * (2 * layer + sizes.network - sizes.layers)
+    copies = BFLOAT * trained if bfloat16 else 0
+    once = shared // recipe.processes + (gathered if recipe.processes > 1 else copies) + FLOAT * sizes.autoencoder
+    kept = compute * (SAVED[0] * llm.hidden_size + SAVED[1] * llm.intermediate_size)
+    inputs = compute * 2 * llm.hidden_size  # of a layer, with the residual stream's gradient
+    per_token = kept + inputs * llm.num_hidden_layers if recipe.recompute else kept * llm.num_hidden_layers
+    return Need(once, per_token * (_latent_tokens(config, size) + TEXT))
+
+
+def _latent_tokens(config: BagelConfig, size: tuple[int, int]) -> int:
+    return (size[0] // config.pixels_per_token) * (size[1] // config.pixels_per_token) + 2
+
+
+def _lora_width(config: BagelConfig) -> int:
+    """Numbers of an update of rank 1 of every linear layer of one expert."""
+    llm = config.llm
+    hidden, inner, kv = llm.hidden_size, llm.intermediate_size, llm.num_key_value_heads * llm.head_dim
+    return llm.num_hidden_layers * (2 * (hidden + hidden) + 2 * (hidden + kv) + 3 * (hidden + inner))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from diffusers import AutoencoderKL
@@ -53,7 +53,6 @@ class Bagel:
     ) -> None:
         self.folder, self.config, self.network = folder, config, network
         self.autoencoder, self.tokenizer, self.precision = autoencoder, tokenizer, precision
-        self.compiled = False
         self.bos, self.eos = self._id("<|im_start|>"), self._id("<|im_end|>")
         self.markers = ImageMarkers(self._id("<|vision_start|>"), self._id("<|vision_end|>"))
         self._ids = lru_cache(maxsize=65536)(lambda text: tuple(tokenizer.encode(text, add_special_tokens=False)))
@@ -96,13 +95,6 @@ class Bagel:
         config.recompile_limit = max(config.recompile_limit, VARIANTS)
         for layer in (*self.network.decoder.layers, *self.network.vit_model.vision_model.encoder.layers):
             layer.compile(dynamic=True)
-        self.compiled = True
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """A copy of a compiled model is compiled: modules leave that behind when they are copied."""
-        self.__dict__.update(state)
-        if self.compiled:
-            self.compile()
 
     def save(
         self,
@@ -110,13 +102,15 @@ class Bagel:
         dtype: torch.dtype = torch.float32,
         max_shard_size: int | str = "1TB",
         merge: bool = False,
+        weights: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Write the official layout; weights above ``max_shard_size`` (bytes, or such as "5GB") in shards.
 
         ``merge``: with the adapters that peft has put into the network merged into its weights; the network itself
-        stays as it is. Raises ValueError for adapters without it.
+        stays as it is. Raises ValueError for adapters without it. ``weights`` stand in for the network's own, where
+        these are not whole in this process.
         """
-        weights = official_weights(self.network, merge)
+        weights = official_weights(self.network, merge) if weights is None else weights
         save_checkpoint(Path(folder), self.config, weights, self.autoencoder, self.folder, dtype, max_shard_size)
 
     @property
@@ -130,6 +124,10 @@ class Bagel:
     def generation_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """The generation expert with its input and output layers."""
         return self.network.generation_parameters()
+
+    def layers(self) -> list[nn.Module]:
+        """The layers that repeat: what training shards, and may recompute, one by one."""
+        return [*self.network.decoder.layers, *self.network.vit_model.vision_model.encoder.layers]
 
     # ---------------------------------------------------------------- images and latents
 
@@ -455,6 +453,10 @@ class Bagel:
         draws = iter(zip(noise, t, strict=True))
         splits = [[replace(self._split(s, draws), branch=s.branch) for s in sample] for sample in samples]
         return self._lay_out(splits, None)
+
+    def length(self, sample: Sequence[Segment]) -> int:
+        """Tokens that a sample takes in a pack, markers included."""
+        return sum((self._clean(s.latent) if s.latent is not None else self._split(s, iter(()))).length for s in sample)
 
     def velocity(self, batch: Batch) -> TrainingForward:
         """Predicted velocity per loss token (N, D) in float32, text logits (M, V) with their labels."""

@@ -1,0 +1,106 @@
+"""What two processes do together for ``test_sharding``: trainings of a small BAGEL, each into a folder of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from srum.config import TrainConfig
+from srum.models.bagel import Bagel
+from srum.records import Candidate
+from srum.run_dir import atomic
+from train.data import Reply, TrainingRecord
+from train.sharding import connected
+from train.trainer import Trainer, TrainResult, train
+
+CHECKPOINT = Path(__file__).parents[1] / "golden" / "bagel" / "checkpoint"
+PROMPTS = ("a red square", "a blue circle left of a green star", "two dogs", "three yellow triangles above a cat")
+SIZES = ((32, 48), (64, 64), (16, 80))
+# eps: else Adam makes a step of what is a rounding error of the gradient
+SMOOTH = {"steps": 4, "batch_size": 4, "lr": 1e-3, "precision": "fp32", "eps": 1e-6, "checkpoint_every": 2}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "generation": {"objective": "region_nft"},
+    "all": {"objective": "srum", "trainable": "all", "replies": {"weight": 0.3, "batch_size": 3}},
+    "odd": {"objective": "sft", "batch_size": 1},  # fewer samples than processes
+    "packs": {"objective": "srum", "memory": {"pack_tokens": 60}},
+    "lora": {
+        "objective": "region_nft",
+        "lora": {"rank": 3},
+        "ema": 0.5,
+        "memory": {"checkpoint_activations": True},
+        "validation": {"share": 0.4, "every": 2},
+    },
+}
+
+
+def records(model: Bagel, count: int = 6) -> list[TrainingRecord]:
+    """Candidates of three sizes, judged at random."""
+    generator = torch.Generator().manual_seed(11)
+    made = []
+    for number in range(count):
+        h, w = grid = model.latent_grid(size := SIZES[number % 3])
+        candidate = Candidate(
+            id=f"c{number}", prompt_id=f"p{number // 2}", prompt=PROMPTS[number % 4], index=number % 2, seed=number,
+            image="", latent="", size=size,
+        )  # fmt: skip
+        latent = torch.randn(16, 2 * h, 2 * w, generator=generator)
+        reward_map = torch.rand(grid, generator=generator) * 2 - 1
+        score = torch.rand((), generator=generator).item() * 2 - 1
+        made.append(TrainingRecord(candidate, latent, reward_map, mapping="signed", alpha=0.75, sample_score=score))
+    return made
+
+
+def replies(folder: Path) -> list[Reply]:
+    """What a judge said of three images, which are made in ``folder``, by every process its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    made = []
+    for number, size in enumerate(((28, 42), (56, 28), (42, 42))):
+        with atomic(folder / f"{os.getpid()}-{number}.png") as partial:
+            Image.new("RGB", size, (60 * number, 90, 120)).save(partial, format="png")
+        image = folder / f"{os.getpid()}-{number}.png"
+        made.append(Reply(str(number), image, f"Is it {PROMPTS[number]}?", f"Score: 0.{number}" * (number + 1)))
+    return made
+
+
+def run(folder: Path, name: str, **changes: Any) -> TrainResult:
+    """A training of ``CONFIGS``, in this process or, where they are connected, in all."""
+    model = Bagel.load(CHECKPOINT)
+    config = TrainConfig.model_validate(SMOOTH | CONFIGS[name] | changes)
+    said = replies(folder / "images") if config.replies.weight else []
+    return train(model, records(model), config, folder, seed=3, progress=False, replies=said)
+
+
+@contextmanager
+def interrupted(at: int) -> Iterator[None]:
+    """Within the block a training stops before step ``at``."""
+    step = Trainer.step
+
+    def stopping(self: Trainer, number: int) -> dict[str, Any]:
+        if number == at:
+            raise KeyboardInterrupt
+        return step(self, number)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "step", stopping)
+        yield
+
+
+def work(rank: int, folder: Path) -> None:
+    """One of two processes; ``folder / "from one"`` is a training that one process began."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
+    torch.set_num_threads(1)
+    with connected():
+        for name in CONFIGS:
+            run(folder / name, name)
+        for part in ("again", "to one"):
+            with interrupted(at=3):
+                run(folder / part, "generation")
+        run(folder / "again", "generation")
+        run(folder / "from one", "generation")

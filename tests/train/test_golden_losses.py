@@ -1,0 +1,30 @@
+"""Ten losses of every objective on a small BAGEL, as the trainer gave them when it knew one pack and one process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from srum.config import TrainConfig
+from srum.models.bagel import Bagel
+from tests.train.ranks import CHECKPOINT, records
+from train.trainer import train
+
+RECORDED = {
+    "sft": [2.678124, 2.412661, 2.343643, 2.311443, 2.209250, 2.225497, 2.177485, 2.178890, 2.137694, 2.107656],
+    "srum": [1.643667, 0.992157, 1.218456, 1.221949, 1.218965, 1.148917, 1.075525, 1.163655, 1.284290, 1.008880],
+    "region_nft": [8.927082, 8.172617, 8.201194, 8.460699, 7.895380, 8.406041, 8.487941, 8.470252, 8.224184, 8.057204],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("objective", RECORDED)
+@pytest.mark.parametrize("pack_tokens", [None, 70])
+def test_losses_are_those_recorded(tmp_path: Path, objective: str, pack_tokens: int | None) -> None:
+    model = Bagel.load(CHECKPOINT)
+    scope = "all" if objective == "srum" else "generation"
+    values: dict[str, Any] = {"steps": 10, "batch_size": 4, "lr": 1e-3, "text_dropout": 0.3, "precision": "fp32"}
+    values |= {"objective": objective, "trainable": scope, "memory": {"pack_tokens": pack_tokens}}
+    result = train(model, records(model, 8), TrainConfig(**values), tmp_path, seed=3, progress=False)
+    assert result.losses == pytest.approx(RECORDED[objective], rel=2e-4)

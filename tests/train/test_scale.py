@@ -1,0 +1,336 @@
+"""What lets training fit, and what watches over it: LoRA, bfloat16, recomputation, averages, validation, probes."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from torch import Tensor
+
+from srum.config import ConfigError, RolloutConfig, TrainConfig, load_config, parse_config
+from srum.models.bagel import Bagel
+from srum.models.bagel.sequence import Split
+from srum.models.base import Decoding, Question, Sampling
+from srum.run_dir import open_image
+from tests.fakes import FakeModel, run_on_fakes
+from tests.train.ranks import CHECKPOINT, SMOOTH, interrupted, records, replies
+from train import probes, trainer
+from train.data import TrainingRecord, hold_out, load_replies
+from train.metrics import keep_rows
+from train.probes import check_reproduction
+from train.trainer import NonFiniteError, Trainer, TrainingError, TrainResult, train
+
+LORA = {"rank": 4, "alpha": 8}
+
+
+def settings(**values: Any) -> TrainConfig:
+    return TrainConfig.model_validate(SMOOTH | {"objective": "region_nft"} | values)
+
+
+def run(folder: Path, model: Bagel | None = None, of: list[TrainingRecord] | None = None, **values: Any) -> TrainResult:
+    model = model or Bagel.load(CHECKPOINT)
+    return train(model, of or records(model), settings(**values), folder, seed=3, progress=False)
+
+
+def published(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / "model" / "ema.safetensors")
+
+
+@torch.no_grad()
+def velocity(model: Bagel) -> Tensor:
+    own = Trainer(model, records(model), settings(objective="sft"), 0, [model.generation_parameters()[0][0]])
+    return own.predict(own.terms([own.draw(0, index) for index in range(4)])[2])
+
+
+# --- LoRA
+
+
+@pytest.mark.parametrize("target", ["all", "attention"])
+def test_lora_trains_updates_and_publishes_them_merged(tmp_path: Path, target: str) -> None:
+    """Nothing but the generation expert's linear layers changes, by updates of rank 4, and the names are official."""
+    model, before = Bagel.load(CHECKPOINT), load_file(CHECKPOINT / "ema.safetensors")
+    run(tmp_path, model, lora=LORA | {"target": target})
+    after = published(tmp_path)
+    assert after.keys() == before.keys()
+    changed = {name for name in after if not torch.equal(after[name], before[name])}
+    linear = {n for n in after if "_moe_gen" in n and ".layers." in n and n.endswith("weight") and "norm" not in n}
+    assert changed == {n for n in linear if target == "all" or "attn" in n}
+    for name in changed:
+        assert torch.linalg.matrix_rank(after[name] - before[name], rtol=1e-3) <= 4
+    weights = dict(model.named_parameters())
+    assert weights.keys() | set(before) == set(before)  # nothing of peft is left
+    assert all(torch.equal(weights[name], after[name]) for name in weights)
+    assert all(parameter.requires_grad for parameter in weights.values())
+
+
+def test_lora_starts_where_full_training_starts(tmp_path: Path) -> None:
+    """Updates begin at zero, and v_old is the network without them: the first loss of region_nft is that of v_old."""
+    assert run(tmp_path / "lora", lora=LORA).losses[0] == pytest.approx(run(tmp_path / "full").losses[0], rel=1e-6)
+
+
+def test_v_old_stays_the_model_that_entered(tmp_path: Path) -> None:
+    model = Bagel.load(CHECKPOINT)
+    entered = velocity(model)
+    trained = train(model, records(model), settings(lora=LORA), tmp_path, seed=3, progress=False)
+    assert trained.steps == 4 and not torch.equal(velocity(model), entered)
+    with (
+        trainer.trainable_parameters(model, "generation") as chosen,
+        trainer.lora.adapted(model, chosen, settings(lora=LORA).lora, seed=1) as names,
+    ):
+        for name, parameter in model.network.named_parameters():
+            if name in names:
+                torch.nn.init.normal_(parameter.data)
+        with trainer.lora.disabled(model.network):
+            inside = velocity(model)
+        assert not torch.allclose(velocity(model), inside)
+    assert torch.equal(velocity(model), inside)
+
+
+def test_the_adapter_is_one_of_peft(tmp_path: Path) -> None:
+    run(tmp_path, lora=LORA)
+    model = Bagel.load(CHECKPOINT)
+    peft.PeftModel.from_pretrained(model.network, str(tmp_path / "adapter"))
+    torch.testing.assert_close(velocity(model), velocity(Bagel.load(tmp_path / "model")), rtol=1e-4, atol=1e-5)
+
+
+def test_lora_resumes_bit_for_bit(tmp_path: Path) -> None:
+    values = {"lora": LORA, "ema": 0.9, "validation": {"share": 0.4, "every": 2}}
+    run(tmp_path / "whole", **values)
+    with interrupted(at=3):
+        run(tmp_path / "cut", **values)
+    assert run(tmp_path / "cut", **values).start == 2
+    for file in ("model/ema.safetensors", "adapter/adapter_model.safetensors", "metrics.jsonl", "validation.jsonl"):
+        assert (tmp_path / "cut" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+def test_lora_without_a_layer_is_refused(tmp_path: Path) -> None:
+    model = Bagel.load(CHECKPOINT)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(TrainingError, match=r"lora\.target: no linear layer"):
+        patch.setattr(Bagel, "layers", lambda self: [])
+        run(tmp_path, model, lora=LORA)
+
+
+# --- memory
+
+
+@pytest.mark.parametrize("lora", [{}, LORA])
+def test_a_frozen_base_in_bfloat16_has_float32_masters(tmp_path: Path, lora: dict[str, Any]) -> None:
+    model = Bagel.load(CHECKPOINT, dtype=torch.bfloat16)
+    with interrupted(at=3):
+        run(tmp_path, model, precision="bf16", memory={"frozen": "bf16"}, lora=lora)
+    (saved,) = (tmp_path / "checkpoints").glob("step-*")
+    kinds = torch.distributed.checkpoint.FileSystemReader(saved).read_metadata().state_dict_metadata
+    assert {kinds[name].properties.dtype for name in kinds if name.startswith("weights")} == {torch.float32}
+    run(tmp_path, Bagel.load(CHECKPOINT, dtype=torch.bfloat16), precision="bf16", memory={"frozen": "bf16"}, lora=lora)
+    assert {tensor.dtype for tensor in published(tmp_path).values()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("trainable", ["generation", "all"])
+def test_recomputed_activations_change_nothing(tmp_path: Path, trainable: str) -> None:
+    run(tmp_path / "kept", trainable=trainable)
+    model = Bagel.load(CHECKPOINT)
+    run(tmp_path / "again", model, trainable=trainable, memory={"checkpoint_activations": True})
+    a, b = published(tmp_path / "kept"), published(tmp_path / "again")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert all("forward" not in vars(layer) for layer in model.layers())
+
+
+def test_recomputation_saves_memory() -> None:
+    """Bytes that the backward pass keeps, in one pack."""
+    model, kept = Bagel.load(CHECKPOINT), {True: 0, False: 0}
+    trained = [name for name, _ in model.generation_parameters()]
+    own = Trainer(model, records(model), settings(objective="sft"), 0, trained)
+    for again in kept:
+
+        def pack(tensor: Tensor, again: bool = again) -> Tensor:
+            kept[again] += tensor.nbytes
+            return tensor
+
+        hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+        with trainer.recomputed(model.layers() if again else []), hooks:
+            own.terms([own.draw(0, index) for index in range(4)])
+    assert kept[True] < 0.5 * kept[False]
+
+
+def test_averages_of_8_bits_need_torchao(tmp_path: Path) -> None:
+    values: dict[str, Any] = {"memory": {"optimizer": "int8"}}
+    if importlib.util.find_spec("torchao") is None:
+        with pytest.raises(TrainingError, match="needs torchao"):
+            run(tmp_path, **values)
+    else:
+        full, small = run(tmp_path / "full"), run(tmp_path / "small", **values)
+        assert small.losses == pytest.approx(full.losses, rel=0.02)
+        with interrupted(at=3):
+            run(tmp_path / "cut", **values)
+        assert run(tmp_path / "cut", **values).losses == small.losses
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.memory.frozen=bf16", "train.memory.frozen: bf16 weights need precision=bf16, got auto"),
+        ("train={precision: bf16, trainable: all, memory: {frozen: bf16}}", "train.memory.frozen: nothing is frozen"),
+        ("train.memory.optimizer=int8", "train.eps: 1e-15 is below"),
+        ("train.replies.weight=1", "train.replies.weight: nothing that reads and writes text is trained"),
+        ("{train: {trainable: all, replies: {weight: 1}}, judge: {think: true}}", "train.replies.weight: replies are"),
+    ],
+)
+def test_contradictions_are_refused(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_config(yaml.safe_load(override)) if override[0] == "{" else load_config(None, [override])
+
+
+# --- averages, failures
+
+
+def test_what_is_published_is_the_running_average(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """a <- 0.75 a + 0.25 w after every step, from the weights that entered."""
+    name, step = "llm2vae.weight", Trainer.step
+    average = load_file(CHECKPOINT / "ema.safetensors")[name].clone()
+
+    def following(self: Trainer, number: int) -> dict[str, Any]:
+        row = step(self, number)
+        average.lerp_(self.parameters[name].detach(), 0.25)
+        return row
+
+    monkeypatch.setattr(Trainer, "step", following)
+    model = Bagel.load(CHECKPOINT)
+    run(tmp_path, model, ema=0.75)
+    assert torch.equal(published(tmp_path)[name], average)
+    assert torch.equal(model.network.llm2vae.weight, average)
+
+
+def test_steps_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
+    """Candidate c4 is not a number: the steps that draw it change nothing, and say so."""
+    model = Bagel.load(CHECKPOINT)
+    bad = [replace(r, latent=r.latent * (math.nan if r.candidate.id == "c4" else 1)) for r in records(model)]
+    with pytest.raises(NonFiniteError, match="c4"):
+        run(tmp_path / "stop", of=bad, batch_size=2, steps=6)
+    result = run(tmp_path / "skip", of=bad, batch_size=2, steps=6, on_nonfinite="skip")
+    rows = keep_rows(tmp_path / "skip" / "metrics.jsonl", 6)
+    left_out = [row for row in rows if row["loss"] is None]
+    assert [row["candidates"] for row in left_out] == [["c4"], ["c4"]]  # once in either epoch
+    assert [loss is None for loss in result.losses] == [row["loss"] is None for row in rows]
+    assert all(tensor.isfinite().all() for tensor in published(tmp_path / "skip").values())
+
+
+# --- validation
+
+
+def test_validation_is_on_prompts_that_are_not_trained_on(tmp_path: Path) -> None:
+    model = Bagel.load(CHECKPOINT)
+    training, held = hold_out(records(model), 0.4, seed=3)
+    assert {r.candidate.prompt_id for r in held} & {r.candidate.prompt_id for r in training} == set() and len(held) == 2
+    values: dict[str, Any] = {"objective": "sft", "validation": {"share": 0.4, "every": 2}}
+    run(tmp_path / "one", **values)
+    run(tmp_path / "packs", **values, memory={"pack_tokens": 60})
+    one, packs = (keep_rows(tmp_path / name / "validation.jsonl", 9) for name in ("one", "packs"))
+    assert [row["step"] for row in one] == [0, 2, 4]
+    for a, b in zip(one, packs, strict=True):
+        assert a["loss_by_timestep"] == pytest.approx(b["loss_by_timestep"], rel=1e-4)
+        assert len(a["loss_by_timestep"]) == 4 and a["loss"] > 0
+    seen = [Trainer(model, training, settings(), 3, ["llm2vae.weight"]).draw(0, i) for i in range(len(training))]
+    assert {s.record.candidate.id for s in seen}.isdisjoint(r.candidate.id for r in held)
+
+
+def test_the_first_validation_is_the_loss_of_the_model_that_entered(tmp_path: Path) -> None:
+    """With the same noise every time, so that a learning rate of almost nothing leaves it as it is."""
+    run(tmp_path, objective="sft", lr=1e-12, validation={"share": 0.4, "every": 1})
+    losses = [row["loss"] for row in keep_rows(tmp_path / "validation.jsonl", 9)]
+    assert len(losses) == 5 and losses == pytest.approx([losses[0]] * 5, rel=1e-5)
+
+
+# --- replies
+
+
+def test_replies_are_learned_beside_the_images(tmp_path: Path) -> None:
+    """The first cross-entropy is that of the model that entered, by its own log-probabilities; then it falls."""
+    model, said = Bagel.load(CHECKPOINT), replies(tmp_path / "images")
+    expected, count = 0.0, 0
+    for reply in said:
+        ids = [*model._ids(reply.text), model.eos]
+        context = model._question_contexts([open_image(reply.image)], [[Question(reply.question)]])
+        states = model._extend(context, [[Split(kind="text", ids=[model.bos, *ids[:-1]])]])
+        log_p = model._log_softmax(states)
+        expected -= log_p[torch.arange(len(ids)), ids].sum().item()
+        count += len(ids)
+    values: dict[str, Any] = {"trainable": "all", "steps": 8, "replies": {"weight": 0.5, "batch_size": 3}}
+    found = []
+    for pack_tokens in (None, 80):
+        config = settings(**values, memory={"pack_tokens": pack_tokens})
+        folder = tmp_path / str(pack_tokens)
+        train(Bagel.load(CHECKPOINT), records(model), config, folder, seed=3, progress=False, replies=said)
+        found.append([row["cross_entropy"] for row in keep_rows(folder / "metrics.jsonl", 8)])
+    assert found[0][0] == pytest.approx(expected / count, rel=1e-4)
+    assert found[0][-1] < 0.9 * found[0][0]
+    assert found[1][:5] == pytest.approx(found[0][:5], rel=1e-3)
+    with pytest.raises(TrainingError, match="there is no reply to learn"):
+        train(model, records(model), settings(**values), tmp_path / "none", seed=3, progress=False)
+
+
+@pytest.mark.parametrize("instructions", ["compact", "paper"])
+def test_replies_are_those_that_the_judge_gave(tmp_path: Path, instructions: str) -> None:
+    """One for every question that was answered readably at once, in the words in which it was asked."""
+    asked: dict[tuple[bytes, str], str] = {}
+
+    class Listening(FakeModel):
+        def answer(self, images: Any, questions: Any, decoding: Decoding) -> list[list[str]]:
+            found = super().answer(images, questions, decoding)
+            for image, own, said in zip(images, questions, found, strict=True):
+                asked.update({(image.tobytes(), q.text): text for q, text in zip(own, said, strict=True)})
+            return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tests.fakes.FakeModel", Listening)
+        run_on_fakes(tmp_path / "run", f"judge.instructions={instructions}", "judge.retries=0", "rounds=1")
+    learned = load_replies(tmp_path / "run" / "round-000", instructions)
+    assert learned
+    for reply in learned:
+        assert asked[open_image(reply.image).tobytes(), reply.question] == reply.text
+    assert {"I cannot tell."}.isdisjoint(reply.text for reply in learned)
+
+
+# --- probes
+
+
+def rolled_out(model: Bagel) -> list[TrainingRecord]:
+    """The records as a rollout of ``model`` would have made them."""
+    facts = RolloutConfig(size=(32, 48), timesteps=4, plan=False).model_dump(mode="json", exclude={"batch_size"})
+    sampling = Sampling(**RolloutConfig.model_validate(facts).sampling())
+    return [
+        replace(
+            record,
+            candidate=record.candidate.model_copy(update={"sampling": facts}),
+            latent=model.generate([record.candidate.prompt], sampling, [record.candidate.seed])[0].latent,
+            reward_map=torch.linspace(-1, 1, 6).view(2, 3),
+        )
+        for record in records(model, 4)
+    ]
+
+
+def test_a_model_that_did_not_make_the_candidates_is_found_out() -> None:
+    model = Bagel.load(CHECKPOINT)
+    made = rolled_out(model)
+    assert max(check_reproduction(model, made[:2])) < 1e-4
+    assert probes.probed(records(model), 2) == []  # nothing says how those were made
+    torch.nn.init.normal_(model.network.llm2vae.weight)
+    with pytest.raises(TrainingError, match=r"this model did not make the candidates: .* c0 "):
+        check_reproduction(model, made[:2])
+
+
+def test_training_that_changes_nothing_sampled_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Bagel.load(CHECKPOINT)
+    made = rolled_out(model)
+    run(tmp_path / "changed", of=made, probes=1)
+    monkeypatch.setattr(trainer, "sample_again", lambda model, records: [torch.ones(2) for _ in records])
+    with pytest.raises(TrainingError, match="nothing that is sampled"):
+        run(tmp_path / "same", of=made, probes=1)
+    assert not (tmp_path / "same" / "model").exists()

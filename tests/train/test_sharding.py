@@ -1,0 +1,70 @@
+"""Two processes that share a network do what one does: steps, interruptions, and going on with another number."""
+
+from __future__ import annotations
+
+import math
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as multiprocessing
+from safetensors.torch import load_file
+
+from tests.train.ranks import CONFIGS, interrupted, run, work
+from train.metrics import keep_rows
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes trained, gloo between them."""
+    folder = tmp_path_factory.mktemp("ranks")
+    with interrupted(at=3):
+        run(folder / "from one", "generation")
+    with socket.socket() as free, pytest.MonkeyPatch.context() as patch:
+        free.bind(("localhost", 0))
+        patch.setenv("MASTER_PORT", str(free.getsockname()[1]))
+        free.close()
+        multiprocessing.spawn(work, (folder,), nprocs=2)
+    return folder
+
+
+def same_training(ours: Path, one: Path) -> None:
+    """Equal up to the order in which gradients were added."""
+    a, b = (load_file(path / "model" / "ema.safetensors") for path in (ours, one))
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-4, atol=2e-6)
+    for x, y in zip(keep_rows(ours / "metrics.jsonl", 4), keep_rows(one / "metrics.jsonl", 4), strict=True):
+        assert x["loss"] == pytest.approx(y["loss"], rel=1e-5)
+        assert x.get("cross_entropy", 0.0) == pytest.approx(y.get("cross_entropy", 0.0), rel=1e-4)
+        assert x["grad_norm"] == pytest.approx(y["grad_norm"], rel=1e-4)
+        assert none_is_nan(x["loss_by_timestep"]) == pytest.approx(
+            none_is_nan(y["loss_by_timestep"]), rel=1e-4, nan_ok=True
+        )
+
+
+def none_is_nan(values: list[float | None]) -> list[float]:
+    return [math.nan if value is None else value for value in values]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_two_processes_train_as_one(folder: Path, tmp_path: Path, name: str) -> None:
+    run(tmp_path, name, memory={})
+    same_training(folder / name, tmp_path)
+
+
+def test_two_processes_resume_bit_for_bit(folder: Path) -> None:
+    for file in ("model/ema.safetensors", "metrics.jsonl"):
+        assert (folder / "again" / file).read_bytes() == (folder / "generation" / file).read_bytes()
+
+
+def test_from_two_processes_to_one_and_from_one_to_two(folder: Path) -> None:
+    assert run(folder / "to one", "generation").start == 2
+    for name in ("to one", "from one"):
+        same_training(folder / name, folder / "generation")
+
+
+def test_what_one_process_finished_two_do_not_repeat_and_back(folder: Path) -> None:
+    result = run(folder / "generation", "generation")
+    assert (result.start, len(result.losses)) == (4, 4)

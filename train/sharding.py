@@ -1,0 +1,132 @@
+"""Several processes: who they are, what they tell each other, and how they share a network (FSDP2).
+
+Launched by ``torchrun``. Sharding is torch's own ``fully_shard``, layer by layer, with frozen and trained parameters
+mixed; it runs on CUDA (NCCL) and, for tests, on CPU (gloo).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+T = TypeVar("T")
+
+
+class Shardable(Protocol):
+    """What sharding asks of a model."""
+
+    @property
+    def network(self) -> nn.Module: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def layers(self) -> list[nn.Module]:
+        """The layers that repeat, parts of ``network``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among all that train together."""
+
+    rank: int = 0
+    count: int = 1
+
+    @classmethod
+    def here(cls) -> Processes:
+        """Those of torch's process group, or this one alone."""
+        return cls(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else cls()
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum over the processes of a CPU tensor that each has."""
+        if self.count > 1:
+            dist.all_reduce(values)
+        return values
+
+    def joined(self, values: list[T]) -> list[T]:
+        """The lists of all processes, one after the other."""
+        if self.count == 1:
+            return values
+        lists: list[list[T]] = [[] for _ in range(self.count)]
+        dist.all_gather_object(lists, values)
+        return [value for own in lists for value in own]
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.count > 1:
+            dist.barrier()
+
+
+@contextmanager
+def connected() -> Iterator[Processes]:
+    """The processes that ``torchrun`` started, on the GPU of each where there is one; without it, this one alone."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield Processes.here()
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield Processes.here()
+    finally:
+        dist.destroy_process_group()
+
+
+class Root(nn.Module):
+    """The root of a sharded network. Its forward pass is whatever ``work`` does with the weights, which are then there.
+
+    ``work`` returns what it computed as tensors, or tuples of tensors, so that the backward pass is noticed.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, work: Callable[[], T]) -> T:
+        return work()
+
+
+def shard(model: Shardable, processes: Processes, bfloat16: bool) -> Root:
+    """Share the network's parameters among the processes, in place: layer by layer, and the rest together.
+
+    With ``bfloat16`` they are gathered in it; gradients are summed in float32. Gradients are means over the processes,
+    whatever their number of tokens. The root gives its parameters back after every pass, since their values may change
+    between two (``train.weights.Copy``).
+    """
+    mesh = init_device_mesh(model.device.type, (processes.count,))
+    dtype = torch.bfloat16 if bfloat16 else None
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for module in (*model.layers(), root := Root(model.network)):
+        fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
+    return root
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor, as a view."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The whole tensor; all processes must ask for it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def gathered(network: nn.Module, processes: Processes) -> dict[str, Tensor]:
+    """The network's tensors, whole and on the CPU, in process 0; none elsewhere. All processes must ask for them."""
+    found = {}
+    for name, tensor in network.state_dict().items():
+        one = whole(tensor)
+        if processes.rank == 0:
+            found[name] = one.cpu()
+    return found

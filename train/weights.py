@@ -1,0 +1,130 @@
+"""The trained weights: which they are, second sets of their values, their checksum, and how they are published."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+from torch.utils.checkpoint import checkpoint
+
+from srum.models.base import UnifiedModel
+from train.sharding import Processes, gathered, local
+
+
+class TrainableModel(UnifiedModel, Protocol):
+    """What the trainer asks of a model, beside a unified model's abilities."""
+
+    @property
+    def network(self) -> nn.Module: ...
+
+    def layers(self) -> list[nn.Module]:
+        """The layers that repeat, parts of ``network``: what is sharded, and may be recomputed, one by one."""
+        ...
+
+    def named_parameters(self) -> Iterable[tuple[str, Parameter]]: ...
+
+    def generation_parameters(self) -> Iterable[tuple[str, Parameter]]:
+        """The generation expert: what ``trainable: generation`` trains."""
+        ...
+
+    def save(self, folder: Path, dtype: torch.dtype, *, weights: Mapping[str, Tensor]) -> None:
+        """Write the model's published layout with these ``weights`` of its network, as ``dtype``."""
+        ...
+
+
+@contextmanager
+def trainable_parameters(
+    model: TrainableModel, scope: Literal["generation", "all"] | str
+) -> Iterator[dict[str, Parameter]]:
+    """The trained parameters by name; until the end of the block, the others require no gradients.
+
+    What the model itself holds fixed (position tables, the autoencoder) stays so under either scope.
+    """
+    free = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    generation = {id(parameter) for _, parameter in model.generation_parameters()}
+    chosen = {name: p for name, p in free.items() if scope == "all" or id(p) in generation}
+    try:
+        for name, parameter in free.items():
+            parameter.requires_grad_(name in chosen)
+        yield chosen
+    finally:
+        for name, parameter in model.named_parameters():
+            if name in free:
+                parameter.requires_grad_(True)
+                parameter.grad = None
+
+
+class Copy:
+    """A second set of values of some parameters: as they were at the start, or their running average."""
+
+    def __init__(self, parameters: Mapping[str, Parameter]) -> None:
+        self.parameters = parameters
+        self.values = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Within the block the parameters have these values."""
+        self.exchange()
+        try:
+            yield
+        finally:
+            self.exchange()
+
+    @torch.no_grad()
+    def follow(self, decay: float) -> None:
+        """Go the share 1 - decay of the way to the parameters."""
+        for name, parameter in self.parameters.items():
+            local(self.values[name]).lerp_(local(parameter), 1 - decay)
+
+    @torch.no_grad()
+    def exchange(self) -> None:
+        """These values for the parameters', which become these values."""
+        for name, parameter in self.parameters.items():
+            mine, its = local(self.values[name]), local(parameter)
+            if its is parameter:
+                parameter.data, self.values[name] = mine, parameter.data
+            else:  # a shard's storage belongs to FSDP
+                kept = its.clone()
+                its.copy_(mine)
+                mine.copy_(kept)
+
+
+def digest(parameters: Mapping[str, Tensor], processes: Processes = Processes()) -> str:  # noqa: B008 (frozen)
+    """A checksum of the bits of some tensors, the same on every device and however ``processes`` share them."""
+    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    names = sorted(parameters)
+    own = [local(parameters[name].detach()).contiguous() for name in names]
+    sums = torch.stack([part.view(bits[part.element_size()]).sum(dtype=torch.int64).cpu() for part in own])
+    return hashlib.sha256(repr(list(zip(names, processes.total(sums).tolist(), strict=True))).encode()).hexdigest()
+
+
+@contextmanager
+def recomputed(layers: Sequence[nn.Module]) -> Iterator[None]:
+    """Within the block the layers keep no activations for the backward pass: it computes them again."""
+    for layer in layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def publish(model: TrainableModel, folder: Path, dtype: torch.dtype, processes: Processes) -> None:
+    """Save the model beside ``folder``, then put it in its place; process 0 writes, all take part."""
+    weights = gathered(model.network, processes)
+    if processes.rank == 0:
+        unfinished = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        model.save(unfinished, dtype, weights=weights)
+        shutil.rmtree(folder, ignore_errors=True)
+        unfinished.rename(folder)
+    processes.wait()
