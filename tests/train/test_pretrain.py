@@ -43,10 +43,13 @@ def start(tokenizer: Path, folder: Path) -> Path:
 def test_the_command_passes_its_options_on(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
     monkeypatch.setattr(pretrain, "pretrain", lambda folder, **options: calls.append((folder, options)))
-    for options in ([], ["--seed", "4", "--minutes", "5"]):
+    for options in ([], ["--seed", "4", "--minutes", "5", "--compile"]):
         result = CliRunner().invoke(app, ["pretrain", "--out", "w", *options])
         assert result.exit_code == 0, result.output
-    assert calls == [(Path("w"), {"seed": 0, "minutes": math.inf}), (Path("w"), {"seed": 4, "minutes": 5.0})]
+    assert calls == [
+        (Path("w"), {"seed": 0, "minutes": math.inf, "compile_layers": False}),
+        (Path("w"), {"seed": 4, "minutes": 5.0, "compile_layers": True}),
+    ]
 
 
 def test_sittings_end_where_one_run_ends(tokenizer: Path, tmp_path: Path, small: None) -> None:
