@@ -5,6 +5,7 @@
 Parts, each over all seeds:
 
     loop    base, sft, srum_paper and srum after the last round, on the held-out prompts
+    first   the same after the first round, the only one in which every arm learns from images of its own weights
     rounds  srum after every round, on development prompts: does it collapse?
     credit  the objective of srum on the candidates of round 0, its score on the blamed regions or spread evenly, same
             steps and noise, on the held-out prompts
@@ -31,7 +32,7 @@ from rich.table import Table
 from srum.config import EvalConfig, RunConfig, TrainConfig, load_config
 from srum.evaluation.accuracy import evaluate
 from srum.evaluation.judge_quality import JudgeQuality, flipped_relations, judge_quality
-from srum.loop import BASE, MAIN, STAGES, Run, console, evaluate_arms, load_judge, load_model, perform, run_loop
+from srum.loop import BASE, MAIN, STAGES, Run, arms, console, evaluate_arms, load_judge, load_model, perform, run_loop
 from srum.records import Candidate, Grounding, Judgement, Prompt
 from srum.rollout import choose_prompts
 from srum.run_dir import claim_run, open_image, read_records, write_json
@@ -65,6 +66,14 @@ def loop(run: Run) -> Verdicts:
         run_loop(run.config, run.folder, resume=True)
     results = evaluate_arms(run, run.config.rounds, run.folder / "eval")
     return {arm: result.correct for arm, result in results.items()}
+
+
+def first(run: Run) -> Verdicts:
+    """The arms after one round. From then on all learn from the images of ``srum``, which are better than their own."""
+    return {
+        arm: verdicts(run, run.weights(arm, 0 if arm == BASE else 1), run.config.eval, f"first/{arm}")
+        for arm in (BASE, *arms(run.config))
+    }
 
 
 def rounds(run: Run) -> Verdicts:
@@ -189,6 +198,7 @@ def loop_rows(found: Sequence[Verdicts]) -> list[Row]:
 
 PARTS: dict[str, tuple[Callable[[Run], Any], Callable[[Sequence[Any]], list[Row]]]] = {
     "loop": (loop, loop_rows),
+    "first": (first, loop_rows),
     "rounds": (rounds, accuracy_rows),
     "credit": (credit, accuracy_rows),
     "judge": (judge, judge_rows),

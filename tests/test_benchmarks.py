@@ -143,11 +143,12 @@ def test_the_lab_measures_every_part(
     small_lab: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lab.main([*small_lab, "--parts", "credit", "judge"])  # in pieces, in any order
-    lab.main([*small_lab, "--parts", "loop", "rounds", "plan"])
+    lab.main([*small_lab, "--parts", "loop", "first", "rounds", "plan"])
     report = json.loads((tmp_path / "lab/lab.json").read_text())
-    assert list(report) == ["credit", "judge", "loop", "rounds", "plan"]
+    assert list(report) == ["credit", "judge", "loop", "first", "rounds", "plan"]
     rows = {part: {row["what"]: row for row in found} for part, found in report.items()}
     assert list(rows["loop"]) == ["base", "sft", "srum_paper", "srum", "srum - base", "srum_paper - sft"]
+    assert list(rows["first"]) == list(rows["loop"])
     assert list(rows["rounds"]) == ["after 0 rounds", "after 1 rounds", "after 1 rounds - after 0 rounds"]
     assert list(rows["credit"]) == ["sample", "region", "region - sample"]
     assert list(rows["plan"]) == ["direct", "plan", "plan - direct"]
