@@ -11,6 +11,10 @@ Parts, each over all seeds:
             steps and noise, on the held-out prompts
     judge   the judge's scores of round 0 against the truth, and flipped relations
     plan    the base model with a planning text and without, on development prompts
+    own     every objective in a loop of its own, which learns from images of its own weights in every round, after one
+            round and after three, on the held-out prompts
+    after   the judge's scores of the images of round 0 again, after training: by the weights that srum made, and by
+            those of one round in which all weights are trained, with the judge's replies among the data and without
 
 Every part goes on where it was interrupted and returns at once where it has finished; ``lab.json`` gathers the parts.
 Intervals are 95% percentiles over resampled prompts; a prompt brings its differences in all seeds with it.
@@ -20,9 +24,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +48,27 @@ from train.trainer import train
 DEVELOPMENT = 280  # prompts; no more than there are for the evaluation
 FLIPPED = 200  # prompts about positions
 RESAMPLES = 10_000
+OWN_ROUNDS = 3  # of the loops of part own, in a run that has so many
+
+# part own: what each objective changes in the config; region-NFT is the run itself
+OBJECTIVES = {
+    "sft": ("train.objective=sft",),
+    "srum_paper": ("train.objective=srum",),
+    "srum_paper-unit": ("train.objective=srum", "reward.mapping=unit"),
+}
+# part after: what is trained for one round
+TRAINED = {
+    "all-weights": ("train.trainable=all",),
+    "all-weights-and-replies": ("train.trainable=all", "train.replies.weight=0.1"),
+}
+FILES = {  # of a round, by the stage that makes them
+    "rollout": ("prompts.jsonl", "candidates.jsonl", "images", "latents"),
+    "ground": ("regions.jsonl",),
+    "judge": ("judgements.jsonl",),
+}
 
 Verdicts = dict[str, list[bool]]  # what was tried -> correct or not, in the order of the prompts
+Quality = dict[str, dict[str, Any]]  # what was judged -> its numbers
 
 
 @dataclass(frozen=True)
@@ -108,13 +132,55 @@ def plan(run: Run) -> Verdicts:
     }
 
 
-def judge(run: Run) -> dict[str, dict[str, Any]]:
-    """``JudgeQuality`` on round 0 and ``FlippedRelations``, as plain values."""
+def own(run: Run) -> Verdicts:
+    """The objectives, each in a loop of its own that begins with the candidates of the base model."""
+    loops = {
+        name: branch(run, f"own/{name}", ["compare=false", *changes], ("rollout", "ground", "judge"))
+        for name, changes in OBJECTIVES.items()
+    }
+    counts = own_rounds(run.config)
+    found = {BASE: verdicts(run, run.weights(BASE, 0), run.config.eval, f"first/{BASE}")}
+    for name, looped in [*loops.items(), (MAIN, run)]:
+        for k in range(counts[-1]):
+            for stage in STAGES:
+                perform(looped, stage, k)
+        for k in counts:
+            found[f"{name}, {k}"] = verdicts(looped, looped.weights(MAIN, k), run.config.eval, f"after-{k}")
+    return found
+
+
+def own_rounds(config: RunConfig) -> list[int]:
+    """After how many rounds ``own`` looks: the first, in which all have the same candidates, and the last."""
+    return sorted({1, min(OWN_ROUNDS, config.rounds)})
+
+
+def judge(run: Run) -> Quality:
+    """How well the base model judges round 0, and flipped relations."""
+    make_round_0(run)
+    return quality(run, run.weights(MAIN, 0))
+
+
+def after(run: Run) -> dict[str, Quality]:
+    """The same of weights that have been trained."""
+    found = {"before": judge(run)}
+    weights = {f"{MAIN}, {run.config.rounds} rounds": run.weights(MAIN, run.config.rounds)}
+    for name, changes in TRAINED.items():
+        trained = branch(run, f"after/{name}", ["compare=false", *changes], ("rollout", "ground", "judge"))
+        for stage in STAGES:
+            perform(trained, stage, 0)
+        weights[name] = trained.weights(MAIN, 1)
+    for name, path in weights.items():
+        judged = branch(run, f"after/{name}, judging", [f"judge.model={path}"], ("rollout", "ground"))
+        perform(judged, "judge", 0)
+        found[name] = quality(judged, path)
+    return found
+
+
+def quality(run: Run, weights: str) -> Quality:
+    """``JudgeQuality`` of the judgements of round 0, which ``weights`` made, and ``FlippedRelations`` by them."""
     path = run.folder / "lab" / "judge.json"
     if not path.exists():
-        make_round_0(run)
-        own = load_judge(run.config, run.weights(MAIN, 0), run.config.seed)
-        flipped = flipped_relations(own, FLIPPED, run.config.seed)
+        flipped = flipped_relations(load_judge(run.config, weights, run.config.seed), FLIPPED, run.config.seed)
         write_json(path, asdict(quality_of_round_0(run.round(0))) | {"relations": asdict(flipped)})
     return json.loads(path.read_text())
 
@@ -129,6 +195,21 @@ def quality_of_round_0(folder: Path) -> JudgeQuality:
         {prompt.id: prompt.metadata for prompt in read_records(folder / "prompts.jsonl", Prompt)},
         (open_image(folder / candidate.image) for candidate in candidates),
     )
+
+
+def branch(run: Run, name: str, changes: Sequence[str], stages: Sequence[str]) -> Run:
+    """A run in ``lab/NAME`` with the config of ``run`` but for ``changes``, and what ``stages`` made of its round 0."""
+    branched = Run(run.folder / "lab" / name, load_config(run.folder / "config.yaml", changes))
+    claim_run(branched.folder, branched.config, resume=True)
+    for stage in stages:
+        for file in FILES[stage]:
+            old, new = run.round(0) / file, branched.round(0) / file
+            if not new.exists():
+                copy = shutil.copytree if old.is_dir() else shutil.copy
+                new.parent.mkdir(parents=True, exist_ok=True)
+                copy(old, partial := new.with_name(f".{file}.partial"))
+                partial.rename(new)
+    return branched
 
 
 def make_round_0(run: Run) -> None:
@@ -179,16 +260,34 @@ def accuracy_row(what: str, values: np.ndarray) -> Row:
     return Row(what, float(per_prompt.mean()), (100 * values.mean(axis=1)).tolist(), (float(low), float(high)))
 
 
-def judge_rows(found: Sequence[Mapping[str, Mapping[str, Any]]]) -> list[Row]:
+def judge_rows(found: Sequence[Quality]) -> list[Row]:
     """Every number of the judge; those that do not exist for want of examples are left out."""
     rows = []
     for subject, values in found[0].items():
         for name in values:
             scale = 100 if name in ("auroc", "rejected", "accepted") else 1
-            per_seed = [scale * own[subject][name] for own in found if own[subject][name] is not None]
+            per_seed = [scale * by_seed[subject][name] for by_seed in found if by_seed[subject][name] is not None]
             if per_seed:
                 rows.append(Row(f"{subject}: {name}", sum(per_seed) / len(per_seed), per_seed))
     return rows
+
+
+def own_rows(found: Sequence[Verdicts]) -> list[Row]:
+    """Accuracies of the objectives' own loops, each against the base, and region-NFT's against the others'."""
+    names = [name for name in found[0] if name != BASE]
+    *others, main = [name for name in names if name.rpartition(", ")[2] == names[-1].rpartition(", ")[2]]
+    return accuracy_rows(found, [(name, BASE) for name in names] + [(main, name) for name in others])
+
+
+def after_rows(found: Sequence[Mapping[str, Quality]]) -> list[Row]:
+    """The judge's AUROCs and shares, weights by weights."""
+    rows = {name: judge_rows([by_weights[name] for by_weights in found]) for name in found[0]}
+    return [
+        replace(row, what=f"{name}: {row.what}")
+        for name, own in rows.items()
+        for row in own
+        if row.what.endswith((": auroc", ": rejected", ": accepted"))
+    ]
 
 
 def loop_rows(found: Sequence[Verdicts]) -> list[Row]:
@@ -203,6 +302,8 @@ PARTS: dict[str, tuple[Callable[[Run], Any], Callable[[Sequence[Any]], list[Row]
     "credit": (credit, accuracy_rows),
     "judge": (judge, judge_rows),
     "plan": (plan, accuracy_rows),
+    "own": (own, own_rows),
+    "after": (after, after_rows),
 }
 
 

@@ -135,6 +135,7 @@ def small_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Arguments of a lab of two seeds and one round, on the fake model."""
     monkeypatch.setattr(models, "load", FakeModel.load)
     monkeypatch.setattr(lab, "FLIPPED", 6)
+    monkeypatch.setattr(lab, "TRAINED", {"all-weights": lab.TRAINED["all-weights"]})  # the fake has no text to learn
     overrides = [argument for override in SMALL for argument in ("--set", override)]
     return ["--seeds", "0", "1", "--rounds", "1", "--out", str(tmp_path / "lab"), *overrides]
 
@@ -143,9 +144,9 @@ def test_the_lab_measures_every_part(
     small_lab: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lab.main([*small_lab, "--parts", "credit", "judge"])  # in pieces, in any order
-    lab.main([*small_lab, "--parts", "loop", "first", "rounds", "plan"])
+    lab.main([*small_lab, "--parts", "loop", "first", "rounds", "plan", "own", "after"])
     report = json.loads((tmp_path / "lab/lab.json").read_text())
-    assert list(report) == ["credit", "judge", "loop", "first", "rounds", "plan"]
+    assert list(report) == ["credit", "judge", "loop", "first", "rounds", "plan", "own", "after"]
     rows = {part: {row["what"]: row for row in found} for part, found in report.items()}
     assert list(rows["loop"]) == ["base", "sft", "srum_paper", "srum", "srum - base", "srum_paper - sft"]
     assert list(rows["first"]) == list(rows["loop"])
@@ -153,6 +154,11 @@ def test_the_lab_measures_every_part(
     assert list(rows["credit"]) == ["sample", "region", "region - sample"]
     assert list(rows["plan"]) == ["direct", "plan", "plan - direct"]
     assert {"regions: auroc", "layout: failures", "relations: rejected"} <= rows["judge"].keys()
+    loops = ["sft, 1", "srum_paper, 1", "srum_paper-unit, 1", "srum, 1"]
+    assert list(rows["own"])[:6] == ["base", *loops, "sft, 1 - base"]
+    assert list(rows["own"])[-1] == "srum, 1 - srum_paper-unit, 1"
+    assert rows["own"]["sft, 1"]["per_seed"] == rows["first"]["sft"]["per_seed"]  # the same candidates, steps and noise
+    assert {"before: regions: auroc", "all-weights: relations: rejected"} <= rows["after"].keys()
     gain = rows["loop"]["srum - base"]
     assert gain["mean"] == pytest.approx(rows["loop"]["srum"]["mean"] - rows["loop"]["base"]["mean"])
     assert len(gain["per_seed"]) == 2 and gain["interval"][0] <= gain["mean"] <= gain["interval"][1]
