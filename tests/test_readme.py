@@ -1,4 +1,4 @@
-"""What readers copy from the README works: the grounder, the commands, the picture."""
+"""What readers copy from the README and docs/extending.md works: the grounder, the commands, the picture."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from srum.shapes.scenes import Scene, Thing
 from tests.fakes import FakeModel, run_on_fakes
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+TEXT = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/extending.md"))
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.M | re.S)
+    return re.findall(rf"^```{language}\n(.*?)^```$", TEXT, re.M | re.S)
 
 
 def test_the_grounder_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
