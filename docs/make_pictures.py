@@ -1,15 +1,27 @@
-"""Draw the pictures of the README and of docs/method.md from a run: ``python docs/make_pictures.py runs/demo``."""
+"""Draw the pictures of the README and of docs/method.md: ``python docs/make_pictures.py runs/demo [--lab lab.json]``.
+
+``lab.json`` is what ``benchmarks/lab.py`` wrote, its part ``own`` included; without it that picture stays as it is.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
+from typing import NamedTuple
 
 from srum import open_run
-from srum.plots import reward_map_figure
+from srum.plots import reward_map_figure, rounds_figure
 from srum.reading import RunView
 
 OUT = Path(__file__).parent / "images"
+
+
+class Point(NamedTuple):
+    """An accuracy and its 95% interval in percent."""
+
+    accuracy: float
+    interval: tuple[float, float]
 
 
 def draw_reward_map(run: RunView, round_: int, candidate_id: str | None, out: Path) -> str:
@@ -29,14 +41,29 @@ def draw_gallery(run: RunView, round_: int, out: Path) -> None:
     run.candidates(round_).gallery(limit=24).savefig(out, dpi=110)
 
 
+def draw_objectives(lab: Path, out: Path) -> None:
+    """Write ``out``: the accuracy of every objective's own loop over its rounds."""
+    rows = {row["what"]: row for row in json.loads(lab.read_text())["own"]}
+    points = {what: Point(row["mean"], tuple(row["interval"])) for what, row in rows.items() if " - " not in what}
+    base = points.pop("base")
+    rounds: dict[str, dict[int, Point]] = {}
+    for what, point in points.items():
+        objective, _, count = what.rpartition(", ")
+        rounds.setdefault(objective, {0: base})[int(count)] = point
+    rounds_figure(rounds).savefig(out, dpi=150)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="folder of the run")
     parser.add_argument("--round", type=int, default=0)
     parser.add_argument("--candidate", help="id of the candidate (default: the one whose map varies most)")
+    parser.add_argument("--lab", type=Path, help="lab.json of benchmarks/lab.py")
     arguments = parser.parse_args()
     OUT.mkdir(exist_ok=True)
     opened = open_run(arguments.run)
     chosen = draw_reward_map(opened, arguments.round, arguments.candidate, OUT / "reward_map.png")
     draw_gallery(opened, arguments.round, OUT / "gallery.png")
     print(f"{OUT}: reward_map.png (candidate {chosen}), gallery.png")
+    if arguments.lab:
+        draw_objectives(arguments.lab, OUT / "objectives.png")

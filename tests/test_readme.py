@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import shlex
 import sys
@@ -88,7 +89,11 @@ def test_the_pictures_are_drawn_from_a_run(tmp_path: Path) -> None:
     other = min(spread, key=spread.__getitem__)
     assert pictures.draw_reward_map(run, 0, other, tmp_path / "b.png") == other
     pictures.draw_gallery(run, 0, tmp_path / "gallery.png")
-    with Image.open(tmp_path / "a.png") as drawn:
-        assert drawn.width > drawn.height > 300
+    lab = {what: {"what": what, "mean": 50.0, "interval": [45.0, 55.0]} for what in ("base", "sft, 1", "sft, 3")}
+    (tmp_path / "lab.json").write_text(json.dumps({"own": list(lab.values())}))
+    pictures.draw_objectives(tmp_path / "lab.json", tmp_path / "objectives.png")
+    for name in ("a.png", "objectives.png"):
+        with Image.open(tmp_path / name) as drawn:
+            assert drawn.width > drawn.height > 300
     with Image.open(tmp_path / "gallery.png") as drawn:
         assert min(drawn.size) > 150
