@@ -243,7 +243,7 @@ class EvalConfig(ImageConfig):
     """Evaluation by the exact checker: which prompts, sampled how."""
 
     prompts: str = "held_out"  # a set of the embedded world, or a .jsonl file with its metadata
-    count: Count = 300
+    count: Annotated[int, Field(ge=0)] = 300  # prompts; 0: no evaluation, which only the embedded world's prompts allow
 
 
 class RunConfig(Section):
