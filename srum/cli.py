@@ -57,7 +57,7 @@ Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=VALUE
 @app.command()
 def rollout(run: RunFolder, round_: Round = 0, config: ConfigFile = None, overrides: Overrides = None) -> None:
     """Generate the candidates of a round."""
-    _stage("rollout", run, round_, config, overrides)
+    _stage("rollout", run, round_, config, overrides, new=True)
 
 
 @app.command()
@@ -113,9 +113,10 @@ def eval_(
 @app.command()
 def report(run: RunFolder) -> None:
     """Write report.html from what the run has so far."""
+    from srum import open_run
     from srum.report import write_report
 
-    typer.echo(write_report(run))
+    typer.echo(write_report(open_run(run).folder))
 
 
 @app.command()
@@ -223,7 +224,7 @@ def import_(
     from srum import models
     from srum.interchange import import_round
 
-    opened = _open(run, config, overrides)
+    opened = _open(run, config, overrides, new=True)
     count, problems = import_round(lines, images, models.load(opened.config.model), opened.round(round_))
     for problem in problems:
         typer.echo(f"left out: {problem}", err=True)
@@ -270,22 +271,30 @@ def pretrain(
     run_stages(out, seed=seed, minutes=math.inf if minutes is None else minutes, compile_layers=compile_layers)
 
 
-def _stage(name: str, run: Path, round_index: int, config: Path | None, overrides: list[str] | None) -> None:
+def _stage(
+    name: str, run: Path, round_index: int, config: Path | None, overrides: list[str] | None, new: bool = False
+) -> None:
     from srum import loop
     from srum.processes import connected
 
     with connected():
-        loop.perform(_open(run, config, overrides), name, round_index)
+        loop.perform(_open(run, config, overrides, new), name, round_index)
 
 
-def _open(folder: Path, config: Path | None, overrides: list[str] | None) -> Run:
-    """The run in ``folder``; a new one where there is none."""
-    from srum.loop import Run
+def _open(folder: Path, config: Path | None, overrides: list[str] | None, new: bool = False) -> Run:
+    """The run in ``folder``; where there is none and ``new`` allows it, a new one whose prompts and model exist."""
+    from srum import models
+    from srum.loop import Run, round_prompts
     from srum.processes import Processes
-    from srum.run_dir import claim_run
+    from srum.run_dir import CONFIG, RunError, claim_run
 
     def claimed() -> RunConfig:
         wanted = _config(folder, config, overrides or [], own=True)
+        if not (folder / CONFIG).exists():
+            if not new:
+                raise RunError(f"{folder} is not the folder of a run: it has no {CONFIG}; srum rollout makes one")
+            models.find(wanted.model)
+            round_prompts(wanted, 0)
         claim_run(folder, wanted, resume=True)
         return wanted
 

@@ -42,6 +42,7 @@ from srum.reward_map import Skipped, centred, rasterize, sample_score
 from srum.rollout import choose_prompts, rollout
 from srum.run_dir import (
     ImageError,
+    RunError,
     StageTimer,
     atomic,
     claim_run,
@@ -88,8 +89,16 @@ class Run:
             yield
 
     def weights(self, arm: str, rounds: int) -> str:
-        """The weights of ``arm`` after so many rounds: a folder, or the model that entered."""
-        return self.config.model if arm == BASE or rounds == 0 else str(self.train_dir(arm, rounds - 1) / "model")
+        """The weights of ``arm`` after so many rounds: a folder, or the model that entered.
+
+        Raises RunError where they have not been trained yet.
+        """
+        if arm == BASE or rounds == 0:
+            return self.config.model
+        folder = self.train_dir(arm, rounds - 1) / "model"
+        if not folder.is_dir():
+            raise RunError(f"{folder} is missing: {arm} has not been trained in round {rounds - 1}")
+        return str(folder)
 
     def train_dir(self, arm: str, k: int) -> Path:
         """Where ``arm`` is trained in round ``k``."""
@@ -127,10 +136,11 @@ def rollout_stage(run: Run, k: int) -> None:
     folder, config = run.round(k), run.config
     if finished(folder, "candidates"):
         return
+    weights = run.weights(MAIN, k)
     if not finished(folder, "prompts"):
         Processes.here().once(lambda: write_records(folder / "prompts.jsonl", round_prompts(config, k)))
     prompts = read_records(folder / "prompts.jsonl", Prompt)
-    rollout(load_model(config, run.weights(MAIN, k)), prompts, config, k, folder)
+    rollout(load_model(config, weights), prompts, config, k, folder)
 
 
 def round_prompts(config: RunConfig, k: int) -> list[Prompt]:
@@ -139,7 +149,7 @@ def round_prompts(config: RunConfig, k: int) -> list[Prompt]:
 
 
 def ground_stage(run: Run, k: int) -> None:
-    """regions.jsonl: the region proposals of every candidate."""
+    """regions.jsonl: the region proposals of every candidate. Raises RunError where all of them failed."""
     folder, config = run.round(k), run.config.ground
     if finished(folder, "regions"):
         return
@@ -157,7 +167,10 @@ def ground_stage(run: Run, k: int) -> None:
             for name, (regions, error) in zip(batch, found, strict=True)
         ]
 
-    run_stage(folder, "regions", Grounding, candidates, config.batch_size, work)
+    found = run_stage(folder, "regions", Grounding, candidates, config.batch_size, work)
+    if all(grounding.error for grounding in found):
+        Processes.here().once((folder / "regions.jsonl").unlink)  # else the next attempt would find the stage finished
+        raise RunError(f"the grounder {config.grounder} failed on every image; on the first: {found[0].error}")
 
 
 def judge_stage(run: Run, k: int) -> None:
@@ -282,6 +295,9 @@ def train_stage(run: Run, k: int) -> None:
     processes = Processes.here()
     if processes.rank == 0:
         console.print(f"{run.round(k).name}: training on {len(records)} candidates, {unrewarded} have no reward map")
+    if not records:
+        skipped = processes.once(lambda: json.loads((run.round(k) / "counts.json").read_text())["skipped"])
+        raise RunError(f"nothing to train on: no candidate of {run.round(k)} has a reward map, because of {skipped}")
     for arm, config in arms(run.config).items():
         if not processes.once((run.train_dir(arm, k) / "model").exists):
             train_arm(run, k, arm, config, records)
@@ -368,11 +384,11 @@ def conclude(run: Run) -> dict[str, Any]:
 def evaluate_arms(run: Run, rounds: int, folder: Path) -> dict[str, EvalResult]:
     """The base model and every arm after so many rounds, on the same prompts with the same noise, in ``folder/ARM``."""
     prompts, results = eval_prompts(run.config), {}
-    for arm in (BASE, *arms(run.config)):
+    weights = {arm: run.weights(arm, rounds) for arm in (BASE, *arms(run.config))}
+    for arm in weights:
         with run.timed(f"{folder.relative_to(run.folder)} {arm}"):
-            weights = run.weights(arm, rounds)  # the model has no name here, which would keep it while the next loads
-            results[arm] = evaluate(
-                load_model(run.config, weights), prompts, run.config.eval, folder / arm, run.config.seed
+            results[arm] = evaluate(  # the model has no name here, which would keep it while the next loads
+                load_model(run.config, weights[arm]), prompts, run.config.eval, folder / arm, run.config.seed
             )
     return results
 

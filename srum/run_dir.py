@@ -193,9 +193,9 @@ def run_stage(
     pairs = list(items.items())
     batches = [dict(pairs[start : start + batch_size]) for start in range(0, len(pairs), batch_size)]
     processes = Processes.here()
-    finished, done = processes.once(lambda: _what_is_there(final, parts, kind, batches))
-    if finished is not None:
-        return finished
+    records, done = processes.once(lambda: _what_is_there(final, parts, kind, batches))
+    if records is not None:
+        return records
     own = [number for number in range(len(batches)) if number not in done][processes.rank :: processes.count]
     there, ours = (sum(len(batches[number]) for number in numbers) for numbers in (done, own))
     made: list[tuple[int, list[R]]] = []
@@ -206,9 +206,9 @@ def run_stage(
             write_records(_shard(parts, number), made[-1][1])
             bar.update(len(batches[number]))
     done |= dict(processes.joined(made))
-    records = [record for number in range(len(batches)) for record in done[number]]
-    processes.once(lambda: _finish(final, parts, records))
-    return records
+    merged = [record for number in range(len(batches)) for record in done[number]]
+    processes.once(lambda: _finish(final, parts, merged))
+    return merged
 
 
 def _shard(parts: Path, number: int) -> Path:
