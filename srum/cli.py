@@ -34,9 +34,10 @@ class OneLineErrors(TyperGroup):
 
 
 def _expected_errors() -> tuple[type[Exception], ...]:
+    from srum.processes import LostProcess
     from train.trainer import TrainingError
 
-    return ValueError, OSError, TrainingError
+    return ValueError, OSError, TrainingError, LostProcess
 
 
 app = typer.Typer(
@@ -56,7 +57,7 @@ Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=VALUE
 @app.command()
 def rollout(run: RunFolder, round_: Round = 0, config: ConfigFile = None, overrides: Overrides = None) -> None:
     """Generate the candidates of a round."""
-    _stage("rollout", run, round_, config, overrides)
+    _stage("rollout", run, round_, config, overrides, new=True)
 
 
 @app.command()
@@ -95,21 +96,27 @@ def eval_(
     After the last round this writes summary.json and the report; with --round, the folder eval/ of that round.
     """
     from srum import loop
+    from srum.processes import connected
 
-    opened = _open(run, config, overrides)
-    if round_ is None:
-        loop.conclude(opened)
-    else:
+    with connected() as processes:
+        opened = _open(run, config, overrides)
+        if not opened.config.eval.count:
+            raise ValueError(f"{run} has no evaluation: eval.count is 0")
+        if round_ is None:
+            loop.conclude(opened)
+            return
         results = loop.evaluate_arms(opened, round_ + 1, opened.round(round_) / "eval")
-        loop.console.print(loop.summary_table(loop.summarize(results)))
+        if processes.rank == 0:
+            loop.console.print(loop.summary_table(loop.summarize(results)))
 
 
 @app.command()
 def report(run: RunFolder) -> None:
     """Write report.html from what the run has so far."""
+    from srum import open_run
     from srum.report import write_report
 
-    typer.echo(write_report(run))
+    typer.echo(write_report(open_run(run).folder))
 
 
 @app.command()
@@ -217,7 +224,7 @@ def import_(
     from srum import models
     from srum.interchange import import_round
 
-    opened = _open(run, config, overrides)
+    opened = _open(run, config, overrides, new=True)
     count, problems = import_round(lines, images, models.load(opened.config.model), opened.round(round_))
     for problem in problems:
         typer.echo(f"left out: {problem}", err=True)
@@ -235,12 +242,15 @@ def run_(
 ) -> None:
     """Run all rounds, compare base, SFT, the paper's objective and the default; end in a table and a report."""
     from srum.loop import run_loop
+    from srum.processes import connected
 
     named = {"ground.grounder": grounder, "train.objective": objective}
     flags = [f"{name}={value}" for name, value in named.items() if value is not None]
-    wanted = _config(out, config, [*(overrides or []), *flags], own=resume)
-    run_loop(wanted, out, resume, command=shlex.join(["srum", *sys.argv[1:]]))
-    typer.echo(f"{out / 'summary.json'}\n{out / 'report.html'}")
+    with connected() as processes:
+        wanted = processes.once(lambda: _config(out, config, [*(overrides or []), *flags], own=resume))
+        run_loop(wanted, out, resume, command=shlex.join(["srum", *sys.argv[1:]]))
+        if processes.rank == 0:
+            typer.echo("\n".join(str(out / name) for name in ("summary.json", "report.html") if (out / name).exists()))
 
 
 @app.command()
@@ -261,20 +271,34 @@ def pretrain(
     run_stages(out, seed=seed, minutes=math.inf if minutes is None else minutes, compile_layers=compile_layers)
 
 
-def _stage(name: str, run: Path, round_index: int, config: Path | None, overrides: list[str] | None) -> None:
+def _stage(
+    name: str, run: Path, round_index: int, config: Path | None, overrides: list[str] | None, new: bool = False
+) -> None:
     from srum import loop
+    from srum.processes import connected
 
-    loop.perform(_open(run, config, overrides), name, round_index)
+    with connected():
+        loop.perform(_open(run, config, overrides, new), name, round_index)
 
 
-def _open(folder: Path, config: Path | None, overrides: list[str] | None) -> Run:
-    """The run in ``folder``; a new one where there is none."""
-    from srum.loop import Run
-    from srum.run_dir import claim_run
+def _open(folder: Path, config: Path | None, overrides: list[str] | None, new: bool = False) -> Run:
+    """The run in ``folder``; where there is none and ``new`` allows it, a new one whose prompts and model exist."""
+    from srum import models
+    from srum.loop import Run, round_prompts
+    from srum.processes import Processes
+    from srum.run_dir import CONFIG, RunError, claim_run
 
-    wanted = _config(folder, config, overrides or [], own=True)
-    claim_run(folder, wanted, resume=True)
-    return Run(folder, wanted)
+    def claimed() -> RunConfig:
+        wanted = _config(folder, config, overrides or [], own=True)
+        if not (folder / CONFIG).exists():
+            if not new:
+                raise RunError(f"{folder} is not the folder of a run: it has no {CONFIG}; srum rollout makes one")
+            models.find(wanted.model)
+            round_prompts(wanted, 0)
+        claim_run(folder, wanted, resume=True)
+        return wanted
+
+    return Run(folder, Processes.here().once(claimed))
 
 
 def _config(folder: Path, config: Path | None, overrides: list[str], own: bool) -> RunConfig:

@@ -98,7 +98,7 @@ class ServerConfig(Section):
     key_variable: str = "OPENAI_API_KEY"  # the environment variable with the key, where one is wanted; never a key
     timeout: Positive = 60.0  # seconds without a byte
     retries: Annotated[int, Field(ge=0)] = 4  # of a request that failed in passing, after 1, 2, 4, ... seconds
-    concurrency: Count = 8  # requests at a time
+    concurrency: Count = 8  # requests at a time, of each process
 
     @model_validator(mode="after")
     def _is_complete_and_holds_no_secret(self) -> ServerConfig:
@@ -243,7 +243,7 @@ class EvalConfig(ImageConfig):
     """Evaluation by the exact checker: which prompts, sampled how."""
 
     prompts: str = "held_out"  # a set of the embedded world, or a .jsonl file with its metadata
-    count: Count = 300
+    count: Annotated[int, Field(ge=0)] = 300  # prompts; 0: no evaluation, which only the embedded world's prompts allow
 
 
 class RunConfig(Section):

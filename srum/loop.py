@@ -3,15 +3,19 @@
 One function per stage, in order; each reads what the stages before it wrote into the round's folder, and writes its own
 file there. Beside the configured objective (arm ``srum``), whose weights make the next round's candidates, two arms
 train on the same candidates from their own weights: ``sft``, and ``srum_paper``, Eq. 1-3 as published.
+
+The processes of one launch (``srum.processes.connected``) call everything here alike and share the work; what is not
+shared, process 0 does, and it alone prints.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -31,6 +35,7 @@ from srum import models
 from srum.config import RunConfig, TrainConfig
 from srum.evaluation.accuracy import EvalResult, evaluate, paired_bootstrap, require_metadata
 from srum.models.base import Decoding
+from srum.processes import Processes
 from srum.records import Candidate, Failure, Grounding, Judgement, LayoutJudgement, Prompt, RewardMap
 from srum.report import write_report
 from srum.reward_map import Skipped, centred, rasterize, sample_score
@@ -51,9 +56,8 @@ from srum.run_dir import (
     write_text,
 )
 from srum.seeding import seed_for
-from train.data import load_replies, load_training_records
+from train.data import TrainingRecord, load_replies, load_training_records
 from train.probes import check_reproduction, probed
-from train.sharding import Processes, connected
 from train.trainer import DTYPES, train
 
 if TYPE_CHECKING:
@@ -75,14 +79,26 @@ class Run:
         """The folder of round ``k``."""
         return round_dir(self.folder, k)
 
-    @property
-    def timer(self) -> StageTimer:
-        """The times of the run."""
-        return StageTimer(self.folder / "timings.json")
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Add the time that the block takes in process 0 to the times of the run, as ``name``."""
+        if Processes.here().rank:
+            yield
+            return
+        with StageTimer(self.folder / "timings.json").stage(name):
+            yield
 
     def weights(self, arm: str, rounds: int) -> str:
-        """The weights of ``arm`` after so many rounds: a folder, or the model that entered."""
-        return self.config.model if arm == BASE or rounds == 0 else str(self.train_dir(arm, rounds - 1) / "model")
+        """The weights of ``arm`` after so many rounds: a folder, or the model that entered.
+
+        Raises RunError where they have not been trained yet.
+        """
+        if arm == BASE or rounds == 0:
+            return self.config.model
+        folder = self.train_dir(arm, rounds - 1) / "model"
+        if not folder.is_dir():
+            raise RunError(f"{folder} is missing: {arm} has not been trained in round {rounds - 1}")
+        return str(folder)
 
     def train_dir(self, arm: str, k: int) -> Path:
         """Where ``arm`` is trained in round ``k``."""
@@ -105,6 +121,7 @@ def arms(config: RunConfig) -> dict[str, TrainConfig]:
 
 def load_model(config: RunConfig, weights: str, dtype: torch.dtype = torch.float32) -> Bagel:
     """The model with these weights, compiled where the config says so."""
+    gc.collect()  # the model before it, if sharded or compiled, is a cycle and would keep its memory
     model = models.load(weights, dtype=dtype)
     if config.compile:
         model.compile()
@@ -119,15 +136,20 @@ def rollout_stage(run: Run, k: int) -> None:
     folder, config = run.round(k), run.config
     if finished(folder, "candidates"):
         return
+    weights = run.weights(MAIN, k)
     if not finished(folder, "prompts"):
-        seed = seed_for(config.seed, k, "prompts")
-        write_records(folder / "prompts.jsonl", choose_prompts(config.prompts, config.prompt_count, seed))
+        Processes.here().once(lambda: write_records(folder / "prompts.jsonl", round_prompts(config, k)))
     prompts = read_records(folder / "prompts.jsonl", Prompt)
-    rollout(load_model(config, run.weights(MAIN, k)), prompts, config, k, folder)
+    rollout(load_model(config, weights), prompts, config, k, folder)
+
+
+def round_prompts(config: RunConfig, k: int) -> list[Prompt]:
+    """The prompts of round ``k``: drawn anew each round."""
+    return choose_prompts(config.prompts, config.prompt_count, seed_for(config.seed, k, "prompts"))
 
 
 def ground_stage(run: Run, k: int) -> None:
-    """regions.jsonl: the region proposals of every candidate."""
+    """regions.jsonl: the region proposals of every candidate. Raises RunError where all of them failed."""
     folder, config = run.round(k), run.config.ground
     if finished(folder, "regions"):
         return
@@ -145,7 +167,10 @@ def ground_stage(run: Run, k: int) -> None:
             for name, (regions, error) in zip(batch, found, strict=True)
         ]
 
-    run_stage(folder, "regions", Grounding, candidates, config.batch_size, work)
+    found = run_stage(folder, "regions", Grounding, candidates, config.batch_size, work)
+    if all(grounding.error for grounding in found):
+        Processes.here().once((folder / "regions.jsonl").unlink)  # else the next attempt would find the stage finished
+        raise RunError(f"the grounder {config.grounder} failed on every image; on the first: {found[0].error}")
 
 
 def judge_stage(run: Run, k: int) -> None:
@@ -189,7 +214,8 @@ def load_judge(config: RunConfig, weights: str, seed: int) -> SelfJudge:
 def rasterize_stage(run: Run, k: int) -> None:
     """rewards.jsonl, rewards/, counts.json: a reward map for every candidate whose judgement allows one."""
     folder, config = run.round(k), run.config.reward
-    if finished(folder, "rewards") and (folder / "counts.json").exists():
+    processes = Processes.here()
+    if finished(folder, "rewards") and processes.once((folder / "counts.json").exists):
         return
     candidates = {c.id: c for c in read_records(folder / "candidates.jsonl", Candidate)}
     groundings = {g.candidate_id: g for g in read_records(folder / "regions.jsonl", Grounding)}
@@ -216,11 +242,15 @@ def rasterize_stage(run: Run, k: int) -> None:
         ]
 
     rewards = run_stage(folder, "rewards", RewardMap, candidates, RASTERIZE_BATCH, work)
-    rewarded = {reward.candidate_id for reward in rewards}
-    skipped = [str(outcome(candidate)) for name, candidate in candidates.items() if name not in rewarded]
-    counts = count_outcomes(list(groundings.values()), list(judgements.values()), skipped)
-    write_json(folder / "counts.json", counts)
-    console.print(f"{folder.name}: {json.dumps(counts)}")
+
+    def count() -> None:
+        rewarded = {reward.candidate_id for reward in rewards}
+        skipped = [str(outcome(candidate)) for name, candidate in candidates.items() if name not in rewarded]
+        counts = count_outcomes(list(groundings.values()), list(judgements.values()), skipped)
+        write_json(folder / "counts.json", counts)
+        console.print(f"{folder.name}: {json.dumps(counts)}")
+
+    processes.once(count)
 
 
 def _keep_reward(
@@ -262,18 +292,25 @@ def _count(kinds: Iterable[str | None]) -> dict[str, int]:
 def train_stage(run: Run, k: int) -> None:
     """train/ARM/: every arm goes on from its own weights, on the same candidates, with the same noise."""
     records, unrewarded = load_training_records(run.round(k))
-    if Processes.here().rank == 0:
+    processes = Processes.here()
+    if processes.rank == 0:
         console.print(f"{run.round(k).name}: training on {len(records)} candidates, {unrewarded} have no reward map")
+    if not records:
+        skipped = processes.once(lambda: json.loads((run.round(k) / "counts.json").read_text())["skipped"])
+        raise RunError(f"nothing to train on: no candidate of {run.round(k)} has a reward map, because of {skipped}")
     for arm, config in arms(run.config).items():
-        folder = run.train_dir(arm, k)
-        if (folder / "model").exists():
-            continue
-        model = load_model(run.config, run.weights(arm, k), DTYPES[config.memory.frozen])
-        if arm == MAIN or k == 0:  # these weights made the candidates
-            check_reproduction(model, probed(records, config.probes))
-        replies = load_replies(run.round(k), run.config.judge.instructions) if config.replies.weight else []
-        seed, progress = seed_for(run.config.seed, k, "train"), sys.stderr.isatty()
-        train(model, records, config, folder, seed, progress, replies)
+        if not processes.once((run.train_dir(arm, k) / "model").exists):
+            train_arm(run, k, arm, config, records)
+
+
+def train_arm(run: Run, k: int, arm: str, config: TrainConfig, records: Sequence[TrainingRecord]) -> None:
+    """train/ARM/: one arm goes on from its own weights."""
+    model = load_model(run.config, run.weights(arm, k), DTYPES[config.memory.frozen])
+    if arm == MAIN or k == 0:  # these weights made the candidates
+        check_reproduction(model, probed(records, config.probes))
+    replies = load_replies(run.round(k), run.config.judge.instructions) if config.replies.weight else []
+    seed, progress = seed_for(run.config.seed, k, "train"), sys.stderr.isatty()
+    train(model, records, config, run.train_dir(arm, k), seed, progress, replies)
 
 
 STAGES: dict[str, Callable[[Run, int], None]] = {
@@ -286,15 +323,9 @@ STAGES: dict[str, Callable[[Run, int], None]] = {
 
 
 def perform(run: Run, name: str, k: int) -> None:
-    """One stage of round ``k``, timed; nothing is done again that is finished.
-
-    Training may run in the processes of ``torchrun``; RunError for another stage in them.
-    """
-    with connected() as processes:
-        if processes.count > 1 and name != "train":
-            raise RunError(f"{name} runs in one process; torchrun is for srum train alone")
-        with run.timer.stage(f"{run.round(k).name}/{name}") if processes.rank == 0 else nullcontext():
-            STAGES[name](run, k)
+    """One stage of round ``k``, timed; nothing is done again that is finished."""
+    with run.timed(f"{run.round(k).name}/{name}"):
+        STAGES[name](run, k)
 
 
 # --- the whole run
@@ -308,10 +339,14 @@ def run_loop(config: RunConfig, folder: Path, resume: bool = False, command: str
     An interrupted run with ``resume`` ends in the same ``summary.json``, bit for bit. Raises ConfigError, RunError,
     GrounderError and ValueError for inputs that cannot work, before anything is written.
     """
-    check_inputs(config)
-    claim_run(folder, config, resume)
-    if command and not resume:
-        write_text(folder / "command.txt", command + "\n")
+
+    def begin() -> None:
+        check_inputs(config)
+        claim_run(folder, config, resume)
+        if command and not resume:
+            write_text(folder / "command.txt", command + "\n")
+
+    Processes.here().once(begin)
     run = Run(folder, config)
     for k in range(config.rounds):
         for name in STAGES:
@@ -322,28 +357,39 @@ def run_loop(config: RunConfig, folder: Path, resume: bool = False, command: str
 def check_inputs(config: RunConfig) -> None:
     """Raise now what would else be raised after hours: prompts, model, grounder, judge."""
     choose_prompts(config.prompts, config.prompt_count, config.seed)
-    require_metadata(eval_prompts(config))
+    if config.eval.count:
+        require_metadata(eval_prompts(config))
     load_grounder(config.ground.grounder, load_model(config, config.model), **config.ground.options)
     load_judge(config, config.model, config.seed)
 
 
 def conclude(run: Run) -> dict[str, Any]:
-    """Evaluate every arm after the last round; write ``summary.json`` and ``report.html``, print the table."""
-    results = evaluate_arms(run, run.config.rounds, run.folder / "eval")
+    """Evaluate every arm after the last round; write ``summary.json`` and ``report.html``, print the table.
+
+    With ``eval.count=0`` the report alone; the summary is then empty.
+    """
+    results = evaluate_arms(run, run.config.rounds, run.folder / "eval") if run.config.eval.count else {}
     summary = summarize(results)
-    write_json(run.folder / "summary.json", summary)
-    write_report(run.folder)
-    console.print(summary_table(summary))
+
+    def publish() -> None:
+        if summary:
+            write_json(run.folder / "summary.json", summary)
+            console.print(summary_table(summary))
+        write_report(run.folder)
+
+    Processes.here().once(publish)
     return summary
 
 
 def evaluate_arms(run: Run, rounds: int, folder: Path) -> dict[str, EvalResult]:
     """The base model and every arm after so many rounds, on the same prompts with the same noise, in ``folder/ARM``."""
     prompts, results = eval_prompts(run.config), {}
-    for arm in (BASE, *arms(run.config)):
-        with run.timer.stage(f"{folder.relative_to(run.folder)} {arm}"):
-            model = load_model(run.config, run.weights(arm, rounds))
-            results[arm] = evaluate(model, prompts, run.config.eval, folder / arm, run.config.seed)
+    weights = {arm: run.weights(arm, rounds) for arm in (BASE, *arms(run.config))}
+    for arm in weights:
+        with run.timed(f"{folder.relative_to(run.folder)} {arm}"):
+            results[arm] = evaluate(  # the model has no name here, which would keep it while the next loads
+                load_model(run.config, weights[arm]), prompts, run.config.eval, folder / arm, run.config.seed
+            )
     return results
 
 

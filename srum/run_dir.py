@@ -10,7 +10,8 @@
 
 A stage cuts its items into fixed batches, in order. A finished batch is one shard, ``candidates.parts/00003.jsonl``;
 when all are there they become ``candidates.jsonl``, and the stage is finished. Files and shards appear by rename, so a
-kill at any moment loses at most one batch, and the next attempt does that batch again with the same members. A stage
+kill at any moment loses at most one batch of every process, and the next attempt, with any number of processes, does
+that batch again with the same members. What is there is asked of the disk by process 0 and told to the others. A stage
 is repeated after its file has been deleted. Lines are records with the schema's version.
 """
 
@@ -32,6 +33,7 @@ from pydantic import ValidationError
 from tqdm import tqdm
 
 from srum.config import RunConfig, differing_fields, dump, load_config
+from srum.processes import Processes
 from srum.records import SCHEMA_VERSION, Prompt, Record
 
 CONFIG = "config.yaml"
@@ -185,45 +187,60 @@ def run_stage(
     """The records of a stage: read from ``NAME.jsonl`` where finished, else computed batch by batch and kept.
 
     ``items`` are by id, in order; ``work`` turns a batch of them into records, at most one for each. The first field of
-    a record is the id of its item.
+    a record is the id of its item. Several processes share the batches that are missing; all return all records.
     """
     final, parts = folder / f"{name}.jsonl", folder / f"{name}.parts"
     pairs = list(items.items())
     batches = [dict(pairs[start : start + batch_size]) for start in range(0, len(pairs), batch_size)]
+    processes = Processes.here()
+    records, done = processes.once(lambda: _what_is_there(final, parts, kind, batches))
+    if records is not None:
+        return records
+    own = [number for number in range(len(batches)) if number not in done][processes.rank :: processes.count]
+    there, ours = (sum(len(batches[number]) for number in numbers) for numbers in (done, own))
+    made: list[tuple[int, list[R]]] = []
+    first = processes.rank == 0
+    with tqdm(total=there + ours, initial=there, desc=name, disable=None if first else True) as bar:
+        for number in own:
+            made.append((number, work(batches[number])))
+            write_records(_shard(parts, number), made[-1][1])
+            bar.update(len(batches[number]))
+    done |= dict(processes.joined(made))
+    merged = [record for number in range(len(batches)) for record in done[number]]
+    processes.once(lambda: _finish(final, parts, merged))
+    return merged
+
+
+def _shard(parts: Path, number: int) -> Path:
+    return parts / f"{number:05d}.jsonl"
+
+
+def _what_is_there(
+    final: Path, parts: Path, kind: type[R], batches: Sequence[Mapping[str, T]]
+) -> tuple[list[R] | None, dict[int, list[R]]]:
+    """The records of a finished stage; of another None, and those of its finished batches, by number."""
     if final.exists():
         records, torn = _read_whole_lines(final, kind)
         if not torn:
-            return records
+            return records, {}
         _back_to_parts(final, parts, batches, records)
-    records = []
-    with tqdm(total=len(items), desc=name, disable=None) as bar:
-        for number, batch in enumerate(batches):
-            records += _run_batch(parts / f"{number:05d}.jsonl", kind, batch, work)
-            bar.update(len(batch))
-    write_records(final, records)
-    shutil.rmtree(parts, ignore_errors=True)
-    return records
+    shards = {number: _shard(parts, number) for number in range(len(batches))}
+    read = {number: _read_whole_lines(shard, kind) for number, shard in shards.items() if shard.exists()}
+    return None, {number: records for number, (records, torn) in read.items() if not torn}
 
 
-def _run_batch(
-    shard: Path, kind: type[R], batch: Mapping[str, T], work: Callable[[Mapping[str, T]], list[R]]
-) -> list[R]:
-    if shard.exists():
-        records, torn = _read_whole_lines(shard, kind)
-        if not torn:
-            return records
-    records = work(batch)
-    write_records(shard, records)
-    return records
-
-
-def _back_to_parts(final: Path, parts: Path, batches: list[dict[str, Any]], records: Sequence[Record]) -> None:
+def _back_to_parts(final: Path, parts: Path, batches: Sequence[Mapping[str, Any]], records: Sequence[Record]) -> None:
     """Shards of the batches that a torn file still holds whole: those before the batch of its last record."""
     number_of = {item: number for number, batch in enumerate(batches) for item in batch}
     numbers = [number_of[record_id(record)] for record in records]
     for number in range(max(numbers, default=0)):
-        write_records(parts / f"{number:05d}.jsonl", [r for r, n in zip(records, numbers, strict=True) if n == number])
+        write_records(_shard(parts, number), [r for r, n in zip(records, numbers, strict=True) if n == number])
     final.unlink()
+
+
+def _finish(final: Path, parts: Path, records: Sequence[Record]) -> None:
+    write_records(final, records)
+    shutil.rmtree(parts, ignore_errors=True)
 
 
 def record_id(record: Record) -> str:
@@ -234,7 +251,7 @@ def record_id(record: Record) -> str:
 def finished(folder: Path, name: str) -> bool:
     """Whether the stage has written its file, and whole: a torn last line sends it back to ``run_stage``."""
     path = folder / f"{name}.jsonl"
-    return path.exists() and path.read_bytes()[-1:] in (b"", b"\n")
+    return Processes.here().once(lambda: path.exists() and path.read_bytes()[-1:] in (b"", b"\n"))
 
 
 # --- prompts

@@ -121,7 +121,10 @@ def test_a_users_grounder_and_objective() -> None:
         (["run", "--grounder", "nothing:Here"], "grounder 'nothing:Here': no module 'nothing'"),
         (["run", "--set", "prompts=bad.jsonl"], "bad.jsonl:2: not JSON"),
         (["run", "--set", "prompts=empty.txt"], "empty.txt: no prompts in it"),
-        (["judge", "new"], "new/round-000/candidates.jsonl is missing"),
+        (["judge", "new"], "new is not the folder of a run: it has no config.yaml; srum rollout makes one"),
+        (["report", "new"], "new is not the folder of a run: it has no config.yaml"),
+        (["rollout", "new", "--set", "prompts=bad.jsonl"], "bad.jsonl:2: not JSON"),
+        (["rollout", "new", "--set", "model=nowhere"], "no model 'nowhere': give a checkpoint folder"),
         (["rollout", "other"], "other is not empty and has no config.yaml"),
     ],
 )
@@ -131,4 +134,43 @@ def test_errors_are_one_line(arguments: list[str], message: str) -> None:
     Path("other").mkdir()
     Path("other/file").touch()
     assert error_of(srum(*arguments)).startswith(message)
-    assert not Path("runs").exists()
+    assert not Path("runs").exists() and not Path("new").exists()
+
+
+def test_a_stage_says_which_one_is_missing() -> None:
+    assert srum("rollout", "run", *SETS).exit_code == 0
+    assert (
+        error_of(srum("judge", "run"))
+        == "run/round-000/regions.jsonl is missing: the stage that writes it has not finished"
+    )
+    untrained = "run/round-000/train/{}/model is missing: {} has not been trained in round 0"
+    assert error_of(srum("rollout", "run", "--round", "1")) == untrained.replace("{}", "srum")
+    assert error_of(srum("eval", "run")) == untrained.replace("{}", "sft")
+    assert [path.name for path in Path("run").glob("round-*")] == ["round-000"]
+
+
+def test_a_grounder_that_fails_on_every_image_ends_the_run_before_judging() -> None:
+    """And is tried again once it has been mended."""
+    Path("my_broken.py").write_text(GROUNDER.replace("i.height / 2", "i.hight"))
+    assert srum("rollout", "run", *SETS, "--set", "ground.grounder=my_broken:WholeImage").exit_code == 0
+    message = "the grounder my_broken:WholeImage failed on every image; on the first: AttributeError: "
+    assert error_of(srum("ground", "run")).startswith(message)
+    Path("my_broken.py").write_text(GROUNDER)
+    sys.modules.pop("my_broken")
+    assert srum("ground", "run").exit_code == 0
+
+
+def test_without_a_reward_map_the_training_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        FakeModel, "answer", lambda self, images, questions, decoding: [["?"] * len(q) for q in questions]
+    )
+    error = error_of(srum("run", "--out", "run", *SETS, "--set", "reward.on_failure=skip"))
+    assert error.startswith("nothing to train on: no candidate of run/round-000 has a reward map, because of {")
+
+
+def test_a_run_without_an_evaluation() -> None:
+    assert srum(
+        "run", "--out", "run", *SETS, "--set", "eval.count=0", "--set", "eval.prompts=none.txt"
+    ).output.endswith("\nrun/report.html\n")
+    assert not Path("run/summary.json").exists() and not Path("run/eval").exists()
+    assert error_of(srum("eval", "run")) == "run has no evaluation: eval.count is 0"

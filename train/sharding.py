@@ -1,23 +1,21 @@
-"""Several processes: who they are, what they tell each other, and how they share a network (FSDP2).
+"""How several processes share a network (FSDP2).
 
-Launched by ``torchrun``. Sharding is torch's own ``fully_shard``, layer by layer, with frozen and trained parameters
-mixed; it runs on CUDA (NCCL) and, for tests, on CPU (gloo).
+Sharding is torch's own ``fully_shard``, layer by layer, with frozen and trained parameters mixed; it runs on CUDA
+(NCCL) and, for tests, on CPU (gloo).
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
+
+from srum.processes import Processes
 
 T = TypeVar("T")
 
@@ -34,53 +32,6 @@ class Shardable(Protocol):
     def layers(self) -> list[nn.Module]:
         """The layers that repeat, parts of ``network``."""
         ...
-
-
-@dataclass(frozen=True)
-class Processes:
-    """This process among all that train together."""
-
-    rank: int = 0
-    count: int = 1
-
-    @classmethod
-    def here(cls) -> Processes:
-        """Those of torch's process group, or this one alone."""
-        return cls(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else cls()
-
-    def total(self, values: Tensor) -> Tensor:
-        """The sum over the processes of a CPU tensor that each has."""
-        if self.count > 1:
-            dist.all_reduce(values)
-        return values
-
-    def joined(self, values: list[T]) -> list[T]:
-        """The lists of all processes, one after the other."""
-        if self.count == 1:
-            return values
-        lists: list[list[T]] = [[] for _ in range(self.count)]
-        dist.all_gather_object(lists, values)
-        return [value for own in lists for value in own]
-
-    def wait(self) -> None:
-        """Until all processes are here."""
-        if self.count > 1:
-            dist.barrier()
-
-
-@contextmanager
-def connected() -> Iterator[Processes]:
-    """The processes that ``torchrun`` started, on the GPU of each where there is one; without it, this one alone."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
-        yield Processes.here()
-        return
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-    try:
-        yield Processes.here()
-    finally:
-        dist.destroy_process_group()
 
 
 class Root(nn.Module):

@@ -17,7 +17,6 @@ from srum.models.bagel import Bagel
 from srum.records import Candidate
 from srum.run_dir import atomic
 from train.data import Reply, TrainingRecord
-from train.sharding import connected
 from train.trainer import Trainer, TrainResult, train
 
 CHECKPOINT = Path(__file__).parents[1] / "golden" / "bagel" / "checkpoint"
@@ -92,15 +91,12 @@ def interrupted(at: int) -> Iterator[None]:
         yield
 
 
-def work(rank: int, folder: Path) -> None:
-    """One of two processes; ``folder / "from one"`` is a training that one process began."""
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
-    torch.set_num_threads(1)
-    with connected():
-        for name in CONFIGS:
-            run(folder / name, name)
-        for part in ("again", "to one"):
-            with interrupted(at=3):
-                run(folder / part, "generation")
-        run(folder / "again", "generation")
-        run(folder / "from one", "generation")
+def work(folder: Path) -> None:
+    """What each of two processes does; ``folder / "from one"`` is a training that one process began."""
+    for name in CONFIGS:
+        run(folder / name, name)
+    for part in ("again", "to one"):
+        with interrupted(at=3):
+            run(folder / part, "generation")
+    run(folder / "again", "generation")
+    run(folder / "from one", "generation")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import socket
 from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
 from safetensors.torch import load_file
 
+from tests.launch import launch
 from tests.train.ranks import CONFIGS, interrupted, run, work
 from train.metrics import keep_rows
 
@@ -21,11 +20,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
     with interrupted(at=3):
         run(folder / "from one", "generation")
-    with socket.socket() as free, pytest.MonkeyPatch.context() as patch:
-        free.bind(("localhost", 0))
-        patch.setenv("MASTER_PORT", str(free.getsockname()[1]))
-        free.close()
-        multiprocessing.spawn(work, (folder,), nprocs=2)
+    launch(work, folder)
     return folder
 
 

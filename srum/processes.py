@@ -1,0 +1,106 @@
+"""Several processes of one launch: who they are, and what they tell each other.
+
+``torchrun`` starts them; they share the folder of the run. They talk by gloo, over the network and not through files,
+because a shared file system may show a new file to other nodes late.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+PATIENCE = timedelta(days=1)  # how long a process waits for the others; torchrun ends it where one of them dies
+
+
+class LostProcess(RuntimeError):
+    """Another process has ended, or cannot be reached."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among all of the launch. What it asks of the others, all have to ask, in the same order."""
+
+    rank: int = 0
+    count: int = 1
+    group: dist.ProcessGroup | None = field(default=None, repr=False)
+
+    @classmethod
+    def here(cls) -> Processes:
+        """Those that are ``connected``, or this one alone."""
+        return _here
+
+    def once(self, work: Callable[[], T]) -> T:
+        """What ``work`` returns in process 0, which alone does it, while the others wait."""
+        if self.count == 1:
+            return work()
+        result = [work() if self.rank == 0 else None]
+        with self._others():
+            dist.broadcast_object_list(result, src=0, group=self.group)
+        return result[0]  # type: ignore[return-value]
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum over the processes of a CPU tensor that each has."""
+        if self.count > 1:
+            with self._others():
+                dist.all_reduce(values, group=self.group)
+        return values
+
+    def joined(self, values: list[T]) -> list[T]:
+        """The lists of all processes, one after the other."""
+        if self.count == 1:
+            return values
+        lists: list[list[T]] = [[] for _ in range(self.count)]
+        with self._others():
+            dist.all_gather_object(lists, values, group=self.group)
+        return [value for own in lists for value in own]
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.count > 1:
+            with self._others():
+                dist.barrier(group=self.group)
+
+    @contextmanager
+    def _others(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:  # gloo has no type of its own
+            reason = str(error).splitlines()[0]
+            raise LostProcess(f"process {self.rank} of {self.count} lost another one: {reason}") from None
+
+
+_here = Processes()
+
+
+@contextmanager
+def connected() -> Iterator[Processes]:
+    """The processes that ``torchrun`` started, on the GPU of each where there is one; without it, this one alone.
+
+    Raises ValueError where a node has fewer GPUs than processes.
+    """
+    global _here
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _here.count > 1:
+        yield _here
+        return
+    if torch.cuda.is_available():
+        number, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if number >= gpus:
+            raise ValueError(f"no GPU for process {number} of this node, which has {gpus}: --nproc-per-node {gpus}")
+        torch.cuda.set_device(number)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    group = dist.new_group(backend="gloo", timeout=PATIENCE)
+    _here = Processes(dist.get_rank(), dist.get_world_size(), group)
+    try:
+        yield _here
+    finally:
+        _here = Processes()
+    dist.destroy_process_group()  # not after an error: it would wait for the others, and the error be said by nobody
