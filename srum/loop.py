@@ -104,8 +104,8 @@ def arms(config: RunConfig) -> dict[str, TrainConfig]:
 
 
 def load_model(config: RunConfig, weights: str, dtype: torch.dtype = torch.float32) -> Bagel:
-    """The model with these weights, compiled where the config says so."""
-    model = models.load(weights, dtype=dtype)
+    """The model with these weights, on the device that the config names, compiled where it says so."""
+    model = models.load(weights, config.device, dtype)
     if config.compile:
         model.compile()
     return model
@@ -194,7 +194,7 @@ def rasterize_stage(run: Run, k: int) -> None:
     candidates = {c.id: c for c in read_records(folder / "candidates.jsonl", Candidate)}
     groundings = {g.candidate_id: g for g in read_records(folder / "regions.jsonl", Grounding)}
     judgements = {j.candidate_id: j for j in read_records(folder / "judgements.jsonl", Judgement)}
-    model = models.load(run.weights(MAIN, k))
+    model = models.load(run.weights(MAIN, k), run.config.device)
     in_map = judgements
     if config.centred:
         ids = list(candidates)
@@ -261,6 +261,7 @@ def _count(kinds: Iterable[str | None]) -> dict[str, int]:
 
 def train_stage(run: Run, k: int) -> None:
     """train/ARM/: every arm goes on from its own weights, on the same candidates, with the same noise."""
+    require_trainable(run.config.device)
     records, unrewarded = load_training_records(run.round(k))
     if Processes.here().rank == 0:
         console.print(f"{run.round(k).name}: training on {len(records)} candidates, {unrewarded} have no reward map")
@@ -274,6 +275,14 @@ def train_stage(run: Run, k: int) -> None:
         replies = load_replies(run.round(k), run.config.judge.instructions) if config.replies.weight else []
         seed, progress = seed_for(run.config.seed, k, "train"), sys.stderr.isatty()
         train(model, records, config, folder, seed, progress, replies)
+
+
+def require_trainable(device: str) -> None:
+    """RunError for a device that cannot train: layers in several places, or one GPU for several processes."""
+    if device == "spread":
+        raise RunError("device: spread layers can sample and judge, not train; train on one device, or by torchrun")
+    if ":" in device and Processes.here().count > 1:
+        raise RunError(f"device: every process needs a GPU of its own, not {device}; use cuda")
 
 
 STAGES: dict[str, Callable[[Run, int], None]] = {
@@ -321,6 +330,7 @@ def run_loop(config: RunConfig, folder: Path, resume: bool = False, command: str
 
 def check_inputs(config: RunConfig) -> None:
     """Raise now what would else be raised after hours: prompts, model, grounder, judge."""
+    require_trainable(config.device)
     choose_prompts(config.prompts, config.prompt_count, config.seed)
     require_metadata(eval_prompts(config))
     load_grounder(config.ground.grounder, load_model(config, config.model), **config.ground.options)
