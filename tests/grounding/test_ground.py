@@ -24,7 +24,7 @@ from srum.geometry import iou, rle_encode
 from srum.models.base import Question
 from srum.records import Box, Region
 
-MODEL = object()
+MODEL = SimpleNamespace(device=torch.device("cpu"))
 
 
 def region(box: Box, area: float | None = None, index: int = 1) -> Region:
