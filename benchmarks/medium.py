@@ -4,9 +4,10 @@
 
 Hidden width 512, 8 layers, 8 heads on 2 key-value heads, feed-forward width 1408, images of 256 px (256 latent tokens),
 random weights. The plain ways are one prompt after the other with its guidance branches one after the other, one
-question after the other, and float32; with ``--compile`` also the model as it is against the compiled one, without the
-minutes of compiling. Times are medians, the two ways taking turns. The rate is that of the best large
-matrix product of the same type on this machine: a rollout at 100% would do nothing but multiply, without a pause.
+question after the other, a decoded token run as any text is, and float32; with ``--compile`` also the model as it is
+against the compiled one, without the minutes of compiling. Times are medians, the two ways taking turns. The rate is
+that of the best large matrix product of the same type on this machine: a rollout at 100% would do nothing but multiply,
+without a pause.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ from benchmarks.stages import Work, make_items, matmul_rate, medians, operations
 from srum.models import EMBEDDED, native_bfloat16
 from srum.models.bagel import Bagel
 from srum.models.bagel.autoencoder import build_autoencoder
+from srum.models.bagel.cache import Cache
 from srum.models.bagel.checkpoint import load_tokenizer
 from srum.models.bagel.config import AutoencoderConfig, BagelConfig, LlmConfig, ResizeLimits, VitConfig
 from srum.models.bagel.model import Precision
+from srum.models.bagel.sequence import Split
 from srum.models.base import Decoding, Question, Sampling
 from train.pretrain import fresh_network
 
@@ -94,6 +97,32 @@ def judging(model: Bagel, count: int, tokens: int) -> tuple[Work, Work]:
     return one_by_one, lambda: model.answer([item.image], [asked], decoding)
 
 
+def writing(model: Bagel, rows: int, tokens: int) -> tuple[Work, Work]:
+    """Greedy texts that never stop: (every token laid out and looked at as a text of its own, steps of one shape)."""
+    (item,) = make_items(1)
+
+    def context() -> Cache:
+        seen = model.empty_context(1)
+        model.add_seen(seen, [item.image])
+        seen = seen.select([0] * rows)
+        model.add_text(seen, [f"Region {row} of {item.prompt}: score?" for row in range(rows)])
+        return seen
+
+    def as_texts() -> None:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=model.precision == "bf16"):
+            cache, last = context(), [model.bos] * rows
+            cache.reserve(tokens)
+            for _ in range(tokens - 1):
+                states = model._extend(cache, [[Split(kind="text", ids=[token])] for token in last])
+                last = model.network.language_model.lm_head(states).argmax(1).tolist()
+
+    def as_steps() -> None:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=model.precision == "bf16"):
+            model.decode_ids(context(), Decoding(max_tokens=tokens), stop=-1)  # an id that no token has
+
+    return as_texts, as_steps
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -120,6 +149,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         row("rollout, against float32", rollout(medium_model("fp32"), prompts, args.steps)[1], batched)
     singly, asked = judging(model, args.questions, args.tokens)
     row("judging, against one question at a time", singly, asked)
+    row("the same tokens, against a text per token", *writing(model, args.questions, args.tokens))
     if args.compile:
         compiled = medium_model(best)
         compiled.compile()

@@ -59,13 +59,15 @@ class Grounder(Protocol):
 def load_grounder(name: str, model: UnifiedModel, /, **options: Any) -> Grounder:
     """A shipped grounder by name, one of an installed package by its entry point, or a class by ``module:Class``.
 
-    ``options`` are arguments of its constructor, and a parameter called ``model`` receives the unified model. The
-    current directory is importable. Raises GrounderError, also for options that the constructor has not or refuses; an
-    error inside the user's module is raised as it is.
+    ``options`` are arguments of its constructor. A parameter called ``model`` receives the unified model, one called
+    ``device``, unless it is among the options, that model's. The current directory is importable. Raises GrounderError,
+    also for options that the constructor has not or refuses; an error inside the user's module is raised as it is.
     """
     grounder = _load_class(name)
     signature = inspect.signature(grounder)
-    given = {"model": model} if "model" in signature.parameters else {}
+    given: dict[str, Any] = {"model": model} if "model" in signature.parameters else {}
+    if "device" in signature.parameters and "device" not in options:
+        given["device"] = str(model.device)
     try:
         signature.bind(**given, **options)
     except TypeError as error:
@@ -89,11 +91,6 @@ def cannot_load(grounder: str, checkpoint: str | Path, error: Exception) -> Grou
     """What to raise for a checkpoint that ``error`` refused; of its message the first line."""
     reason = str(error).strip() or type(error).__name__
     return GrounderError(f"{grounder}: cannot load {checkpoint}: {reason.splitlines()[0]}")
-
-
-def default_device() -> torch.device:
-    """CUDA where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def ground(

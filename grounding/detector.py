@@ -11,7 +11,7 @@ from pydantic import validate_call
 from safetensors import SafetensorError
 from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
-from grounding.base import cannot_load, default_device
+from grounding.base import cannot_load
 from grounding.filtering import without_overlaps
 from grounding.phrases import noun_phrases
 from srum.config import Fraction
@@ -23,8 +23,8 @@ class DetectorGrounder:
     """OWL-ViT, OWLv2 or Grounding DINO from ``checkpoint``, a folder that transformers wrote or a name on the hub.
 
     ``min_score``: detections stay above this confidence, which means different things to different detectors: 0.2 suits
-    OWLv2, 0.3 Grounding DINO. ``max_overlap``: IoU of boxes above which the detection of lower confidence goes. Raises
-    GrounderError for a checkpoint that cannot be used.
+    OWLv2, 0.3 Grounding DINO. ``max_overlap``: IoU of boxes above which the detection of lower confidence goes.
+    ``device``: where it runs. Raises GrounderError for a checkpoint that cannot be used.
     """
 
     @validate_call
@@ -33,8 +33,9 @@ class DetectorGrounder:
         checkpoint: str = "google/owlv2-base-patch16-ensemble",
         min_score: Fraction = 0.2,
         max_overlap: Fraction = 0.5,
+        device: str = "cpu",
     ) -> None:
-        self.model, self.processor = _load(checkpoint)
+        self.model, self.processor = _load(checkpoint, device)
         self.min_score = min_score
         self.max_overlap = max_overlap
 
@@ -62,11 +63,11 @@ class DetectorGrounder:
         return without_overlaps(regions, self.max_overlap)
 
 
-def _load(checkpoint: str) -> tuple[Any, Any]:
-    """The model, in float32 on the default device, and its processor."""
+def _load(checkpoint: str, device: str) -> tuple[Any, Any]:
+    """The model, in float32 on ``device``, and its processor."""
     try:
         processor = AutoProcessor.from_pretrained(checkpoint, backend="pil")
         model = AutoModelForZeroShotObjectDetection.from_pretrained(checkpoint, dtype=torch.float32)
     except (OSError, ValueError, ImportError, SafetensorError) as error:  # ValueError: another kind of model
         raise cannot_load("detector", checkpoint, error) from error
-    return model.to(default_device()).eval(), processor
+    return model.to(device).eval(), processor

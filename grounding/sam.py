@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForMaskGeneration
 
-from grounding.base import cannot_load, default_device, masked_region
+from grounding.base import cannot_load, masked_region
 from grounding.filtering import without_overlaps
 from srum.config import Count, Fraction
 from srum.records import Region
@@ -33,8 +33,8 @@ class SamGrounder:
     ``points_per_side``: the grid has so many points along each side, and ``points_per_batch`` go through the mask
     decoder at a time. ``min_iou``: masks stay above this IoU, as the model predicts it. ``min_stability``: masks stay
     whose IoU between a stricter and a looser threshold is above this. ``max_overlap``: IoU of boxes above which the
-    mask of lower predicted IoU goes. Raises GrounderError for a checkpoint that cannot be used, such as SAM 2's without
-    torchvision, which its image processor needs.
+    mask of lower predicted IoU goes. ``device``: where it runs. Raises GrounderError for a checkpoint that cannot
+    be used, such as SAM 2's without torchvision, which its image processor needs.
     """
 
     @validate_call
@@ -46,8 +46,9 @@ class SamGrounder:
         min_iou: Fraction = 0.88,
         min_stability: Fraction = 0.95,
         max_overlap: Fraction = 0.7,
+        device: str = "cpu",
     ) -> None:
-        self.model, self.processor = _load(checkpoint)
+        self.model, self.processor = _load(checkpoint, device)
         self.points_per_side = points_per_side
         self.points_per_batch = points_per_batch
         self.min_iou = min_iou
@@ -111,8 +112,8 @@ def stability(logits: Tensor) -> Tensor:
     return inner / outer
 
 
-def _load(checkpoint: str) -> tuple[Any, Any]:
-    """The model, in float32 on the default device, and its image processor."""
+def _load(checkpoint: str, device: str) -> tuple[Any, Any]:
+    """The model, in float32 on ``device``, and its image processor."""
     try:
         family = AutoConfig.from_pretrained(checkpoint).model_type
         if family not in FAMILIES:
@@ -121,4 +122,4 @@ def _load(checkpoint: str) -> tuple[Any, Any]:
         model = AutoModelForMaskGeneration.from_pretrained(checkpoint, dtype=torch.float32)
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise cannot_load("sam", checkpoint, error) from error
-    return model.to(default_device()).eval(), processor
+    return model.to(device).eval(), processor

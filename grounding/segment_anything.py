@@ -11,7 +11,7 @@ import torch
 from PIL.Image import Image
 from pydantic import validate_call
 
-from grounding.base import GrounderError, cannot_load, default_device, masked_region
+from grounding.base import GrounderError, cannot_load, masked_region
 from srum.config import Count, Fraction
 from srum.records import Region
 
@@ -34,6 +34,7 @@ class SegmentAnythingGrounder:
         min_iou: Fraction = 0.88,
         min_stability: Fraction = 0.95,
         max_overlap: Fraction = 0.7,
+        device: str = "cpu",
     ) -> None:
         try:
             from segment_anything import SamAutomaticMaskGenerator, sam_model_registry
@@ -43,7 +44,7 @@ class SegmentAnythingGrounder:
         model = sam_model_registry[SIZES[state["image_encoder.pos_embed"].shape[-1]]]()
         model.load_state_dict(state)
         self.generator = SamAutomaticMaskGenerator(
-            model.to(default_device()).eval(),
+            model.to(device).eval(),
             points_per_side=points_per_side,
             points_per_batch=points_per_batch,
             pred_iou_thresh=min_iou,

@@ -193,6 +193,7 @@ def doctor(
         int | None, typer.Option(min=16, help="Side of the images in pixels (default: the largest).")
     ] = None,
     check: Annotated[bool, typer.Option(help="Load the weights and compare training with sampling.")] = True,
+    device: Annotated[str, typer.Option(help="As device in a config: auto, spread, cpu, cuda, cuda:1, ...")] = "auto",
 ) -> None:
     """Say what a checkpoint holds, what of it fits on this machine, and whether it computes as it should."""
     from rich.console import Console
@@ -201,11 +202,11 @@ def doctor(
     from srum.doctor import Machine, self_check, tables
     from srum.models.bagel.config import BagelConfig
 
-    folder, machine = models.find(model), Machine.here()
+    folder, machine = models.find(model), Machine.here(device)
     side = size or BagelConfig.from_folder(folder).vae_transform.max_image_size
     Console().print(*tables(folder, machine, (side, side)))
     if check:
-        deviation, tolerance = self_check(models.load(folder), (side, side))
+        deviation, tolerance = self_check(models.load(folder, device), (side, side))
         typer.echo(f"training and sampling agree to {deviation:.1e} (at most {tolerance:.0e} expected)")
         if deviation > tolerance:
             raise typer.Exit(1)
@@ -225,7 +226,8 @@ def import_(
     from srum.interchange import import_round
 
     opened = _open(run, config, overrides, new=True)
-    count, problems = import_round(lines, images, models.load(opened.config.model), opened.round(round_))
+    model = models.load(opened.config.model, opened.config.device)
+    count, problems = import_round(lines, images, model, opened.round(round_))
     for problem in problems:
         typer.echo(f"left out: {problem}", err=True)
     typer.echo(f"{opened.round(round_)}: {count} candidates, {len(problems)} lines left out")

@@ -250,6 +250,7 @@ class RunConfig(Section):
     """Everything a run depends on, beside the code."""
 
     model: str = "srum-tiny"  # a shipped name, or a folder in the official layout
+    device: str = "auto"  # cpu, cuda, cuda:1, mps; auto: CUDA or else cpu; spread: the layers over GPUs, host, disk
     compile: bool = False  # the model's layers, by torch.compile (docs/performance.md); needs a C++ compiler
     seed: Annotated[int, Field(ge=0)] = 0
     rounds: Count = 4
@@ -266,6 +267,8 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _no_contradiction(self) -> RunConfig:
+        if not re.fullmatch(r"auto|spread|cpu|mps|(cuda|xpu)(:\d+)?", self.device):
+            raise ValueError(f"device: {self.device!r} is none; expected auto, spread, cpu, mps, cuda or cuda:1")
         if self.train.objective == "region_nft" and self.candidates_per_prompt < 2:
             raise ValueError(
                 "candidates_per_prompt: region_nft compares the candidates of a prompt; it needs at least 2"

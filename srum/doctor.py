@@ -11,7 +11,7 @@ import torch
 from rich.table import Table
 from safetensors import safe_open
 
-from srum.models import native_bfloat16
+from srum.models import find_device, native_bfloat16
 from srum.models.bagel import Bagel
 from srum.models.bagel.checkpoint import TOKENIZER_FILES, weight_files
 from srum.models.bagel.config import BagelConfig
@@ -33,13 +33,15 @@ class Machine:
     bfloat16: bool
 
     @classmethod
-    def here(cls, device: torch.device | str | None = None) -> Machine:
-        """The device that ``srum.models.load`` takes."""
-        found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    def here(cls, device: torch.device | str = "auto") -> Machine:
+        """What ``srum.models.load`` means by ``device``, and raises; "spread" is all GPUs and the host."""
+        found = find_device(device)
         if found.type == "cuda":
-            free, _ = torch.cuda.mem_get_info(found)
+            gpus = range(torch.cuda.device_count()) if device == "spread" else [found]
+            free = sum(torch.cuda.mem_get_info(gpu)[0] for gpu in gpus)
+            free += _available_memory() if device == "spread" else 0
             return cls(found, torch.cuda.get_device_name(found), free, native_bfloat16(found))
-        name = f"CPU, {torch.get_num_threads()} threads"
+        name = f"CPU, {torch.get_num_threads()} threads" if found.type == "cpu" else found.type
         return cls(found, name, _available_memory(), native_bfloat16(found))
 
     @property

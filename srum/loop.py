@@ -120,9 +120,14 @@ def arms(config: RunConfig) -> dict[str, TrainConfig]:
 
 
 def load_model(config: RunConfig, weights: str, dtype: torch.dtype = torch.float32) -> Bagel:
-    """The model with these weights, compiled where the config says so."""
+    """The model with these weights, on the device that the config names, compiled where it says so.
+
+    Raises RunError where several processes would share that device.
+    """
+    if Processes.here().count > 1 and (config.device == "spread" or ":" in config.device):
+        raise RunError(f"device: every process needs a GPU of its own, not {config.device}; use auto or cuda")
     gc.collect()  # the model before it, if sharded or compiled, is a cycle and would keep its memory
-    model = models.load(weights, dtype=dtype)
+    model = models.load(weights, config.device, dtype)
     if config.compile:
         model.compile()
     return model
@@ -220,7 +225,7 @@ def rasterize_stage(run: Run, k: int) -> None:
     candidates = {c.id: c for c in read_records(folder / "candidates.jsonl", Candidate)}
     groundings = {g.candidate_id: g for g in read_records(folder / "regions.jsonl", Grounding)}
     judgements = {j.candidate_id: j for j in read_records(folder / "judgements.jsonl", Judgement)}
-    model = models.load(run.weights(MAIN, k))
+    model = models.load(run.weights(MAIN, k), run.config.device)
     in_map = judgements
     if config.centred:
         ids = list(candidates)
@@ -291,6 +296,7 @@ def _count(kinds: Iterable[str | None]) -> dict[str, int]:
 
 def train_stage(run: Run, k: int) -> None:
     """train/ARM/: every arm goes on from its own weights, on the same candidates, with the same noise."""
+    require_trainable(run.config.device)
     records, unrewarded = load_training_records(run.round(k))
     processes = Processes.here()
     if processes.rank == 0:
@@ -311,6 +317,12 @@ def train_arm(run: Run, k: int, arm: str, config: TrainConfig, records: Sequence
     replies = load_replies(run.round(k), run.config.judge.instructions) if config.replies.weight else []
     seed, progress = seed_for(run.config.seed, k, "train"), sys.stderr.isatty()
     train(model, records, config, run.train_dir(arm, k), seed, progress, replies)
+
+
+def require_trainable(device: str) -> None:
+    """RunError for layers in several places."""
+    if device == "spread":
+        raise RunError("device: spread layers can sample and judge, not train; train on one device, or by torchrun")
 
 
 STAGES: dict[str, Callable[[Run, int], None]] = {
@@ -356,6 +368,7 @@ def run_loop(config: RunConfig, folder: Path, resume: bool = False, command: str
 
 def check_inputs(config: RunConfig) -> None:
     """Raise now what would else be raised after hours: prompts, model, grounder, judge."""
+    require_trainable(config.device)
     choose_prompts(config.prompts, config.prompt_count, config.seed)
     if config.eval.count:
         require_metadata(eval_prompts(config))

@@ -45,7 +45,7 @@ class FakeModel(nn.Module):
         self.generation = nn.Linear(CHANNELS + 1, CHANNELS)
 
     @classmethod
-    def load(cls, name_or_path: str, device: str | None = None, dtype: torch.dtype = torch.float32) -> FakeModel:
+    def load(cls, name_or_path: str, device: str = "auto", dtype: torch.dtype = torch.float32) -> FakeModel:
         """``srum-tiny`` is the untrained model; anything else is a folder that ``save`` wrote."""
         model = cls()
         if name_or_path != "srum-tiny":

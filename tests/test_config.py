@@ -66,6 +66,8 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
         ("train=3", "train: "),
         ("train.objective=sgd", "train.objective: Input should be 'sft', 'srum' or 'region_nft', got 'sgd'"),
         ("seed.x=3", "seed: "),
+        ("device=gpu", "device: 'gpu' is none; expected auto, spread, cpu, mps, cuda or cuda:1"),
+        ("device='cpu:1'", "device: 'cpu:1' is none"),
         ("train.lr", "'train.lr' is not an override"),
         ("train.lr=[", "train.lr: '[' is not a YAML value"),
         ("train.warmup_steps=120", "train.warmup_steps: 120 leaves nothing of steps=120"),

@@ -85,6 +85,24 @@ def test_the_command_ends_well_and_badly(tmp_path: Path) -> None:
     assert run.exit_code == 0 and "training and sampling agree" in run.output
     run = CliRunner().invoke(app, ["doctor", str(tmp_path), "--no-check"])
     assert run.exit_code == 2 and "llm_config.json is missing" in run.output
+    run = CliRunner().invoke(app, ["doctor", str(CHECKPOINT), "--device", "cuda:99"])
+    assert run.exit_code == 2 and "device: cuda:99 is not here" in run.output
+
+
+@pytest.mark.parametrize("gpus", [0, 2])
+def test_the_device_of_a_name(monkeypatch: pytest.MonkeyPatch, gpus: int) -> None:
+    """With two GPUs and with none; "spread" is where all but the layers goes."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    best = torch.device("cuda" if gpus else "cpu")
+    assert models.find_device("auto") == models.find_device("spread") == best
+    assert models.find_device("cpu") == HOST.device
+    for name, index in (("cuda", 0), ("cuda:1", 1), ("cuda:2", 2)):
+        if index < gpus:
+            assert models.find_device(name) == torch.device(name)
+        else:
+            with pytest.raises(ValueError, match=f"device: {name} is not here, this machine has {gpus} of that type"):
+                models.find_device(name)
 
 
 def test_a_hub_id_is_fetched_once_and_its_failure_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -181,6 +181,7 @@ def test_a_stage_needs_the_one_before_it(tmp_path: Path) -> None:
         "judge.instructions=x",
         "judge.view=whole",
         "judge.think=true",
+        "device=spread",
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path: Path, override: str) -> None:
@@ -191,23 +192,40 @@ def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path: Path, 
 
 @pytest.mark.parametrize(("name", "loaded"), [("self", "newest"), ("start", "srum-tiny"), ("a/model", "a/model")])
 def test_who_judges(monkeypatch: pytest.MonkeyPatch, name: str, loaded: str) -> None:
-    asked: list[str] = []
-    monkeypatch.setattr(models, "load", lambda weights, dtype: asked.append(weights) or FakeModel())
-    judge = load_judge(load_config(None, [f"judge.model={name}", "judge.soft=false", "judge.retries=3"]), "newest", 5)
-    assert asked == [loaded]
+    asked: list[tuple[str, str]] = []
+    monkeypatch.setattr(models, "load", lambda weights, device, dtype: asked.append((weights, device)) or FakeModel())
+    overrides = [f"judge.model={name}", "judge.soft=false", "judge.retries=3", "device=cuda:1"]
+    judge = load_judge(load_config(None, overrides), "newest", 5)
+    assert asked == [(loaded, "cuda:1")]
     assert (judge.soft, judge.retries, judge.decoding.seed, judge.decoding.max_tokens) == (False, 3, 5, 256)
 
 
 def test_every_stage_that_runs_the_network_compiles_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once per model that it loads: three arms are trained, and four evaluated."""
+    """Once per model that it loads, on the device asked for: three arms are trained, and four evaluated."""
     compiled: list[str] = []
+    devices: list[str] = []
+
+    def load(weights: str, device: str, *dtype: Any) -> FakeModel:
+        devices.append(device)
+        return FakeModel.load(weights, device, *dtype)
+
+    monkeypatch.setattr(models, "load", load)
     monkeypatch.setattr(FakeModel, "compile", lambda model: compiled.append(stage))
-    run = Run(tmp_path, load_config(None, [*SMALL, "compile=true"]))
+    run = Run(tmp_path, load_config(None, [*SMALL, "compile=true", "device=cpu"]))
     for stage in ("rollout", "ground", "judge", "rasterize", "train"):
         perform(run, stage, 0)
     stage = "eval"
     evaluate_arms(run, 1, tmp_path / "eval")
     assert compiled == ["rollout", "ground", "judge", *["train"] * 3, *["eval"] * 4]
+    assert devices == ["cpu"] * (len(compiled) + 1)  # and the rasterizer's, of which it takes the latent grid
+
+
+def test_layers_in_several_places_are_not_trained(tmp_path: Path) -> None:
+    run = Run(tmp_path, load_config(None, [*SMALL, "device=spread", "compare=false"]))
+    for stage in ("rollout", "ground", "judge", "rasterize"):
+        perform(run, stage, 0)
+    with pytest.raises(RunError, match="device: spread layers can sample and judge, not train"):
+        perform(run, "train", 0)
 
 
 @pytest.mark.parametrize("override", ["reward.centred=true", "reward.mapping=reference"])

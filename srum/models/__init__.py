@@ -16,19 +16,33 @@ HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # owner/name
 EMBEDDED = {"srum-tiny": Path(__file__).parent / "tiny"}
 
 
-def load(name: str | Path, device: str | torch.device | None = None, dtype: torch.dtype = torch.float32) -> Bagel:
+def load(name: str | Path, device: str | torch.device = "auto", dtype: torch.dtype = torch.float32) -> Bagel:
     """The embedded model by name (``srum-tiny``), a checkpoint folder in the official layout, or one from the hub.
 
-    ``device`` defaults to CUDA where there is one; "auto" spreads the layers over all GPUs, the host's memory and then
-    disk, to sample and judge with what no GPU holds alone. On a CPU that multiplies bfloat16 natively, and on CUDA, the
-    network computes in bfloat16, whatever the ``dtype`` of its weights. Raises FileNotFoundError as :func:`find` does.
+    ``device``: one of torch's; "auto" is CUDA where there is one, else the CPU; "spread" puts the layers on all GPUs,
+    into the host's memory and then on disk, to sample and judge with what no GPU holds alone. On a CPU that multiplies
+    bfloat16 natively, and on CUDA, the network computes in bfloat16, whatever the ``dtype`` of its weights. Raises
+    FileNotFoundError as :func:`find`, ValueError as :func:`find_device` does.
     """
     from srum.models.bagel import Bagel
 
-    layers: Literal["auto"] | None = "auto" if device == "auto" else None
-    default = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(default if layers or device is None else device)
-    return Bagel.load(find(name), device, "bf16" if native_bfloat16(device) else "fp32", dtype, layers)
+    layers: Literal["auto"] | None = "auto" if device == "spread" else None
+    found = find_device(device)
+    return Bagel.load(find(name), found, "bf16" if native_bfloat16(found) else "fp32", dtype, layers)
+
+
+def find_device(name: str | torch.device = "auto") -> torch.device:
+    """The device of this machine that ``name`` means in :func:`load`; of "spread", where all but the layers goes.
+
+    Raises ValueError for a device that is not here.
+    """
+    if name in ("auto", "spread"):
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    here = torch.get_device_module(device).device_count()
+    if (device.index or 0) >= here:
+        raise ValueError(f"device: {name} is not here, this machine has {here} of that type; auto takes the best")
+    return device
 
 
 def find(name: str | Path) -> Path:
@@ -52,4 +66,4 @@ def native_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 products run in hardware: CUDA since Ampere, CPUs with AVX512-BF16 or AMX."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

@@ -15,6 +15,7 @@ from PIL import Image
 from grounding.base import GrounderError, ground, load_grounder
 from grounding.detector import DetectorGrounder
 from grounding.phrases import noun_phrases
+from tests.fakes import FakeModel
 
 APPLES = "two red apples in a wooden bowl"
 
@@ -108,4 +109,4 @@ def test_boxes_come_back_from_the_padded_square_best_first(owlv2: Path) -> None:
 def test_checkpoints_that_cannot_be_used(sam: Path, tmp_path: Path) -> None:
     for folder in (tmp_path / "nowhere", tmp_path, sam):
         with pytest.raises(GrounderError, match="detector: cannot load"):
-            load_grounder("detector", None, checkpoint=str(folder))  # type: ignore[arg-type]
+            load_grounder("detector", FakeModel(), checkpoint=str(folder))

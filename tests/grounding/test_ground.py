@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from srum.geometry import iou, rle_encode
 from srum.models.base import Question
 from srum.records import Box, Region
 
-MODEL = object()
+MODEL = SimpleNamespace(device=torch.device("cpu"))
 
 
 def region(box: Box, area: float | None = None, index: int = 1) -> Region:
@@ -196,6 +197,18 @@ def test_a_users_grounder_has_options_and_may_ask_for_the_model(here: Path) -> N
     assert load_grounder("my_other_grounder:Mine", MODEL, size=4).all == (MODEL, 4)  # type: ignore[arg-type, attr-defined]
     with pytest.raises(GrounderError, match="its options are: size"):
         load_grounder("my_other_grounder:Mine", MODEL, sise=4)  # type: ignore[arg-type]
+
+
+def test_a_grounder_that_asks_for_a_device_is_given_the_models(here: Path) -> None:
+    (here / "my_large_grounder.py").write_text(
+        "class Mine:\n"
+        "    def __init__(self, device):\n        self.device = device\n"
+        "    def propose(self, images, prompts):\n        return [[] for _ in images]\n"
+    )
+    model = SimpleNamespace(device=torch.device("cuda", 1))
+    assert load_grounder("my_large_grounder:Mine", model).device == "cuda:1"  # type: ignore[arg-type, attr-defined]
+    own = load_grounder("my_large_grounder:Mine", model, device="cpu")  # type: ignore[arg-type]
+    assert own.device == "cpu"  # type: ignore[attr-defined]
 
 
 def test_the_grounder_of_an_installed_package(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from grounding.base import GrounderError, load_grounder
 from grounding.sam import SamGrounder, point_grid, stability
 from srum.geometry import rle_decode
 from srum.records import Region
+from tests.fakes import FakeModel
 
 ANYTHING: dict[str, Any] = {"points_per_side": 3, "min_iou": 0.0, "min_stability": 0.0}
 
@@ -143,13 +144,13 @@ def test_stability_is_a_share(logits: list[float]) -> None:
 @pytest.mark.skipif(importlib.util.find_spec("torchvision") is not None, reason="torchvision is there")
 def test_sam2_without_torchvision_says_what_it_needs(sam2: Path) -> None:
     with pytest.raises(GrounderError, match=r"(?i)cannot load .*torchvision"):
-        load_grounder("sam", None, checkpoint=str(sam2))  # type: ignore[arg-type]
+        load_grounder("sam", FakeModel(), checkpoint=str(sam2))
 
 
 def test_checkpoints_that_cannot_be_used(sam: Path, tmp_path: Path) -> None:
     def refused(folder: Path) -> str:
         with pytest.raises(GrounderError) as error:
-            load_grounder("sam", None, checkpoint=str(folder))  # type: ignore[arg-type]
+            load_grounder("sam", FakeModel(), checkpoint=str(folder))
         assert "\n" not in str(error.value) and str(folder) in str(error.value)
         return str(error.value)
 

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import nn
 
 from grounding.base import GrounderError, ground, load_grounder
+from tests.fakes import FakeModel
 
 
 class FakeSam(nn.Module):
@@ -49,7 +50,7 @@ def package(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def load(checkpoint: Path, **options: Any) -> Any:
-    return load_grounder("segment_anything", None, checkpoint=str(checkpoint), **options)  # type: ignore[arg-type]
+    return load_grounder("segment_anything", FakeModel(), checkpoint=str(checkpoint), **options)
 
 
 @pytest.mark.usefixtures("package")

@@ -20,6 +20,7 @@ from srum.models.bagel.cache import Cache
 from srum.models.bagel.config import BagelConfig
 from srum.models.bagel.network import PIECE, BagelNetwork, additive, attend, in_pieces
 from srum.models.bagel.sampler import sample
+from srum.models.bagel.sequence import Split
 from srum.models.base import Decoding, Question, Sampling, Segment
 from tests.fakes import released_config
 
@@ -169,9 +170,7 @@ def test_branches_have_the_probabilities_of_whole_texts(model: Bagel) -> None:
             model.add_seen(context, [model.resized(image)])
             model.add_text(context, [question.text])
             ids = [model.bos, *model._ids(question.reply_prefix), *model._ids(text)]
-            batch = torch.tensor([ids[:-1]])
-            positions = context.position[:, None] + torch.arange(len(ids) - 1)
-            log_p = model._log_softmax(model._run_text(context, batch, positions))[0]
+            log_p = model._log_softmax(model._extend(context, [[Split(kind="text", ids=ids[:-1])]]))
         own = len(model._ids(text))
         expected = log_p[range(len(ids) - 1 - own, len(ids) - 1), ids[-own:]].sum()
         assert found.item() == pytest.approx(expected.item(), abs=1e-4)
@@ -349,6 +348,40 @@ def test_where_the_layers_are_changes_nothing(model: Bagel, layers: Any) -> None
         assert torch.equal(ours.latent, theirs.latent) and ours.plan == theirs.plan
 
 
+@pytest.mark.parametrize("layers", [["cpu", "disk", "cpu"], ["disk"] * 3])
+def test_layers_on_disk_are_saved(model: Bagel, tmp_path: Path, layers: Any) -> None:
+    """The file is that of the whole model, in shards of any size; the layers stay on disk, and are drawn with."""
+    spread = Bagel.load(CHECKPOINT, layers=layers)
+    (drawn,) = spread.generate(["a red fox"], SAMPLING, [1])
+    spread.save(tmp_path / "whole")
+    spread.save(tmp_path / "shards", max_shard_size=200_000)
+    official = load_file(CHECKPOINT / "ema.safetensors")
+    saved = load_file(tmp_path / "whole" / "ema.safetensors")
+    assert saved.keys() == official.keys() and all(torch.equal(saved[name], official[name]) for name in official)
+    again = Bagel.load(tmp_path / "shards").network.state_dict()
+    assert all(torch.equal(again[name], official[name]) for name in official)
+    assert [all(p.is_meta for p in layer.parameters()) for layer in spread.network.decoder.layers] == [
+        place == "disk" for place in layers
+    ]
+    assert torch.equal(spread.generate(["a red fox"], SAMPLING, [1])[0].latent, drawn.latent)
+
+
+def test_layers_on_disk_are_not_written_over(model: Bagel, tmp_path: Path) -> None:
+    model.save(tmp_path)
+    before = (tmp_path / "ema.safetensors").read_bytes()
+    spread = Bagel.load(tmp_path, layers=["cpu", "disk", "cpu"])
+    with pytest.raises(ValueError, match=r"is where the layers on disk are read from: save to another folder"):
+        spread.save(tmp_path)
+    assert (tmp_path / "ema.safetensors").read_bytes() == before
+
+
+def test_adapters_of_layers_on_disk_cannot_be_merged(tmp_path: Path) -> None:
+    spread = Bagel.load(CHECKPOINT, layers=["cpu", "disk", "cpu"])
+    inject_adapter_in_model(LoraConfig(target_modules=r".*layers\.1\..*q_proj_moe_gen"), spread.network)
+    with pytest.raises(ValueError, match=r"layers\.1\..*q_proj_moe_gen is on disk, where no adapter can be merged"):
+        spread.save(tmp_path, merge=True)
+
+
 @pytest.mark.parametrize(("host", "place"), [(2, "cpu"), (0, "disk")])
 def test_what_a_gpu_cannot_hold(monkeypatch: pytest.MonkeyPatch, host: int, place: str) -> None:
     """Beside all else one layer, and one that passes; the host takes the other two, or, without memory, the disk."""
@@ -391,7 +424,7 @@ def test_selected_rows_go_on_by_themselves() -> None:
     """Rows of a cache are copied by ``select`` and joined by ``stack``: lengths and positions go with them."""
     cache = Cache([HOST], rows=2, kv_heads=1, head_dim=4, device=HOST, dtype=torch.float32)
     cache.reserve(3)
-    cache.memory(0).write(torch.arange(24.0).view(2, 1, 3, 4), torch.zeros(2, 1, 3, 4))
+    cache.memories(torch.arange(3), 3)[0].write(torch.arange(24.0).view(2, 1, 3, 4), torch.zeros(2, 1, 3, 4))
     cache.keep(torch.tensor([[True, True, True], [True, False, False]]), torch.tensor([3, 1]))
     twice = cache.select([1, 1, 0])
     assert twice.lengths.tolist() == [1, 1, 3] and twice.position.tolist() == [1, 1, 3]

@@ -15,18 +15,18 @@ from torch import Tensor
 
 
 class Memory(NamedTuple):
-    """What a layer sees of a cache: its keys and values (rows, kv heads, capacity, head dim), ``used`` columns full."""
+    """What a layer sees of a cache: keys and values (rows, kv heads, S, head dim), new ones going to ``columns`` (n,).
+
+    Where they go is a tensor so that a step of decoding, which writes one column further each time, is always the same.
+    """
 
     keys: Tensor
     values: Tensor
-    used: int
+    columns: Tensor
 
     def write(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Put (rows, kv heads, n, head dim) behind the used columns; returns all keys and values up to there."""
-        end = self.used + k.shape[2]
-        self.keys[:, :, self.used : end] = k
-        self.values[:, :, self.used : end] = v
-        return self.keys[:, :, :end], self.values[:, :, :end]
+        """Put (rows, kv heads, n, head dim) into the columns; returns all keys and values."""
+        return self.keys.index_copy_(2, self.columns, k), self.values.index_copy_(2, self.columns, v)
 
 
 class Cache:
@@ -69,9 +69,9 @@ class Cache:
             self.values = [torch.nn.functional.pad(v, pad) for v in self.values]
             self.valid = torch.nn.functional.pad(self.valid, (0, missing))
 
-    def memory(self, layer: int) -> Memory:
-        """Keys and values of a layer, to be written to."""
-        return Memory(self.keys[layer], self.values[layer], self.used)
+    def memories(self, columns: Tensor, width: int) -> list[Memory]:
+        """Of every layer: its first ``width`` columns, ``columns`` (n,) of which are to be written."""
+        return [Memory(k[:, :, :width], v[:, :, :width], columns) for k, v in zip(self.keys, self.values, strict=True)]
 
     def keep(self, present: Tensor, advance: Tensor) -> None:
         """Keep the block just written: ``present`` (rows, n) marks real tokens, ``advance`` (rows,) moves positions."""

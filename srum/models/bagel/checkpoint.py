@@ -15,7 +15,13 @@ from typing import Any, Literal
 
 import torch
 from accelerate import dispatch_model, infer_auto_device_map
-from accelerate.utils import get_balanced_memory, get_max_memory, set_module_tensor_to_device
+from accelerate.utils import (
+    align_module_device,
+    get_balanced_memory,
+    get_max_memory,
+    has_offloaded_params,
+    set_module_tensor_to_device,
+)
 from diffusers import AutoencoderKL
 from huggingface_hub import save_torch_state_dict
 from safetensors import safe_open
@@ -177,11 +183,22 @@ def save_checkpoint(
             shutil.copyfile(tokenizer_folder / name, folder / name)
 
 
+def stored_weights(network: nn.Module) -> dict[str, Tensor]:
+    """The state dict of ``network``, with what accelerate leaves on disk until it is needed."""
+    weights: dict[str, Tensor] = network.state_dict()
+    for name, module in network.named_modules():
+        if has_offloaded_params(module):
+            with align_module_device(module, torch.device("cpu")):
+                weights |= {f"{name}.{own}": x.detach() for own, x in module.named_parameters(recurse=False)}
+    return weights
+
+
 def official_weights(network: nn.Module, merge: bool) -> dict[str, Tensor]:
     """The weights under official names, with ``merge`` those that peft's adapters make of them.
 
-    The network keeps its adapters and its own weights. Raises ValueError for adapters that are not to be merged, since
-    the official layout has no place for them.
+    The network keeps its adapters and its own weights; those on disk are read into the host's memory. Raises ValueError
+    for adapters that are not to be merged, since the official layout has no place for them, and for adapters of layers
+    on disk.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer  # an import of weight, which only saving needs
 
@@ -189,8 +206,10 @@ def official_weights(network: nn.Module, merge: bool) -> dict[str, Tensor]:
     if adapted and not merge:
         raise ValueError(f"{len(adapted)} layers have adapters, which the official layout cannot hold: save with merge")
     inside = tuple(f"{name}." for name in adapted)
-    weights = {name: x for name, x in network.state_dict().items() if not name.startswith(inside)}
+    weights = {name: x for name, x in stored_weights(network).items() if not name.startswith(inside)}
     for name, module in adapted.items():
+        if any(parameter.is_meta for parameter in module.parameters()):
+            raise ValueError(f"{name} is on disk, where no adapter can be merged: load the model onto one device")
         merged: Any = copy.deepcopy(module)
         merged.merge()
         weights |= {f"{name}.{own}": x for own, x in merged.get_base_layer().state_dict().items()}

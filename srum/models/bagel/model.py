@@ -28,8 +28,9 @@ from srum.models.bagel.checkpoint import (
     save_checkpoint,
 )
 from srum.models.bagel.config import BagelConfig
-from srum.models.bagel.network import BagelNetwork, Layout, Sight
-from srum.models.bagel.sampler import initial_noise, sample
+from srum.models.bagel.decoding import Step, decode_rows
+from srum.models.bagel.network import BagelNetwork
+from srum.models.bagel.sampler import branch_counts, initial_noise, sample
 from srum.models.bagel.sequence import Batch, ImageMarkers, Split, lay_out
 from srum.models.base import Decoding, Generated, Question, Sampling, Segment, TrainingForward
 
@@ -54,6 +55,7 @@ class Bagel:
         self.folder, self.config, self.network = folder, config, network
         self.autoencoder, self.tokenizer, self.precision = autoencoder, tokenizer, precision
         self.bos, self.eos = self._id("<|im_start|>"), self._id("<|im_end|>")
+        self.records = False  # steps of decoding, as CUDA graphs
         self.markers = ImageMarkers(self._id("<|vision_start|>"), self._id("<|vision_end|>"))
         self._ids = lru_cache(maxsize=65536)(lambda text: tuple(tokenizer.encode(text, add_special_tokens=False)))
 
@@ -81,8 +83,9 @@ class Bagel:
     def compile(self) -> None:
         """From now on run the layers of decoder and understanding encoder through ``torch.compile``, in place.
 
-        Layers share their compiled code; it is made when first needed, for any number and length of rows. Raises
-        ValueError where there is no C++ compiler, without which torch could only fail later.
+        Layers share their compiled code; it is made when first needed, for any number and length of rows. On CUDA the
+        steps of text decoding are recorded as CUDA graphs, too. Raises ValueError where there is no C++ compiler,
+        without which torch could only fail later.
         """
         from torch._dynamo import config  # imports of weight, which few need
         from torch._inductor.cpp_builder import get_cpp_compiler
@@ -95,6 +98,7 @@ class Bagel:
         config.recompile_limit = max(config.recompile_limit, VARIANTS)
         for layer in (*self.network.decoder.layers, *self.network.vit_model.vision_model.encoder.layers):
             layer.compile(dynamic=True)
+        self.records = self.device.type == "cuda" and self.network.decoder.devices is None
 
     def save(
         self,
@@ -107,9 +111,12 @@ class Bagel:
         """Write the official layout; weights above ``max_shard_size`` (bytes, or such as "5GB") in shards.
 
         ``merge``: with the adapters that peft has put into the network merged into its weights; the network itself
-        stays as it is. Raises ValueError for adapters without it. ``weights`` stand in for the network's own, where
-        these are not whole in this process.
+        stays as it is. Raises ValueError for adapters without it, for adapters of layers on disk, and for the folder
+        from which layers on disk are read. ``weights`` stand in for the network's own, where these are not whole in
+        this process.
         """
+        if Path(folder).resolve() == self.folder.resolve() and any(p.is_meta for p in self.network.parameters()):
+            raise ValueError(f"{folder} is where the layers on disk are read from: save to another folder")
         weights = official_weights(self.network, merge) if weights is None else weights
         save_checkpoint(Path(folder), self.config, weights, self.autoencoder, self.folder, dtype, max_shard_size)
 
@@ -241,13 +248,13 @@ class Bagel:
         grids = [self.latent_grid(size) for size in sizes]
         flat = torch.cat(list(noise)).to(self.device)
         owner = torch.cat([torch.full((len(x),), i) for i, x in enumerate(noise)]).to(self.device)
+        splits = [[Split(kind="noisy", tokens=n, grid=g)] for n, g in zip(noise, grids, strict=True)]
         branches: dict[int, tuple[Cache, Batch]] = {}
+        for count in set(branch_counts(sampling)):  # laid out before the steps, of which none waits for the device
+            cache = Cache.stack(contexts[:count]) if count > 1 else contexts[0]
+            branches[count] = cache, self._lay_out(splits * count, cache)
 
         def velocity(x: Tensor, t: float, count: int) -> Tensor:
-            if count not in branches:
-                cache = Cache.stack(contexts[:count]) if count > 1 else contexts[0]
-                splits = [[Split(kind="noisy", tokens=n, grid=g)] for n, g in zip(noise, grids, strict=True)]
-                branches[count] = cache, self._lay_out(splits * count, cache)
             cache, batch = branches[count]
             batch = replace(batch, latents=x.repeat(count, 1), timesteps=torch.full((1,), t, device=x.device))
             _, gen = self._forward(batch, cache)
@@ -399,48 +406,22 @@ class Bagel:
     ) -> list[list[int]]:
         """Token ids per row, the start included and the stop token excluded, at most ``max_tokens`` with bos.
 
-        Each row stops by itself; rows that have stopped leave the batch. Sampled text is drawn from ``seeds``, one per
-        row (default: ``decoding.seed`` + row).
+        Each row stops by itself. Sampled text is drawn from ``seeds``, one per row (default: ``decoding.seed`` + row).
+        ``logits_out`` receives the logits (rows, V) of every step, rows that have stopped and left apart.
         """
-        stop = self.eos if stop is None else stop
         ids = [list(s) for s in starts] if starts else [[self.bos] for _ in range(context.rows)]
-        limits = [decoding.max_tokens + len(row) - 1 for row in ids]
-        seeds = [decoding.seed + i for i in range(len(ids))] if seeds is None else seeds
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        alive = list(range(len(ids)))
-        cache = context.select(alive)
+        cache = context.select(range(len(ids)))
         if any(len(row) > 1 for row in ids):
             self._extend(cache, [[Split(kind="text", ids=row[:-1])] if len(row) > 1 else [] for row in ids])
-        cache.reserve(decoding.max_tokens)
-        rows = list(alive)  # rows of the cache: which reply each belongs to
-        while alive:
-            last = torch.tensor([[ids[i][-1]] for i in rows], device=self.device)
-            states = self._run_text(cache, last, cache.position[:, None])
-            cache.keep(torch.ones_like(last, dtype=torch.bool), torch.ones_like(cache.position))
-            logits = self.network.language_model.lm_head(states[:, 0])
-            if logits_out is not None:
-                logits_out.append(logits.float().cpu())
-            for i, token in zip(rows, self._pick(logits, rows, decoding, generators), strict=True):
-                if i not in alive:
-                    continue
-                if token == stop or len(ids[i]) >= limits[i]:
-                    alive.remove(i)
-                else:
-                    ids[i].append(token)
-            if alive and len(alive) <= len(rows) // 2:
-                keep = [r for r, i in enumerate(rows) if i in set(alive)]
-                cache, rows = cache.select(keep), [rows[r] for r in keep]
-                cache.reserve(decoding.max_tokens)
-        return ids
+        seeds = [decoding.seed + i for i in range(len(ids))] if seeds is None else seeds
+        stop = self.eos if stop is None else stop
+        return decode_rows(self._next_logits, cache, ids, decoding, stop, seeds, self.records, logits_out)
 
-    @staticmethod
-    def _pick(
-        logits: Tensor, rows: Sequence[int], decoding: Decoding, generators: Sequence[torch.Generator]
-    ) -> list[int]:
-        if decoding.temperature == 0:
-            return logits.argmax(1).tolist()
-        p = torch.softmax(logits.float() / decoding.temperature, dim=1).cpu()
-        return [int(torch.multinomial(p[r], 1, generator=generators[i])) for r, i in enumerate(rows)]
+    def _next_logits(self, step: Step) -> Tensor:
+        """Logits (rows, V) behind the tokens of a step of decoding."""
+        tokens = self.network.embed_text(step.token)
+        states = self.network.decoder.step(tokens, step.position, step.bias, step.memories)
+        return self.network.language_model.lm_head(states)
 
     def _reply(self, ids: Sequence[int]) -> str:
         """Text between the first bos and the next marker, as the reference cuts it."""
@@ -540,25 +521,6 @@ class Bagel:
         states, _ = self._forward(batch, cache)
         cache.keep(batch.layout.present, batch.advance)
         return states
-
-    def _run_text(self, cache: Cache, ids: Tensor, positions: Tensor) -> Tensor:
-        """Run token ids (rows, n) of one text each at rope positions (rows, n) over the cache.
-
-        Returns final states (rows, n, H). Nothing is kept: the caller decides.
-        """
-        rows, n = ids.shape
-        cache.reserve(n)
-        one, causal = torch.zeros_like(ids), torch.zeros_like(ids, dtype=torch.bool)
-        layout = Layout(
-            place=torch.arange(rows * n, device=self.device),
-            present=torch.ones_like(ids, dtype=torch.bool),
-            positions=positions.flatten(),
-            sight=Sight(split=one, branch=one, full=causal, noise=causal),
-            context=cache.valid[:, : cache.used],
-        )
-        und = self.network.embed_text(ids.flatten())
-        states, _ = self.network.decoder(und, und[:0], layout, cache)
-        return states.view(rows, n, -1)
 
     def _log_softmax(self, states: Tensor) -> Tensor:
         return torch.log_softmax(self.network.language_model.lm_head(states).float(), dim=-1)

@@ -8,7 +8,7 @@ Shapes: U und tokens, G gen tokens, T = U + G, H hidden, B rows, L longest row, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
@@ -106,6 +106,18 @@ class Layout:
     def from_rows(self, rows: Tensor) -> Tensor:
         """(B, L, ...) back to (T, ...)."""
         return rows.flatten(0, 1).index_select(0, self.place)
+
+
+class Single(NamedTuple):
+    """The layout of a step of decoding: one token per row, in order, which no copy has to put into its place."""
+
+    def to_rows(self, x: Tensor) -> Tensor:
+        """(B, ...) to (B, 1, ...)."""
+        return x[:, None]
+
+    def from_rows(self, rows: Tensor) -> Tensor:
+        """(B, 1, ...) back to (B, ...)."""
+        return rows[:, 0]
 
 
 class Shared(NamedTuple):
@@ -239,7 +251,7 @@ class Attention(nn.Module):
         return module["q_norm" + suffix](q), module["k_norm" + suffix](k), v
 
     def forward(
-        self, und: Tensor, gen: Tensor, layout: Layout, shared: Shared, memory: Memory | None
+        self, und: Tensor, gen: Tensor, layout: Layout | Single, shared: Shared, memory: Memory | None
     ) -> tuple[Tensor, Tensor]:
         streams = [self.project(und, "")] + ([self.project(gen, "_moe_gen")] if len(gen) else [])
         q, k, v = (torch.cat(parts) for parts in zip(*streams, strict=True))
@@ -267,7 +279,7 @@ class Layer(nn.Module):
         self.post_attention_layernorm, self.post_attention_layernorm_moe_gen = RMSNorm(width, eps), RMSNorm(width, eps)
 
     def forward(
-        self, und: Tensor, gen: Tensor, layout: Layout, shared: Shared, memory: Memory | None
+        self, und: Tensor, gen: Tensor, layout: Layout | Single, shared: Shared, memory: Memory | None
     ) -> tuple[Tensor, Tensor]:
         du, dg = self.self_attn(self.input_layernorm(und), self.input_layernorm_moe_gen(gen), layout, shared, memory)
         und = und + du
@@ -292,16 +304,42 @@ class Decoder(nn.Module):
 
     def forward(self, und: Tensor, gen: Tensor, layout: Layout, cache: Cache | None = None) -> tuple[Tensor, Tensor]:
         """(U, H), (G, H) embedded tokens to (U, H), (G, H) final-normed states."""
-        if torch.is_autocast_enabled(und.device.type):  # the residual stream is kept in the compute dtype
-            dtype = torch.get_autocast_dtype(und.device.type)
-            und, gen = und.to(dtype), gen.to(dtype)
-        cos, sin = rotary(layout.positions, self.config.head_dim, self.config.rope_theta)
-        blocks = takes_blocks(layout, cache)
-        bias = layout.sight.blocks() if blocks else additive(layout.visible, und.dtype)
+        und, gen = in_compute_dtype(und), in_compute_dtype(gen)
+        bias = layout.sight.blocks() if takes_blocks(layout, cache) else additive(layout.visible, und.dtype)
+        memories = None
+        if cache is not None:
+            end = cache.used + layout.present.shape[1]
+            memories = cache.memories(torch.arange(cache.used, end, device=und.device), end)
+        return self._run(und, gen, layout, layout.positions, bias, memories)
+
+    def step(self, tokens: Tensor, positions: Tensor, bias: Tensor, memories: Sequence[Memory]) -> Tensor:
+        """One embedded token of each row (B, H), at rope positions (B,), to final-normed states (B, H).
+
+        ``memories`` of every layer over S columns, ``bias`` (B, 1, 1, S) of their scores.
+        """
+        tokens = in_compute_dtype(tokens)
+        return self._run(tokens, tokens[:0], Single(), positions, bias, memories)[0]
+
+    def _run(
+        self,
+        und: Tensor,
+        gen: Tensor,
+        layout: Layout | Single,
+        positions: Tensor,
+        bias: Tensor | BlockMask,
+        memories: Sequence[Memory] | None,
+    ) -> tuple[Tensor, Tensor]:
+        cos, sin = rotary(positions, self.config.head_dim, self.config.rope_theta)
         shared = Shared(cos.to(und.dtype), sin.to(und.dtype), bias)
         for index, layer in enumerate(self.layers):
-            und, gen = layer(und, gen, layout, shared, None if cache is None else cache.memory(index))
+            und, gen = layer(und, gen, layout, shared, None if memories is None else memories[index])
         return self.norm(und), self.norm_moe_gen(gen)
+
+
+def in_compute_dtype(x: Tensor) -> Tensor:
+    """x in the type of autocast, where that is on: the residual stream is kept in it."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
 class LanguageModel(nn.Module):

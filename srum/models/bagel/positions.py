@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -37,8 +39,8 @@ def interpolated_grid_ids(grid: tuple[int, int], side: int) -> Tensor:
 def timestep_sinusoid(t: Tensor, width: int = 256) -> Tensor:
     """(N,) timesteps in [0, 1] to (N, width) float32, cosines first; t is not multiplied by 1000."""
     half = width // 2
-    frequencies = torch.exp(-torch.log(torch.tensor(10000.0)) * torch.arange(half, dtype=torch.float32) / half)
-    angles = t.float()[:, None] * frequencies.to(t.device)
+    frequencies = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
+    angles = t.float()[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 

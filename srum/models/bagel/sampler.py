@@ -27,16 +27,21 @@ def sample(
     ``steps_out`` receives x_t and the guided velocity of every step.
     """
     x = noise.float()
-    timesteps = flow.schedule(sampling.timesteps, sampling.timestep_shift)
-    low, high = torch.tensor(sampling.guidance_interval)  # float32 as the timesteps: a tie falls as in the reference
-    guided = (low < timesteps) & (timesteps <= high) & (sampling.guidance > 1)
-    for (t, following), here in zip(pairwise(timesteps.tolist()), guided.tolist(), strict=False):
-        branches = (2 + (sampling.image_guidance > 1)) if here else 1
+    timesteps = flow.schedule(sampling.timesteps, sampling.timestep_shift).tolist()
+    for (t, following), branches in zip(pairwise(timesteps), branch_counts(sampling), strict=True):
         v = guide(velocity(x, t, branches).float().unflatten(0, (branches, -1)), owner, sampling)
         if steps_out is not None:
             steps_out.append((x, v))
         x = flow.euler_step(x, v, following - t)
     return x
+
+
+def branch_counts(sampling: Sampling) -> list[int]:
+    """How many branches each Euler step needs: 1 without guidance, 2 with text guidance, 3 with both."""
+    timesteps = flow.schedule(sampling.timesteps, sampling.timestep_shift)[:-1]
+    low, high = torch.tensor(sampling.guidance_interval)  # float32 as the timesteps: a tie falls as in the reference
+    guided = (low < timesteps) & (timesteps <= high) & (sampling.guidance > 1)
+    return [(2 + (sampling.image_guidance > 1)) if here else 1 for here in guided.tolist()]
 
 
 def guide(branches: Tensor, owner: Tensor, sampling: Sampling) -> Tensor:

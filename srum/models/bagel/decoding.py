@@ -1,0 +1,138 @@
+"""Text decoding: one token per row and step over cached contexts (docs/specs/bagel.md, section 10).
+
+A step reads and writes tensors whose shapes and addresses stay, and nothing looks at their values: steps queue on the
+device. The host looks at what they have written once in a while; what a row wrote after its stop token is then cut off,
+and rows that have stopped leave when they are half of all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import takewhile
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from srum.models.bagel.cache import Cache
+from srum.models.bagel.network import additive
+from srum.models.base import Decoding
+
+
+class Pace(NamedTuple):
+    """Tokens between two looks at what was written, and columns of the cache that are seen ahead, full or not."""
+
+    look: int
+    room: int
+
+
+# On a CPU looking is free, and every column takes time; elsewhere looking waits for all steps that are queued.
+PACES = {"cpu": Pace(look=1, room=16)}
+PACE = Pace(look=16, room=512)
+
+NextLogits = Callable[["Step"], Tensor]  # (B, V) behind the token of every row
+
+
+class Step:
+    """One token of each of B rows over S columns of a cache, ``room`` of which are free: so often it can be taken.
+
+    ``token`` (B,) is run at rope ``position`` (B,) and kept in ``column`` (1,); ``bias`` (B, 1, 1, S) of the scores
+    shows the columns that hold a token of the row. With ``record`` the first step is run, then recorded as a CUDA graph
+    and replayed, which launches all its kernels at once.
+    """
+
+    def __init__(self, next_logits: NextLogits, cache: Cache, token: Tensor, room: int, record: bool) -> None:
+        width = cache.used + room
+        self.next_logits, self.cache, self.room, self.record = next_logits, cache, room, record
+        self.token, self.position = token, cache.position.clone()
+        self.column = torch.full((1,), cache.used, device=token.device)
+        self.memories = cache.memories(self.column, width)
+        self.bias = additive(cache.valid[:, None, None, :width], cache.keys[0].dtype)
+        self.taken = 0
+
+    def take(self) -> Tensor:
+        """Logits (B, V) behind the token, valid until the next step; all then stands one column further."""
+        if self.record and self.taken == 1:
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.recorded = self._run()
+        self.taken += 1
+        if not self.record or self.taken == 1:
+            return self._run()
+        self.graph.replay()
+        return self.recorded
+
+    def _run(self) -> Tensor:
+        self.bias.index_fill_(3, self.column, 0)
+        logits = self.next_logits(self)
+        self.position += 1
+        self.column += 1
+        return logits
+
+    def close(self) -> None:
+        """Leave to the cache what the steps have written."""
+        present = torch.ones(self.cache.rows, self.taken, dtype=torch.bool, device=self.token.device)
+        self.cache.keep(present, torch.full_like(self.position, self.taken))
+
+
+def decode_rows(
+    next_logits: NextLogits,
+    cache: Cache,
+    starts: Sequence[Sequence[int]],
+    decoding: Decoding,
+    stop: int,
+    seeds: Sequence[int],
+    record: bool = False,
+    logits_out: list[Tensor] | None = None,
+) -> list[list[int]]:
+    """``starts``, of which ``cache`` has all but the last tokens, with up to ``decoding.max_tokens`` - 1 more each.
+
+    A row ends before ``stop``. Tokens are sampled as torch.multinomial does with a generator of the row's own seed.
+    ``logits_out`` receives the logits (B, V) of every step, and of a last one whose token is one too many.
+    """
+    ids = [list(start) for start in starts]
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    device = cache.position.device
+    pace, limit = PACES.get(device.type, PACE), decoding.max_tokens - 1
+    ends = [len(row) + limit for row in ids]
+    left = limit + (logits_out is not None)
+    rows = list(range(len(ids)))  # of the cache: which of ids each belongs to
+    alive = set(rows)
+    while alive and left > 0:
+        if 2 * len(alive) <= len(rows):
+            staying = [row for row, i in enumerate(rows) if i in alive]
+            cache, rows = cache.select(staying), [rows[row] for row in staying]
+        cache.reserve(left)
+        token = torch.tensor([ids[i][-1] for i in rows], device=device)
+        step = Step(next_logits, cache, token, min(pace.room, left), record)
+        while step.taken < step.room and 2 * len(alive) > len(rows):
+            written = []
+            for _ in range(min(pace.look, step.room - step.taken)):
+                logits = step.take()
+                written.append(pick(logits, decoding.temperature, [generators[i] for i in rows]))
+                step.token.copy_(written[-1])
+                if logits_out is not None:
+                    logits_out.append(logits.float().cpu())
+            left -= len(written)
+            for i, tokens in zip(rows, torch.stack(written, 1).tolist(), strict=True):  # waits for the device
+                if i in alive:
+                    ids[i] += takewhile(lambda token: token != stop, tokens)
+                if stop in tokens:
+                    alive.discard(i)
+        step.close()
+    return [row[:end] for row, end in zip(ids, ends, strict=True)]
+
+
+def pick(logits: Tensor, temperature: float, generators: Sequence[torch.Generator]) -> Tensor:
+    """The next token of every row (B,): the likeliest, or where ``temperature`` > 0 a sample.
+
+    A sample is argmax p / q with q ~ Exp(1) drawn by the host, which does not have to see p for it. So does
+    torch.multinomial, from the same numbers of a generator.
+    """
+    if temperature == 0:
+        return logits.argmax(1)
+    p = torch.softmax(logits.float() / temperature, dim=1)
+    q = torch.stack([torch.empty(p.shape[1]).exponential_(generator=generator) for generator in generators])
+    if p.is_cuda:
+        q = q.pin_memory()  # else the copy would wait
+    return (p / q.to(p.device, non_blocking=p.is_cuda)).argmax(1)
