@@ -52,7 +52,6 @@ from srum.run_dir import (
 )
 from srum.seeding import seed_for
 from train.data import load_replies, load_training_records
-from train.probes import check_reproduction, probed
 from train.sharding import Processes, connected
 from train.trainer import DTYPES, train
 
@@ -103,9 +102,9 @@ def arms(config: RunConfig) -> dict[str, TrainConfig]:
     return found | {MAIN: config.train}
 
 
-def load_model(config: RunConfig, weights: str, dtype: torch.dtype = torch.float32) -> Bagel:
-    """The model with these weights, compiled where the config says so."""
-    model = models.load(weights, dtype=dtype)
+def load_model(config: RunConfig, weights: str, dtype: torch.dtype = torch.float32, empty: bool = False) -> Bagel:
+    """The model with these weights, or still ``empty`` (``Bagel.load``), compiled where the config says so."""
+    model = models.load(weights, dtype=dtype, empty=empty)
     if config.compile:
         model.compile()
     return model
@@ -268,12 +267,10 @@ def train_stage(run: Run, k: int) -> None:
         folder = run.train_dir(arm, k)
         if (folder / "model").exists():
             continue
-        model = load_model(run.config, run.weights(arm, k), DTYPES[config.memory.frozen])
-        if arm == MAIN or k == 0:  # these weights made the candidates
-            check_reproduction(model, probed(records, config.probes))
+        model = load_model(run.config, run.weights(arm, k), DTYPES[config.memory.frozen], empty=True)
         replies = load_replies(run.round(k), run.config.judge.instructions) if config.replies.weight else []
         seed, progress = seed_for(run.config.seed, k, "train"), sys.stderr.isatty()
-        train(model, records, config, folder, seed, progress, replies)
+        train(model, records, config, folder, seed, progress, replies, reproduces=arm == MAIN or k == 0)
 
 
 STAGES: dict[str, Callable[[Run, int], None]] = {

@@ -192,7 +192,7 @@ def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path: Path, 
 @pytest.mark.parametrize(("name", "loaded"), [("self", "newest"), ("start", "srum-tiny"), ("a/model", "a/model")])
 def test_who_judges(monkeypatch: pytest.MonkeyPatch, name: str, loaded: str) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(models, "load", lambda weights, dtype: asked.append(weights) or FakeModel())
+    monkeypatch.setattr(models, "load", lambda weights, dtype, empty: asked.append(weights) or FakeModel())
     judge = load_judge(load_config(None, [f"judge.model={name}", "judge.soft=false", "judge.retries=3"]), "newest", 5)
     assert asked == [loaded]
     assert (judge.soft, judge.retries, judge.decoding.seed, judge.decoding.max_tokens) == (False, 3, 5, 256)

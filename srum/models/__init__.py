@@ -16,19 +16,25 @@ HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # owner/name
 EMBEDDED = {"srum-tiny": Path(__file__).parent / "tiny"}
 
 
-def load(name: str | Path, device: str | torch.device | None = None, dtype: torch.dtype = torch.float32) -> Bagel:
+def load(
+    name: str | Path,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+    empty: bool = False,
+) -> Bagel:
     """The embedded model by name (``srum-tiny``), a checkpoint folder in the official layout, or one from the hub.
 
     ``device`` defaults to CUDA where there is one; "auto" spreads the layers over all GPUs, the host's memory and then
     disk, to sample and judge with what no GPU holds alone. On a CPU that multiplies bfloat16 natively, and on CUDA, the
-    network computes in bfloat16, whatever the ``dtype`` of its weights. Raises FileNotFoundError as :func:`find` does.
+    network computes in bfloat16, whatever the ``dtype`` of its weights. ``empty``: without its weights, which training
+    reads once it knows what this process keeps of them (``Bagel.load``). Raises FileNotFoundError as :func:`find` does.
     """
     from srum.models.bagel import Bagel
 
     layers: Literal["auto"] | None = "auto" if device == "auto" else None
     default = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(default if layers or device is None else device)
-    return Bagel.load(find(name), device, "bf16" if native_bfloat16(device) else "fp32", dtype, layers)
+    return Bagel.load(find(name), device, "bf16" if native_bfloat16(device) else "fp32", dtype, layers, empty)
 
 
 def find(name: str | Path) -> Path:

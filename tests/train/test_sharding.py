@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
 import socket
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as multiprocessing
 from safetensors.torch import load_file
 
-from tests.train.ranks import CONFIGS, interrupted, run, work
+from srum.run_dir import open_image
+from tests.train.ranks import CHECKPOINT, CONFIGS, interrupted, run, work
 from train.metrics import keep_rows
 
 
@@ -52,6 +55,28 @@ def none_is_nan(values: list[float | None]) -> list[float]:
 def test_two_processes_train_as_one(folder: Path, tmp_path: Path, name: str) -> None:
     run(tmp_path, name, memory={})
     same_training(folder / name, tmp_path)
+
+
+def test_no_process_reads_or_holds_the_whole_network(folder: Path) -> None:
+    """Every byte is read by one of them, of no tensor more than a half, and stays with it."""
+    weights = load_file(CHECKPOINT / "ema.safetensors")
+    every, largest = sum(x.nbytes for x in weights.values()), max(x.nbytes for x in weights.values())
+    parts = [json.loads((folder / f"parts-{rank}.json").read_text()) for rank in range(2)]
+    assert sum(sum(part["read"]) for part in parts) == every
+    for part in parts:
+        assert max(part["read"]) <= largest / 2
+        assert every * 0.49 < sum(part["held"]) < every * 0.51
+
+
+def test_two_processes_sample_what_one_does(folder: Path, tmp_path: Path) -> None:
+    run(tmp_path, "lora", memory={})
+    files = sorted(file.relative_to(tmp_path) for file in tmp_path.glob("samples/*/*.png"))
+    assert [str(file) for file in files] == [
+        f"samples/step-0000000{step}/{name}.png" for step in (0, 2, 4) for name in ("c0", "c2")
+    ]
+    for file in files:
+        ours, one = (np.asarray(open_image(path / file), dtype=int) for path in (folder / "lora", tmp_path))
+        assert np.abs(ours - one).max() <= 1
 
 
 def test_two_processes_resume_bit_for_bit(folder: Path) -> None:
