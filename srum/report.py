@@ -133,8 +133,8 @@ def _losses(rounds: list[Path]) -> Iterator[tuple[str, str]]:
 def _samples(rounds: list[Path]) -> Iterator[dict[str, Any]]:
     """The images sampled while an arm was trained: a row for every prompt, a column for every number of steps."""
     for folder in rounds:
-        prompts = {c.id: c.prompt for c in read_records(folder / "candidates.jsonl", Candidate)}
         arms = {path.parent.name: sorted(path.glob("step-*")) for path in sorted(folder.glob("train/*/samples"))}
+        prompts = {c.id: c.prompt for c in read_records(folder / "candidates.jsonl", Candidate)} if arms else {}
         for arm, steps in _in_order(arms).items():
             rows = []
             for name in sorted({image.stem for step in steps for image in step.glob("*.png")}):
