@@ -20,7 +20,7 @@ from srum.records import Candidate
 from srum.run_dir import atomic
 from train.data import Reply, TrainingRecord
 from train.sharding import Processes, connected, local
-from train.trainer import Trainer, TrainResult, train
+from train.trainer import DTYPES, Trainer, TrainResult, train
 
 CHECKPOINT = Path(__file__).parents[1] / "golden" / "bagel" / "checkpoint"
 PROMPTS = ("a red square", "a blue circle left of a green star", "two dogs", "three yellow triangles above a cat")
@@ -44,6 +44,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "validation": {"share": 0.4, "every": 2},
     },
 }
+
+BFLOAT16 = CONFIGS["lora"] | {"steps": 2, "precision": "bf16", "memory": {"frozen": "bf16"}}
 
 
 def records(model: Bagel, count: int = 6) -> list[TrainingRecord]:
@@ -85,9 +87,10 @@ def replies(folder: Path) -> list[Reply]:
 
 
 def run(folder: Path, name: str, **changes: Any) -> TrainResult:
-    """A training of ``CONFIGS``, in this process or, where they are connected, in all."""
-    model = Bagel.load(CHECKPOINT, empty=True)
-    config = TrainConfig.model_validate(SMOOTH | CONFIGS[name] | changes)
+    """A training of ``CONFIGS``, or of ``changes`` alone, in this process or, where they are connected, in all."""
+    config = TrainConfig.model_validate(SMOOTH | CONFIGS.get(name, {}) | changes)
+    precision = "bf16" if config.precision == "bf16" else "fp32"
+    model = Bagel.load(CHECKPOINT, precision=precision, dtype=DTYPES[config.memory.frozen], empty=True)
     said = replies(folder / "images") if config.replies.weight else []
     return train(model, sampled(records(model)), config, folder, seed=3, progress=False, replies=said)
 
@@ -155,6 +158,7 @@ def work(rank: int, folder: Path) -> None:
         load_parts(folder / f"parts-{rank}.json")
         for name in CONFIGS:
             run(folder / name, name)
+        run(folder / "bfloat16", "bfloat16", **BFLOAT16)
         for part in ("again", "to one"):
             with interrupted(at=3):
                 run(folder / part, "generation")

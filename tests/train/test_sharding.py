@@ -14,7 +14,7 @@ import torch.multiprocessing as multiprocessing
 from safetensors.torch import load_file
 
 from srum.run_dir import open_image
-from tests.train.ranks import CHECKPOINT, CONFIGS, interrupted, run, work
+from tests.train.ranks import BFLOAT16, CHECKPOINT, CONFIGS, interrupted, run, work
 from train.metrics import keep_rows
 
 
@@ -77,6 +77,17 @@ def test_two_processes_sample_what_one_does(folder: Path, tmp_path: Path) -> Non
     for file in files:
         ours, one = (np.asarray(open_image(path / file), dtype=int) for path in (folder / "lora", tmp_path))
         assert np.abs(ours - one).max() <= 1
+
+
+def test_two_processes_share_a_bfloat16_base(folder: Path, tmp_path: Path) -> None:
+    """Which is read as such beside LoRA's float32 updates; equal up to a rounding of bfloat16."""
+    run(tmp_path, "bfloat16", **BFLOAT16)
+    a, b = (load_file(path / "model" / "ema.safetensors") for path in (folder / "bfloat16", tmp_path))
+    assert {tensor.dtype for tensor in a.values()} == {torch.bfloat16}
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=2**-7, atol=1e-4)
+    ours, one = (keep_rows(path / "metrics.jsonl", 2) for path in (folder / "bfloat16", tmp_path))
+    assert [row["loss"] for row in ours] == pytest.approx([row["loss"] for row in one], rel=1e-2)
 
 
 def test_two_processes_resume_bit_for_bit(folder: Path) -> None:
