@@ -181,6 +181,13 @@ class ValidationConfig(Section):
     every: Count = 50  # steps, and after the last
 
 
+class SamplesConfig(Section):
+    """Images that are drawn while training goes on, to be looked at: samples/ in its folder, and the report."""
+
+    count: Annotated[int, Field(ge=0)] = 0  # prompts, of each of which a candidate is sampled again with its seed
+    every: Count = 50  # steps, before the first, and after the last
+
+
 class RepliesConfig(Section):
     """The judge's own replies, learned as text, so that judging does not decay while it is trained too."""
 
@@ -195,6 +202,7 @@ class TrainConfig(Section):
     constraint_weight: Annotated[float, Field(ge=0.0)] = 0.5  # srum: lambda_c of Eq. 3
     use_layout: bool = True  # srum: the factor alpha of Eq. 1; False makes it 1
     beta: Positive = 0.3  # region_nft: width of the trust region
+    old_decay: Fraction = 1.0  # region_nft: v_old follows the trained weights by this decay; 1: is what entered
     credit: Literal["region", "sample"] = "region"  # where a candidate's score lands: on the blamed cells, or evenly
     advantage_offset: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.0  # region_nft: added to every advantage
     steps: Count = 120
@@ -215,9 +223,11 @@ class TrainConfig(Section):
     ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0  # decay of the weights' running average, then published; 0: none
     on_nonfinite: Literal["stop", "skip"] = "stop"  # a loss or gradient that is no number: stop, or leave the step out
     probes: Annotated[int, Field(ge=0)] = 0  # candidates sampled again before training, to find a wrong checkpoint
+    tracker: Literal["tensorboard", "wandb", "trackio"] | None = None  # told what metrics.jsonl and the like are
     lora: LoraConfig = LoraConfig()
     memory: MemoryConfig = MemoryConfig()
     validation: ValidationConfig = ValidationConfig()
+    samples: SamplesConfig = SamplesConfig()
     replies: RepliesConfig = RepliesConfig()
 
     @model_validator(mode="after")

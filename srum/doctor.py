@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,10 +15,11 @@ from srum.models import find_device, native_bfloat16
 from srum.models.bagel import Bagel
 from srum.models.bagel.checkpoint import TOKENIZER_FILES, weight_files
 from srum.models.bagel.config import BagelConfig
-from srum.models.bagel.memory import Sizes, stage_needs
+from srum.models.bagel.memory import BFLOAT, FLOAT, Recipe, Sizes, stage_needs, training_need
 from srum.models.base import Sampling, Segment
 
 GIGABYTE = 1e9
+PROCESSES = [2**n for n in range(7)]  # that may share a training
 CHECK = Sampling(timesteps=2, guidance=1.0)  # a single step from noise
 TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}  # of the self-check, relative to the largest velocity
 
@@ -72,6 +73,7 @@ def tables(folder: Path, machine: Machine, size: tuple[int, int]) -> Iterator[Ta
     yield _found(folder, config, sizes)
     yield _machine(machine)
     yield _fits(config, sizes, machine, size)
+    yield _fits_shared(config, sizes, machine, size)
 
 
 def _found(folder: Path, config: BagelConfig, sizes: Sizes) -> Table:
@@ -111,6 +113,26 @@ def _fits(config: BagelConfig, sizes: Sizes, machine: Machine, size: tuple[int, 
         count = need.images(machine.memory)
         numbers = f"{need.once / GIGABYTE:.3f}", f"{need.per_image / GIGABYTE:.4f}"
         table.add_row(stage, *numbers, f"{count:,}" if count else "[red]does not fit[/red]")
+    return table
+
+
+def _fits_shared(config: BagelConfig, sizes: Sizes, machine: Machine, size: tuple[int, int]) -> Table:
+    """The fewest processes, each with a device such as this one, that train with one image in a pack or more."""
+    title = "training shared by processes with this memory each, activations recomputed (an estimate)"
+    table = Table("training", "processes", "once, GB", "images at a time", title=title, title_justify="left")
+    saving = Recipe(frozen=BFLOAT if machine.bfloat16 else FLOAT, recompute=True)
+    for name, recipe in {
+        "LoRA of rank 64": replace(saving, lora_rank=64),
+        "generation expert": saving,
+        "all weights": replace(saving, everything=True),
+    }.items():
+        for count in PROCESSES:
+            need = training_need(config, sizes, size, machine.bfloat16, replace(recipe, processes=count))
+            if images := need.images(machine.memory):
+                table.add_row(name, str(count), f"{need.once / GIGABYTE:.3f}", f"{images:,}")
+                break
+        else:
+            table.add_row(name, f"[red]more than {PROCESSES[-1]}[/red]")
     return table
 
 

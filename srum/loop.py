@@ -57,7 +57,6 @@ from srum.run_dir import (
 )
 from srum.seeding import seed_for
 from train.data import TrainingRecord, load_replies, load_training_records
-from train.probes import check_reproduction, probed
 from train.trainer import DTYPES, train
 
 if TYPE_CHECKING:
@@ -119,15 +118,15 @@ def arms(config: RunConfig) -> dict[str, TrainConfig]:
     return found | {MAIN: config.train}
 
 
-def load_model(config: RunConfig, weights: str, dtype: torch.dtype = torch.float32) -> Bagel:
-    """The model with these weights, on the device that the config names, compiled where it says so.
+def load_model(config: RunConfig, weights: str, dtype: torch.dtype = torch.float32, empty: bool = False) -> Bagel:
+    """The model with these weights, or still ``empty`` (``Bagel.load``), on the device and compiled as the config says.
 
     Raises RunError where several processes would share that device.
     """
     if Processes.here().count > 1 and (config.device == "spread" or ":" in config.device):
         raise RunError(f"device: every process needs a GPU of its own, not {config.device}; use auto or cuda")
     gc.collect()  # the model before it, if sharded or compiled, is a cycle and would keep its memory
-    model = models.load(weights, config.device, dtype)
+    model = models.load(weights, config.device, dtype, empty)
     if config.compile:
         model.compile()
     return model
@@ -311,12 +310,11 @@ def train_stage(run: Run, k: int) -> None:
 
 def train_arm(run: Run, k: int, arm: str, config: TrainConfig, records: Sequence[TrainingRecord]) -> None:
     """train/ARM/: one arm goes on from its own weights."""
-    model = load_model(run.config, run.weights(arm, k), DTYPES[config.memory.frozen])
-    if arm == MAIN or k == 0:  # these weights made the candidates
-        check_reproduction(model, probed(records, config.probes))
+    model = load_model(run.config, run.weights(arm, k), DTYPES[config.memory.frozen], empty=True)
     replies = load_replies(run.round(k), run.config.judge.instructions) if config.replies.weight else []
     seed, progress = seed_for(run.config.seed, k, "train"), sys.stderr.isatty()
-    train(model, records, config, run.train_dir(arm, k), seed, progress, replies)
+    made_them = arm == MAIN or k == 0  # these weights made the candidates
+    train(model, records, config, run.train_dir(arm, k), seed, progress, replies, reproduces=made_them)
 
 
 def require_trainable(device: str) -> None:

@@ -27,7 +27,7 @@ from PIL import Image
 from srum import plots
 from srum.evaluation.accuracy import Accuracy, CheckedImage, paired_bootstrap, summarize
 from srum.reading import CandidateView, read_round
-from srum.records import Judged, Region, RegionJudgement
+from srum.records import Candidate, Judged, Region, RegionJudgement
 from srum.run_dir import open_image, read_records, write_text
 
 T = TypeVar("T")
@@ -38,6 +38,7 @@ PAIRS_PER_CATEGORY = 4
 EXACT_SIDE = 128  # pixels; images up to this size are kept bit for bit and shown pixel by pixel
 LARGEST_SIDE = 384  # pixels of an image in the page; larger ones are scaled down
 CANDIDATE_PIXELS = 2000 * 256**2  # of all candidates together: 2,000 photographs make a page of less than 40 MB
+SAMPLE_SIDE = 160  # pixels of an image that was sampled while training went on
 LONGEST_REPLY = 600  # characters of a reply without a score
 
 
@@ -66,6 +67,7 @@ def _contents(run: Path) -> dict[str, Any]:
         "accuracy_svg": _svg(plots.accuracy_figure(accuracy)),
         "rounds_svg": _rounds_svg(rounds, arms),
         "losses": list(_losses(rounds)),
+        "samples": list(_samples(rounds)),
         "timings": list(_flatten(_read_json(run / "timings.json"))),
         "config": _read_text(run / "config.yaml"),
         "command": _read_text(run / "command.txt"),
@@ -126,6 +128,20 @@ def _losses(rounds: list[Path]) -> Iterator[tuple[str, str]]:
         metrics = {path.parent.name: _read_lines(path) for path in sorted(folder.glob("train/*/metrics.jsonl"))}
         if metrics:
             yield folder.name, _svg(plots.loss_figure(_in_order(metrics)))
+
+
+def _samples(rounds: list[Path]) -> Iterator[dict[str, Any]]:
+    """The images sampled while an arm was trained: a row for every prompt, a column for every number of steps."""
+    for folder in rounds:
+        arms = {path.parent.name: sorted(path.glob("step-*")) for path in sorted(folder.glob("train/*/samples"))}
+        prompts = {c.id: c.prompt for c in read_records(folder / "candidates.jsonl", Candidate)} if arms else {}
+        for arm, steps in _in_order(arms).items():
+            rows = []
+            for name in sorted({image.stem for step in steps for image in step.glob("*.png")}):
+                files = [step / f"{name}.png" for step in steps]  # the last step's may not all be there yet
+                pictures = [_picture(file, SAMPLE_SIDE) if file.exists() else None for file in files]
+                rows.append({"prompt": prompts[name], "pictures": pictures})
+            yield {"title": f"{folder.name}, {arm}", "steps": [int(step.name[5:]) for step in steps], "rows": rows}
 
 
 def _in_order(by_arm: Mapping[str, T]) -> dict[str, T]:

@@ -45,8 +45,10 @@ class FakeModel(nn.Module):
         self.generation = nn.Linear(CHANNELS + 1, CHANNELS)
 
     @classmethod
-    def load(cls, name_or_path: str, device: str = "auto", dtype: torch.dtype = torch.float32) -> FakeModel:
-        """``srum-tiny`` is the untrained model; anything else is a folder that ``save`` wrote."""
+    def load(
+        cls, name_or_path: str, device: str = "auto", dtype: torch.dtype = torch.float32, empty: bool = False
+    ) -> FakeModel:
+        """``srum-tiny`` is the untrained model; anything else is a folder that ``save`` wrote. Never empty."""
         model = cls()
         if name_or_path != "srum-tiny":
             model.load_state_dict(load_file(Path(name_or_path) / "ema.safetensors"))

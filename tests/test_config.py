@@ -64,6 +64,8 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
         ("train.lr=.nan", "train.lr: Input should be a finite number, got nan"),
         ("train.steps=two", "train.steps: "),
         ("train=3", "train: "),
+        ("train.tracker=paper", "train.tracker: Input should be 'tensorboard', 'wandb' or 'trackio', got 'paper'"),
+        ("train.old_decay=2", "train.old_decay: Input should be less than or equal to 1, got 2"),
         ("train.objective=sgd", "train.objective: Input should be 'sft', 'srum' or 'region_nft', got 'sgd'"),
         ("seed.x=3", "seed: "),
         ("device=gpu", "device: 'gpu' is none; expected auto, spread, cpu, mps, cuda or cuda:1"),

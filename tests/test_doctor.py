@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from srum import models
 from srum.cli import app
-from srum.doctor import Machine, self_check, tables
+from srum.doctor import Machine, _fits_shared, self_check, tables
 from srum.models.bagel import Bagel
 from srum.models.bagel.memory import Need, Recipe, Sizes, stage_needs, training_need
 from tests.fakes import released_config
@@ -44,6 +44,19 @@ def test_what_does_not_fit_is_said() -> None:
     assert printed(CHECKPOINT, small).count("does not fit") == 4
 
 
+def test_the_fewest_processes_that_hold_a_training(tmp_path: Path) -> None:
+    """BAGEL-7B in bfloat16 on GPUs of 24 GB: LoRA in four, as the table of docs/training.md says."""
+    config = released_config(tmp_path)
+    gpu = Machine(torch.device("cuda"), "a GPU", int(0.95 * 24e9), bfloat16=True)
+    table = _fits_shared(config, Sizes.of(config), gpu, (1024, 1024))
+    assert [list(column.cells) for column in table.columns[:2]] == [
+        ["LoRA of rank 64", "generation expert", "all weights"],
+        ["4", "16", "32"],
+    ]
+    small = _fits_shared(config, Sizes.of(config), replace(gpu, memory=10**9), (1024, 1024))
+    assert set(small.columns[1].cells) == {"[red]more than 64[/red]"}
+
+
 def test_the_images_that_fit() -> None:
     """(100 - 10) // 20 = 4; exactly nothing left, and less than nothing, hold no image."""
     assert [Need(10, 20).images(available) for available in (100, 10, 5)] == [4, 0, 0]
@@ -64,7 +77,7 @@ def test_the_tiers_of_the_documentation_are_the_estimates(tmp_path: Path) -> Non
     sizes = Sizes.of(config)
     lora, expert = Recipe(lora_rank=64, frozen=2, recompute=True), Recipe(frozen=2, recompute=True)
     everything = Recipe(everything=True, recompute=True, compares=False, processes=8)
-    recipes = [lora, replace(lora, processes=2), expert, replace(expert, averages=2)]
+    recipes = [lora, replace(lora, processes=2), replace(lora, processes=4), expert, replace(expert, averages=2)]
     recipes += [replace(expert, processes=4), replace(expert, processes=8), everything]
     text = (Path(__file__).parents[1] / "docs" / "training.md").read_text(encoding="utf-8")
     (table,) = re.findall(r"48 GB \| 80 GB \|\n\|[-|]+\n(.*?)\n\n", text, re.S)

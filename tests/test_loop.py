@@ -193,7 +193,9 @@ def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path: Path, 
 @pytest.mark.parametrize(("name", "loaded"), [("self", "newest"), ("start", "srum-tiny"), ("a/model", "a/model")])
 def test_who_judges(monkeypatch: pytest.MonkeyPatch, name: str, loaded: str) -> None:
     asked: list[tuple[str, str]] = []
-    monkeypatch.setattr(models, "load", lambda weights, device, dtype: asked.append((weights, device)) or FakeModel())
+    monkeypatch.setattr(
+        models, "load", lambda weights, device, dtype, empty: asked.append((weights, device)) or FakeModel()
+    )
     overrides = [f"judge.model={name}", "judge.soft=false", "judge.retries=3", "device=cuda:1"]
     judge = load_judge(load_config(None, overrides), "newest", 5)
     assert asked == [(loaded, "cuda:1")]

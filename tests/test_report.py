@@ -241,6 +241,21 @@ def test_evaluations_of_single_rounds_become_a_chart(run: Path) -> None:
     assert "round by round" in text and "rounds of training" in text
 
 
+def test_samples_of_the_training_stand_by_prompt_and_step(run: Path) -> None:
+    """Three images of one candidate, two of another, whose last is still to be written."""
+    folder = run / "round-001/train/srum/samples"
+    for step, names in ((0, (0, 2)), (50, (0, 2)), (120, (0,))):
+        for number in names:
+            picture(folder / f"step-{step:08d}/train-{number // 2:04d}-0.png", "#c53030")
+    page = write_report(run)
+    parse(page)
+    (table,) = re.findall(r'<table class="strip">(.*?)</table>', page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    head, *rows = table.split("<tr>")[1:]
+    assert re.findall(r"<th>(.*?)</th>", head) == ["after steps", "0", "50", "120"]
+    assert [row.count("<img") for row in rows] == [3, 2] and all("a red circle above" in row for row in rows)
+    assert "round-001, srum" in page.read_text(encoding="utf-8")
+
+
 def test_text_of_prompts_and_judges_is_escaped(run: Path) -> None:
     text = write_report(run).read_text()
     assert text.count("<script") == 2 and "\\u003cscript\\u003ealert" in text  # the data and the code

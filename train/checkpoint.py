@@ -22,8 +22,8 @@ import torch.distributed.checkpoint as dcp
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
+from srum.processes import Processes
 from train.optimizer import optimizer_state, start_optimizer
-from train.sharding import Processes
 
 KEPT = 2
 

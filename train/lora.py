@@ -6,6 +6,7 @@ region_nft needs no second set of weights.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,11 +17,10 @@ import torch
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from srum.config import LoraConfig
-from train.sequences import TrainingError
-from train.sharding import local, whole
+from train.sequences import TrainingError, generator_for
+from train.sharding import local, part, whole
 from train.weights import TrainableModel
 
 ADAPTER = "default"
@@ -41,16 +41,16 @@ def targets(model: TrainableModel, trained: Collection[str], config: LoraConfig)
 
 
 @contextmanager
-def adapted(model: TrainableModel, trained: Collection[str], config: LoraConfig, seed: int) -> Iterator[list[str]]:
+def adapted(model: TrainableModel, trained: Collection[str], config: LoraConfig) -> Iterator[list[str]]:
     """Within the block the ``trained`` linear layers have updates, which alone require gradients; yields their names.
 
-    What they hold at the end is lost unless ``merge`` was called. Raises TrainingError where there is no such layer.
+    They have no values before ``start``; what they hold at the end is lost unless ``merge`` was called. Raises
+    TrainingError where there is no such layer.
     """
     names = targets(model, trained, config)
     if not names:
         raise TrainingError(f"train.lora.target: no linear layer of the model is {config.target} and trained")
-    with torch.random.fork_rng(devices=[]):  # peft draws on the CPU
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):  # peft draws values of its own
         peft.inject_adapter_in_model(peft_config(names, config), model.network, ADAPTER)
     try:
         yield [name for name, parameter in model.network.named_parameters() if parameter.requires_grad]
@@ -59,6 +59,17 @@ def adapted(model: TrainableModel, trained: Collection[str], config: LoraConfig,
             parent, _, child = name.rpartition(".")
             setattr(model.network.get_submodule(parent), child, layer.get_base_layer())
         del model.network.peft_config
+
+
+@torch.no_grad()
+def start(network: nn.Module, seed: int) -> None:
+    """Updates as peft starts them, B zero and A uniform, drawn by ``seed`` and the layer's name alone."""
+    for name, layer in _layers(network):
+        a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+        drawn = torch.empty(a.shape)
+        nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator_for(seed, "lora", name))
+        local(a).copy_(part(drawn.to(a.device), a))
+        local(b).zero_()
 
 
 def peft_config(names: list[str], config: LoraConfig) -> peft.LoraConfig:
@@ -78,15 +89,19 @@ def disabled(network: nn.Module) -> Iterator[None]:
             layer.set_scale(ADAPTER, 1.0)
 
 
+def beneath(network: nn.Module) -> dict[str, Tensor]:
+    """The network's parameters by the names that they have without updates, which are not among them."""
+    named = network.named_parameters()
+    return {name.replace(".base_layer.", "."): parameter for name, parameter in named if ".lora_" not in name}
+
+
 @torch.no_grad()
 def merge(network: nn.Module) -> None:
     """Add the updates to the weights, once; the sum is taken in float32 and has the type of the weights."""
     for _, layer in _layers(network):
         weight = layer.get_base_layer().weight
         delta = layer.scaling[ADAPTER] * whole(layer.lora_B[ADAPTER].weight) @ whole(layer.lora_A[ADAPTER].weight)
-        if isinstance(weight, DTensor):
-            delta = distribute_tensor(delta, weight.device_mesh, weight.placements, src_data_rank=None).to_local()
-        local(weight).copy_(local(weight).float() + delta)
+        local(weight).copy_(local(weight).float() + part(delta, weight))
         layer.set_scale(ADAPTER, 0.0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,9 +59,13 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class Log:
-    """Files of rows, ``NAME.jsonl`` in ``folder``; where that is None, another process writes them."""
+    """Files of rows, ``NAME.jsonl`` in ``folder``; where that is None, another process writes them.
+
+    ``tell`` hears of every row that is added, with its name.
+    """
 
     folder: Path | None
+    tell: Callable[[str, dict[str, Any]], None] | None = None
 
     def keep(self, name: str, count: int) -> list[dict[str, Any]]:
         """The first ``count`` rows, which alone stay in the file."""
@@ -70,3 +75,5 @@ class Log:
         """Add a row."""
         if self.folder:
             append_row(self.folder / f"{name}.jsonl", row)
+        if self.tell:
+            self.tell(name, row)

@@ -1,13 +1,13 @@
-"""Probes: a few candidates sampled again, to see that a checkpoint is the right one and that training did something."""
+"""Candidates sampled again: is the checkpoint the right one, did training do something, what does it look like."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-from torch import Tensor
+from pathlib import Path
 
 from srum.config import RolloutConfig
-from srum.models.base import Sampling, UnifiedModel
+from srum.models.base import Generated, Sampling, UnifiedModel
+from srum.run_dir import save_image
 from train.data import TrainingRecord
 from train.sequences import TrainingError
 
@@ -20,24 +20,36 @@ def probed(records: Sequence[TrainingRecord], count: int) -> list[TrainingRecord
     return sorted(known, key=lambda record: record.candidate.plan is not None)[:count]
 
 
-def sample_again(model: UnifiedModel, records: Sequence[TrainingRecord]) -> list[Tensor]:
-    """The latents (C, h, w) that the model makes of the candidates' prompts, seeds and settings."""
-    latents = []
+def shown(records: Sequence[TrainingRecord], count: int) -> list[TrainingRecord]:
+    """The first such record of each of the first ``count`` prompts that have one."""
+    of_prompt: dict[str, TrainingRecord] = {}
+    for record in probed(records, len(records)):
+        of_prompt.setdefault(record.candidate.prompt_id, record)
+    return list(of_prompt.values())[:count]
+
+
+def sample_again(model: UnifiedModel, records: Sequence[TrainingRecord]) -> list[Generated]:
+    """What the model makes of the candidates' prompts, seeds and settings."""
+    found = []
     for candidate in (record.candidate for record in records):
         sampling = Sampling(**RolloutConfig.model_validate(candidate.sampling).sampling())
-        (made,) = model.generate([candidate.prompt], sampling, [candidate.seed], candidate.plan is not None)
-        latents.append(made.latent.cpu())
-    return latents
+        found += model.generate([candidate.prompt], sampling, [candidate.seed], candidate.plan is not None)
+    return found
 
 
-def check_reproduction(model: UnifiedModel, records: Sequence[TrainingRecord]) -> list[float]:
-    """How far the model's latents are from those of the rollout, each as a share of its norm.
+def save_samples(records: Sequence[TrainingRecord], made: Sequence[Generated], folder: Path) -> None:
+    """What was made of the candidates, as ``ID.png``."""
+    for record, generated in zip(records, made, strict=True):
+        save_image(generated.image, folder / f"{record.candidate.id}.png")
+
+
+def check_reproduction(records: Sequence[TrainingRecord], again: Sequence[Generated]) -> list[float]:
+    """How far the latents of what a model made are from those of the rollout, each as a share of its norm.
 
     Raises TrainingError if all of them are far off: one alone may be, where a sampled plan came out differently.
     """
-    again = sample_again(model, records)
     distances = [
-        ((made - record.latent).norm() / record.latent.norm()).item()
+        ((made.latent.cpu() - record.latent).norm() / record.latent.norm()).item()
         for made, record in zip(again, records, strict=True)
     ]
     if distances and min(distances) > FAR:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from srum.processes import Processes
 
@@ -37,7 +37,7 @@ class Shardable(Protocol):
 class Root(nn.Module):
     """The root of a sharded network. Its forward pass is whatever ``work`` does with the weights, which are then there.
 
-    ``work`` returns what it computed as tensors, or tuples of tensors, so that the backward pass is noticed.
+    ``work`` returns what it computed as tensors, or tuples of tensors, where the backward pass is to be noticed.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -73,11 +73,18 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def gathered(network: nn.Module, processes: Processes) -> dict[str, Tensor]:
-    """The network's tensors, whole and on the CPU, in process 0; none elsewhere. All processes must ask for them."""
+def part(tensor: Tensor, like: Tensor) -> Tensor:
+    """This process's part of a tensor that each has whole, where they share ``like``."""
+    if not isinstance(like, DTensor):
+        return tensor
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None).to_local()
+
+
+def gathered(network: nn.Module, processes: Processes, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The network's tensors as ``dtype``, whole and on the CPU, in process 0; none elsewhere. All must ask for them."""
     found = {}
     for name, tensor in network.state_dict().items():
         one = whole(tensor)
         if processes.rank == 0:
-            found[name] = one.cpu()
+            found[name] = one.to("cpu", dtype)
     return found

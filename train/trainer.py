@@ -23,6 +23,8 @@ from tqdm import tqdm
 
 from srum.config import TrainConfig
 from srum.models import native_bfloat16
+from srum.models.base import Generated
+from srum.processes import Processes
 from srum.run_dir import open_image
 from train import lora
 from train.checkpoint import Checkpoints, State
@@ -30,7 +32,7 @@ from train.data import Reply, TrainingRecord, hold_out
 from train.metrics import TIMESTEP_BINS, Log, token_means, token_sums
 from train.objectives import Terms, region_nft_terms, sft_terms, srum_terms, srum_weight
 from train.optimizer import make_optimizer, optimizer_state, set_rate
-from train.probes import probed, sample_again
+from train.probes import check_reproduction, probed, sample_again, save_samples, shown
 from train.sequences import (
     Pack,
     Sample,
@@ -44,7 +46,8 @@ from train.sequences import (
     segments,
     token_credits,
 )
-from train.sharding import Processes, shard, whole
+from train.sharding import shard, whole
+from train.tracking import tracked
 from train.weights import Copy, TrainableModel, digest, publish, recomputed, trainable_parameters
 
 __all__ = [
@@ -92,21 +95,25 @@ def train(
     seed: int,
     progress: bool = True,
     replies: Sequence[Reply] = (),
+    reproduces: bool = False,
 ) -> TrainResult:
     """Train ``model`` in place and write ``metrics.jsonl``, ``checkpoints/`` and at the end ``model/`` into ``folder``.
 
-    Where asked for, ``validation.jsonl`` and ``adapter/``, the LoRA updates in PEFT's format, which ``model/`` has
-    merged. An interrupted folder goes on from its newest checkpoint as if it had not stopped, bit for bit where the
-    device's kernels are deterministic and the number of processes is the same; ``model`` must again be the one that
-    entered, since region_nft compares with it. A finished folder returns at once, its weights in ``model``.
+    Where asked for, ``validation.jsonl``, ``samples/step-00000050/ID.png``, and ``adapter/``, the LoRA updates in
+    PEFT's format, which ``model/`` has merged. A network that was loaded empty is filled here.
 
-    ``replies`` are learned as text where ``replies.weight`` is above zero.
+    An interrupted folder goes on from its newest checkpoint as if it had not stopped, bit for bit where the device's
+    kernels are deterministic and the number of processes is the same; ``model`` must again be the one that entered,
+    since region_nft compares with it. A finished folder returns at once, its weights in ``model``.
+
+    ``replies`` are learned as text where ``replies.weight`` is above zero. ``reproduces``: these weights made the
+    candidates, and have to make the probes again.
 
     In several processes (a process group of torch) all call this alike, with a folder that they share; the network of
     ``model`` is then shared among them, and only ``model/`` has it whole.
 
-    Raises NonFiniteError, TrainingError (no records, a map that does not fit its latent, no weight changed, nor what
-    is sampled) and CheckpointMismatch.
+    Raises NonFiniteError, TrainingError (no records, a map that does not fit its latent, probes that come out
+    otherwise, no weight changed, nor what is sampled) and CheckpointMismatch.
     """
     training, held_out = hold_out(records, config.validation.share, seed)
     if not training:
@@ -117,48 +124,60 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     processes = Processes.here()
     first = processes.rank == 0
-    log = Log(folder if first else None)
-    probes = probed(records, config.probes)
-    sampled = sample_again(model, probes)
+    probes, pictured = probed(records, config.probes), shown(records, config.samples.count)
     with ExitStack() as stack:
-        chosen = stack.enter_context(trainable_parameters(model, config.trainable))
+        tell = stack.enter_context(tracked(config.tracker, folder / "tracker")) if config.tracker and first else None
+        log = Log(folder if first else None, tell)
+        chosen = list(stack.enter_context(trainable_parameters(model, config.trainable)))
+        trained = chosen
+        if config.lora.rank:
+            trained = stack.enter_context(lora.adapted(model, chosen, config.lora))
+        if config.memory.checkpoint_activations:
+            stack.enter_context(recomputed(model.layers()))
+        trainer = Trainer(model, training, config, seed, trained, held_out, replies, processes)
+        sampled = trainer.sample(probes)
+        if reproduces:
+            check_reproduction(probes, sampled)
         identity = {
             "config": hashlib.sha256(config.model_dump_json().encode()).hexdigest(),
             "seed": str(seed),
             "records": records_digest(records, replies if config.replies.weight else ()),
-            "model": digest(chosen),
+            "model": digest({n: p for n, p in lora.beneath(model.network).items() if n in chosen}, processes),
         }
-        trained = list(chosen)
-        if config.lora.rank:
-            trained = stack.enter_context(lora.adapted(model, chosen, config.lora, seed))
-        if config.memory.checkpoint_activations:
-            stack.enter_context(recomputed(model.layers()))
-        trainer = Trainer(model, training, config, seed, trained, held_out, replies, processes)
         before = digest(trainer.parameters, processes)
         checkpoints = Checkpoints(folder / "checkpoints", identity, processes, model.device.type in IN_BACKGROUND)
         start = checkpoints.resume(trainer.state(), trainer.parameters, trainer.optimizer)
         losses = [row["loss"] for row in log.keep("metrics", start)]
         log.keep("validation", -(-start // config.validation.every))
+
+        def look(done: int, last: bool) -> None:
+            """What is wanted of the weights after so many steps: validation, samples."""
+            if held_out and (last or done % config.validation.every == 0):
+                log.append("validation", {"step": done} | trainer.validate())
+            if pictured and (last or done % config.samples.every == 0):
+                made = trainer.sample(pictured)
+                if first:
+                    save_samples(pictured, made, folder / "samples" / f"step-{done:08d}")
+
         for step in tqdm(
             range(start, config.steps), "train", config.steps, initial=start, disable=not (progress and first)
         ):
-            if held_out and step % config.validation.every == 0:
-                log.append("validation", {"step": step} | trainer.validate())
+            look(step, last=False)
             row = trainer.step(step)
             log.append("metrics", row)
             losses.append(row["loss"])
             done, last = step + 1, step + 1 == config.steps
             if last and digest(trainer.parameters, processes) == before:
                 raise TrainingError(f"{config.steps} steps changed no weight: every gradient was zero or left out")
-            if last and held_out:
-                log.append("validation", {"step": done} | trainer.validate())
+            if last:
+                look(done, last)
             if last or done % config.checkpoint_every == 0:
                 checkpoints.save(done, trainer.state(with_optimizer=not last), finished=last)
         adapter = trainer.settle()
-        after = trainer.run(lambda: sample_again(model, probes))
+        after = trainer.sample(probes)
     unpublished = processes.joined([not (folder / "model").exists()] if first else [])
     if start < config.steps or any(unpublished):
-        if probes and all(torch.equal(a, b) for a, b in zip(sampled, after, strict=True)):
+        if probes and all(torch.equal(a.latent, b.latent) for a, b in zip(sampled, after, strict=True)):
             raise TrainingError(f"{config.steps} steps changed weights, but nothing that is sampled")
         if adapter and first:
             lora.save_adapter(adapter, config.lora, folder / "adapter")
@@ -167,10 +186,10 @@ def train(
 
 
 class Trainer:
-    """A model on its way: the trained ``parameters`` by name, the optimiser, and what entered, where it is needed.
+    """A model on its way: the trained ``parameters`` by name, the optimiser, the weights of v_old and the average.
 
     The model must require gradients of the parameters ``trained`` alone, which become float32 here; in several
-    processes it is sharded here.
+    processes it is sharded here, and where it is empty, filled: each process reads its own part.
     """
 
     def __init__(
@@ -200,20 +219,34 @@ class Trainer:
         for name in trained:
             named[name].data = named[name].data.float()
         self.root = shard(model, processes, self.bfloat16) if processes.count > 1 else None
+        if next(model.network.parameters()).is_meta:
+            (model.network if self.root is None else self.root).to_empty(device=model.device)
+            model.read_weights()
+        if config.lora.rank:
+            lora.start(model.network, seed)
         named = dict(model.named_parameters())
         self.parameters = {name: named[name] for name in trained}
-        self.entered: Callable[[], AbstractContextManager[None]] | None = None
-        if config.objective == "region_nft":
-            self.entered = partial(lora.disabled, model.network) if config.lora.rank else Copy(self.parameters).in_place
         self.average = Copy(self.parameters) if config.ema else None
+        self.old: Copy | None = None
+        self.as_old: Callable[[], AbstractContextManager[None]] | None = None
+        if config.objective == "region_nft":
+            if config.lora.rank and config.old_decay == 1:
+                self.as_old = partial(lora.disabled, model.network)
+            else:
+                self.old = Copy(self.parameters)
+                self.as_old = self.old.in_place
         self.optimizer = make_optimizer(list(self.parameters.values()), config)
 
     def state(self, with_optimizer: bool = False) -> State:
-        """What a checkpoint holds: the trained weights and their average, which it shares, the optimiser's tensors."""
+        """What a checkpoint holds: the trained weights and those that follow them, shared, the optimiser's tensors."""
         state: State = {"weights": {name: parameter.detach() for name, parameter in self.parameters.items()}}
-        if self.average is not None:
-            state["average"] = self.average.values
+        state |= {name: copy.values for name, (copy, _) in self.followers().items()}
         return state | {"optimizer": optimizer_state(self.optimizer, self.parameters)} if with_optimizer else state
+
+    def followers(self) -> dict[str, tuple[Copy, float]]:
+        """The second sets of weights that follow the trained ones, and the decay of each."""
+        copies = {"average": (self.average, self.config.ema), "old": (self.old, self.config.old_decay)}
+        return {name: (copy, decay) for name, (copy, decay) in copies.items() if copy is not None and decay < 1}
 
     def settle(self) -> dict[str, Tensor]:
         """Give the network the weights that are published; the LoRA updates, whole, where there are any."""
@@ -251,8 +284,8 @@ class Trainer:
         if not torch.isfinite(norm):
             return self.leave_out("gradient", step, [self.records[index].candidate.id for _, index in order])
         self.optimizer.step()
-        if self.average is not None:
-            self.average.follow(config.ema)
+        for copy, decay in self.followers().values():
+            copy.follow(decay)
         assert isinstance(sums, Tensor)
         means = token_means(self.processes.total(sums), list(parts))
         return {"step": step + 1, "loss": means.pop("loss"), "grad_norm": norm.item(), "lr": lr} | of_replies | means
@@ -312,8 +345,8 @@ class Trainer:
         """The parts of the objective and the weight of the squared error in it, (N,) each, and the pack they are of."""
         pack = make_pack(self.model, samples, self.config.use_layout)
         v_old = None
-        if self.entered is not None:
-            with torch.no_grad(), self.entered():
+        if self.as_old is not None:
+            with torch.no_grad(), self.as_old():
                 v_old = self.predict(pack)
         return *objective_terms(self.predict(pack), v_old, pack, self.config), pack
 
@@ -330,6 +363,11 @@ class Trainer:
                 return found.velocity.float(), found.logits.float(), found.labels
 
         return self.run(work)
+
+    @torch.no_grad()
+    def sample(self, records: Sequence[TrainingRecord]) -> list[Generated]:
+        """What the present weights make of the candidates' prompts, seeds and settings."""
+        return self.run(lambda: sample_again(self.model, records)) if records else []
 
     def run(self, work: Callable[[], T]) -> T:
         """Do ``work`` with the network, gathered where it is sharded."""

@@ -16,7 +16,8 @@ from torch.nn import Parameter
 from torch.utils.checkpoint import checkpoint
 
 from srum.models.base import UnifiedModel
-from train.sharding import Processes, gathered, local
+from srum.processes import Processes
+from train.sharding import gathered, local
 
 
 class TrainableModel(UnifiedModel, Protocol):
@@ -30,6 +31,10 @@ class TrainableModel(UnifiedModel, Protocol):
         ...
 
     def named_parameters(self) -> Iterable[tuple[str, Parameter]]: ...
+
+    def read_weights(self) -> None:
+        """Fill the network, which was made empty: each tensor, or the part of it that this process holds."""
+        ...
 
     def generation_parameters(self) -> Iterable[tuple[str, Parameter]]:
         """The generation expert: what ``trainable: generation`` trains."""
@@ -120,7 +125,7 @@ def recomputed(layers: Sequence[nn.Module]) -> Iterator[None]:
 
 def publish(model: TrainableModel, folder: Path, dtype: torch.dtype, processes: Processes) -> None:
     """Save the model beside ``folder``, then put it in its place; process 0 writes, all take part."""
-    weights = gathered(model.network, processes)
+    weights = gathered(model.network, processes, dtype)
     if processes.rank == 0:
         unfinished = folder.with_name(f".{folder.name}.partial")
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -16,19 +16,22 @@ HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # owner/name
 EMBEDDED = {"srum-tiny": Path(__file__).parent / "tiny"}
 
 
-def load(name: str | Path, device: str | torch.device = "auto", dtype: torch.dtype = torch.float32) -> Bagel:
+def load(
+    name: str | Path, device: str | torch.device = "auto", dtype: torch.dtype = torch.float32, empty: bool = False
+) -> Bagel:
     """The embedded model by name (``srum-tiny``), a checkpoint folder in the official layout, or one from the hub.
 
     ``device``: one of torch's; "auto" is CUDA where there is one, else the CPU; "spread" puts the layers on all GPUs,
     into the host's memory and then on disk, to sample and judge with what no GPU holds alone. On a CPU that multiplies
-    bfloat16 natively, and on CUDA, the network computes in bfloat16, whatever the ``dtype`` of its weights. Raises
+    bfloat16 natively, and on CUDA, the network computes in bfloat16, whatever the ``dtype`` of its weights. ``empty``:
+    without its weights, which training reads once it knows what this process keeps of them (``Bagel.load``). Raises
     FileNotFoundError as :func:`find`, ValueError as :func:`find_device` does.
     """
     from srum.models.bagel import Bagel
 
     layers: Literal["auto"] | None = "auto" if device == "spread" else None
     found = find_device(device)
-    return Bagel.load(find(name), found, "bf16" if native_bfloat16(found) else "fp32", dtype, layers)
+    return Bagel.load(find(name), found, "bf16" if native_bfloat16(found) else "fp32", dtype, layers, empty)
 
 
 def find_device(name: str | torch.device = "auto") -> torch.device:

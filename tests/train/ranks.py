@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,14 @@ import pytest
 import torch
 from PIL import Image
 
-from srum.config import TrainConfig
-from srum.models.bagel import Bagel
+from srum.config import RolloutConfig, TrainConfig
+from srum.models.bagel import Bagel, checkpoint
+from srum.processes import Processes
 from srum.records import Candidate
 from srum.run_dir import atomic
 from train.data import Reply, TrainingRecord
-from train.trainer import Trainer, TrainResult, train
+from train.sharding import local
+from train.trainer import DTYPES, Trainer, TrainResult, train
 
 CHECKPOINT = Path(__file__).parents[1] / "golden" / "bagel" / "checkpoint"
 PROMPTS = ("a red square", "a blue circle left of a green star", "two dogs", "three yellow triangles above a cat")
@@ -25,18 +29,24 @@ SIZES = ((32, 48), (64, 64), (16, 80))
 # eps: else Adam makes a step of what is a rounding error of the gradient
 SMOOTH = {"steps": 4, "batch_size": 4, "lr": 1e-3, "precision": "fp32", "eps": 1e-6, "checkpoint_every": 2}
 CONFIGS: dict[str, dict[str, Any]] = {
-    "generation": {"objective": "region_nft"},
+    "generation": {"objective": "region_nft", "old_decay": 0.6},
     "all": {"objective": "srum", "trainable": "all", "replies": {"weight": 0.3, "batch_size": 3}},
     "odd": {"objective": "sft", "batch_size": 1},  # fewer samples than processes
     "packs": {"objective": "srum", "memory": {"pack_tokens": 60}},
     "lora": {
         "objective": "region_nft",
         "lora": {"rank": 3},
+        "old_decay": 0.6,
         "ema": 0.5,
+        "samples": {"count": 2, "every": 2},
+        "probes": 1,
+        "tracker": "tensorboard",
         "memory": {"checkpoint_activations": True},
         "validation": {"share": 0.4, "every": 2},
     },
 }
+
+BFLOAT16 = CONFIGS["lora"] | {"steps": 2, "precision": "bf16", "memory": {"frozen": "bf16"}}
 
 
 def records(model: Bagel, count: int = 6) -> list[TrainingRecord]:
@@ -56,6 +66,15 @@ def records(model: Bagel, count: int = 6) -> list[TrainingRecord]:
     return made
 
 
+def sampled(records: list[TrainingRecord]) -> list[TrainingRecord]:
+    """The records, as if a rollout had sampled them in three steps each at its size."""
+    facts = RolloutConfig(timesteps=4, plan=False).model_dump(mode="json", exclude={"batch_size"})
+    return [
+        replace(r, candidate=r.candidate.model_copy(update={"sampling": facts | {"size": list(r.candidate.size)}}))
+        for r in records
+    ]
+
+
 def replies(folder: Path) -> list[Reply]:
     """What a judge said of three images, which are made in ``folder``, by every process its own."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -69,11 +88,12 @@ def replies(folder: Path) -> list[Reply]:
 
 
 def run(folder: Path, name: str, **changes: Any) -> TrainResult:
-    """A training of ``CONFIGS``, in this process or, where they are connected, in all."""
-    model = Bagel.load(CHECKPOINT)
-    config = TrainConfig.model_validate(SMOOTH | CONFIGS[name] | changes)
+    """A training of ``CONFIGS``, or of ``changes`` alone, in this process or, where they are connected, in all."""
+    config = TrainConfig.model_validate(SMOOTH | CONFIGS.get(name, {}) | changes)
+    precision = "bf16" if config.precision == "bf16" else "fp32"
+    model = Bagel.load(CHECKPOINT, precision=precision, dtype=DTYPES[config.memory.frozen], empty=True)
     said = replies(folder / "images") if config.replies.weight else []
-    return train(model, records(model), config, folder, seed=3, progress=False, replies=said)
+    return train(model, sampled(records(model)), config, folder, seed=3, progress=False, replies=said)
 
 
 @contextmanager
@@ -91,10 +111,52 @@ def interrupted(at: int) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def reading() -> Iterator[list[int]]:
+    """Within the block what is read of weight files is noted: the bytes of every piece."""
+    read: list[int] = []
+
+    class Noted:
+        def __init__(self, source: Any) -> None:
+            self.source = source
+
+        def __enter__(self) -> Noted:
+            return Noted(self.source.__enter__())
+
+        def __exit__(self, *error: Any) -> None:
+            self.source.__exit__(*error)
+
+        def keys(self) -> list[str]:
+            return self.source.keys()
+
+        def get_slice(self, name: str) -> Noted:
+            return Noted(self.source.get_slice(name))
+
+        def __getitem__(self, part: Any) -> torch.Tensor:
+            read.append((piece := self.source[part]).nbytes)
+            return piece
+
+    with pytest.MonkeyPatch.context() as patch:
+        opened = checkpoint.safe_open
+        patch.setattr(checkpoint, "safe_open", lambda *args, **options: Noted(opened(*args, **options)))
+        yield read
+
+
+def load_parts(file: Path) -> None:
+    """Write what this process reads and holds of a network that is shared, in bytes."""
+    model = Bagel.load(CHECKPOINT, empty=True)
+    with reading() as read:
+        Trainer(model, records(model), TrainConfig(objective="sft"), 0, ["llm2vae.bias"], processes=Processes.here())
+    held = [local(parameter).untyped_storage().nbytes() for parameter in model.network.parameters()]
+    file.write_text(json.dumps({"read": read, "held": held}))
+
+
 def work(folder: Path) -> None:
     """What each of two processes does; ``folder / "from one"`` is a training that one process began."""
+    load_parts(folder / f"parts-{Processes.here().rank}.json")
     for name in CONFIGS:
         run(folder / name, name)
+    run(folder / "bfloat16", "bfloat16", **BFLOAT16)
     for part in ("again", "to one"):
         with interrupted(at=3):
             run(folder / part, "generation")

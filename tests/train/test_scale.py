@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from srum.models.base import Decoding, Question, Sampling
 from srum.run_dir import open_image
 from tests.fakes import FakeModel, run_on_fakes
 from tests.train.ranks import CHECKPOINT, SMOOTH, interrupted, records, replies
-from train import probes, trainer
+from train import probes, tracking, trainer, weights
 from train.data import TrainingRecord, hold_out, load_replies
 from train.metrics import keep_rows
 from train.probes import check_reproduction
@@ -83,7 +84,7 @@ def test_v_old_stays_the_model_that_entered(tmp_path: Path) -> None:
     assert trained.steps == 4 and not torch.equal(velocity(model), entered)
     with (
         trainer.trainable_parameters(model, "generation") as chosen,
-        trainer.lora.adapted(model, chosen, settings(lora=LORA).lora, seed=1) as names,
+        trainer.lora.adapted(model, chosen, settings(lora=LORA).lora) as names,
     ):
         for name, parameter in model.network.named_parameters():
             if name in names:
@@ -102,7 +103,7 @@ def test_the_adapter_is_one_of_peft(tmp_path: Path) -> None:
 
 
 def test_lora_resumes_bit_for_bit(tmp_path: Path) -> None:
-    values = {"lora": LORA, "ema": 0.9, "validation": {"share": 0.4, "every": 2}}
+    values = {"lora": LORA, "ema": 0.9, "old_decay": 0.5, "validation": {"share": 0.4, "every": 2}}
     run(tmp_path / "whole", **values)
     with interrupted(at=3):
         run(tmp_path / "cut", **values)
@@ -118,7 +119,75 @@ def test_lora_without_a_layer_is_refused(tmp_path: Path) -> None:
         run(tmp_path, model, lora=LORA)
 
 
+# --- v_old
+
+
+@pytest.mark.parametrize("lora", [{}, LORA])
+def test_v_old_that_does_not_move_is_what_entered(tmp_path: Path, lora: dict[str, Any]) -> None:
+    """Under LoRA, a second set of updates that stay at zero against the network without any: the same bits."""
+    run(tmp_path / "entered", lora=lora)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(weights.Copy, "follow", lambda self, decay: None)
+        run(tmp_path / "still", lora=lora, old_decay=0.5)
+    for file in ("model/ema.safetensors", "metrics.jsonl"):
+        assert (tmp_path / "still" / file).read_bytes() == (tmp_path / "entered" / file).read_bytes()
+
+
+@pytest.mark.parametrize("lora", [{}, LORA])
+def test_v_old_follows_and_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: dict[str, Any]) -> None:
+    """o <- 0.75 o + 0.25 w after every step, from the weights that entered, across an interruption."""
+    old: dict[str, Tensor] = {}
+    step = Trainer.step
+
+    def following(self: Trainer, number: int) -> dict[str, Any]:
+        if number == 0:
+            old.update({name: parameter.detach().clone() for name, parameter in self.parameters.items()})
+        row = step(self, number)
+        for name, parameter in self.parameters.items():
+            old[name].lerp_(parameter.detach(), 0.25)
+            assert self.old is not None and torch.equal(self.old.values[name], old[name])
+        return row
+
+    monkeypatch.setattr(Trainer, "step", following)
+    run(tmp_path / "whole", lora=lora, old_decay=0.75)
+    with interrupted(at=2):
+        run(tmp_path / "cut", lora=lora, old_decay=0.75)
+    assert run(tmp_path / "cut", lora=lora, old_decay=0.75).start == 2
+    assert (tmp_path / "cut" / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+
+
+def test_v_old_that_keeps_up_leaves_the_weighted_error(tmp_path: Path) -> None:
+    """At decay 0 every step begins with v = v_old: d = 0, so nothing is pushed yet and nothing holds back."""
+    run(tmp_path / "keeps up", old_decay=0.0)
+    run(tmp_path / "stays")
+    ours, others = (keep_rows(tmp_path / name / "metrics.jsonl", 4) for name in ("keeps up", "stays"))
+    for row in ours:
+        assert row["parts"]["trust"] == pytest.approx(0, abs=1e-9) == row["parts"]["push"]
+        assert row["loss"] == pytest.approx(row["parts"]["error"])
+    assert all(row["parts"]["trust"] > 1e-6 for row in others[1:])
+
+
 # --- memory
+
+
+@pytest.mark.parametrize("lora", [{}, LORA])
+def test_a_network_loaded_empty_is_filled_in_the_types_it_needs(lora: dict[str, Any]) -> None:
+    """What is trained has the file's own float32, what is not was rounded once; updates start as in a loaded one."""
+    saved, own = load_file(CHECKPOINT / "ema.safetensors"), settings(lora=lora, precision="bf16")
+    started = []
+    for empty in (True, False):
+        model = Bagel.load(CHECKPOINT, dtype=torch.bfloat16, empty=empty)
+        with trainer.trainable_parameters(model, "generation") as chosen, ExitStack() as stack:
+            names = list(stack.enter_context(trainer.lora.adapted(model, chosen, own.lora)) if lora else chosen)
+            found = Trainer(model, records(model), own, 0, names).parameters
+            started.append({name: parameter.detach().clone() for name, parameter in found.items()})
+            for name, parameter in trainer.lora.beneath(model.network).items() if empty else ():
+                exact = name in chosen and not lora
+                assert torch.equal(parameter, saved[name] if exact else saved[name].bfloat16())
+    if lora:
+        assert started[0].keys() == started[1].keys()
+        assert all(torch.equal(started[0][name], started[1][name]) for name in started[0])
+        assert all(bool(x.any()) == ("lora_A" in name) for name, x in started[0].items())
 
 
 @pytest.mark.parametrize("lora", [{}, LORA])
@@ -301,6 +370,47 @@ def test_replies_are_those_that_the_judge_gave(tmp_path: Path, instructions: str
 # --- probes
 
 
+def test_samples_change_nothing_and_are_those_of_the_weights(tmp_path: Path) -> None:
+    """A candidate of each of the first two prompts, before the first step, every second, and after the last."""
+    made = rolled_out(Bagel.load(CHECKPOINT))
+    run(tmp_path / "without", of=made, steps=3)
+    run(tmp_path / "with", of=made, steps=3, samples={"count": 2, "every": 2})
+    for file in ("model/ema.safetensors", "metrics.jsonl"):
+        assert (tmp_path / "with" / file).read_bytes() == (tmp_path / "without" / file).read_bytes()
+    folders = sorted((tmp_path / "with" / "samples").iterdir())
+    assert [folder.name for folder in folders] == ["step-00000000", "step-00000002", "step-00000003"]
+    chosen = [made[0], made[2]]
+    for folder, source in ((folders[0], CHECKPOINT), (folders[-1], tmp_path / "with" / "model")):
+        again = probes.sample_again(Bagel.load(source), chosen)
+        assert sorted(file.name for file in folder.iterdir()) == ["c0.png", "c2.png"]
+        for record, expected in zip(chosen, again, strict=True):
+            assert open_image(folder / f"{record.candidate.id}.png").tobytes() == expected.image.tobytes()
+
+
+def test_a_tracker_is_told_of_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run(tmp_path, tracker="tensorboard", validation={"share": 0.4, "every": 2})
+    events = EventAccumulator(str(tmp_path / "tracker" / "srum"))
+    events.Reload()
+    for name in ("metrics", "validation"):
+        rows = keep_rows(tmp_path / f"{name}.jsonl", 9)
+        for field in ("loss", "parts/error", "loss_by_timestep/2"):
+            told = [(scalar.step, scalar.value) for scalar in events.Scalars(f"{name}/{field}")]
+            known = [(row["step"], tracking.numbers(row, name).get(f"{name}/{field}")) for row in rows]
+            assert told == [(step, pytest.approx(value, rel=1e-6)) for step, value in known if value is not None]
+    monkeypatch.setattr(tracking, "filter_trackers", lambda names, folder: [])
+    with pytest.raises(TrainingError, match=r"train\.tracker: wandb is not installed \(pip install wandb\)"):
+        run(tmp_path / "none", tracker="wandb")
+
+
+def test_the_numbers_of_a_row_by_their_place() -> None:
+    row = {"step": 3, "loss": None, "parts": {"push": 0.5}, "by_timestep": [None, 2.0], "non_finite": "loss"}
+    assert tracking.numbers(row, "metrics") == {
+        "metrics/step": 3, "metrics/parts/push": 0.5, "metrics/by_timestep/1": 2.0,
+    }  # fmt: skip
+
+
 def rolled_out(model: Bagel) -> list[TrainingRecord]:
     """The records as a rollout of ``model`` would have made them."""
     facts = RolloutConfig(size=(32, 48), timesteps=4, plan=False).model_dump(mode="json", exclude={"batch_size"})
@@ -316,21 +426,22 @@ def rolled_out(model: Bagel) -> list[TrainingRecord]:
     ]
 
 
-def test_a_model_that_did_not_make_the_candidates_is_found_out() -> None:
+def test_a_model_that_did_not_make_the_candidates_is_found_out(tmp_path: Path) -> None:
     model = Bagel.load(CHECKPOINT)
     made = rolled_out(model)
-    assert max(check_reproduction(model, made[:2])) < 1e-4
+    assert max(check_reproduction(made[:2], probes.sample_again(model, made[:2]))) < 1e-4
     assert probes.probed(records(model), 2) == []  # nothing says how those were made
     torch.nn.init.normal_(model.network.llm2vae.weight)
     with pytest.raises(TrainingError, match=r"this model did not make the candidates: .* c0 "):
-        check_reproduction(model, made[:2])
+        train(model, made, settings(probes=2), tmp_path, seed=3, progress=False, reproduces=True)
 
 
 def test_training_that_changes_nothing_sampled_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = Bagel.load(CHECKPOINT)
     made = rolled_out(model)
     run(tmp_path / "changed", of=made, probes=1)
-    monkeypatch.setattr(trainer, "sample_again", lambda model, records: [torch.ones(2) for _ in records])
+    same = probes.sample_again(Bagel.load(CHECKPOINT), made[:1])
+    monkeypatch.setattr(trainer, "sample_again", lambda model, records: same)
     with pytest.raises(TrainingError, match="nothing that is sampled"):
         run(tmp_path / "same", of=made, probes=1)
     assert not (tmp_path / "same" / "model").exists()

@@ -27,6 +27,7 @@ from huggingface_hub import save_torch_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedTokenizerFast
 
 from srum.models.bagel.autoencoder import build_autoencoder, load_official, official_state
@@ -37,7 +38,7 @@ from srum.models.bagel.positions import sincos_table
 WEIGHT_FILES = ("ema.safetensors", "model.safetensors")
 TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json", "tokenizer.json")
 Place = torch.device | str  # of a layer: a device, or "disk"
-TABLES = ("vit_pos_embed.pos_embed", "latent_pos_embed.pos_embed")
+TABLES = ("vit_pos_embed.pos_embed", "latent_pos_embed.pos_embed")  # fixed, so that a checkpoint may lack them
 
 
 def load_network(
@@ -51,40 +52,72 @@ def load_network(
 
     ``layers`` says where each decoder layer goes, a device or "disk"; the rest goes to ``device``, where layers from
     disk and their inputs are brought to be run. "auto" spreads them over all GPUs, then the host's memory, then disk.
-    Raises FileNotFoundError without a weight file or a shard, ValueError naming missing, unexpected or misshapen
-    tensors, before anything is read. The two fixed position tables may be missing: they are computed.
+    Raises as :func:`empty_network` does.
     """
-    files = weight_files(folder)
-    with torch.device("meta"):
-        network = BagelNetwork(config)
-    absent = _check_fit(files, network)
+    network = empty_network(folder, config, dtype)
+    if layers is None:
+        read_weights(folder, network.to_empty(device=device))
+        return network
     places = spread(network, dtype) if layers == "auto" else layers
-    device_map = _device_map(network, device, places or [device] * config.llm.num_hidden_layers)
-
+    device_map = _device_map(network, device, places)
     on_disk: dict[str, dict[str, str]] = {}
 
-    def fill(name: str, tensor: Tensor) -> None:
-        place = next(place for part, place in device_map.items() if name.startswith(f"{part}."))
-        set_module_tensor_to_device(network, name, place, tensor, dtype)
+    def place_of(name: str) -> Place:
+        return next(place for part, place in device_map.items() if name.startswith(f"{part}."))
 
-    for path in files:
-        with safe_open(path, "pt", device="cpu" if places else str(device)) as tensors:
+    for path in weight_files(folder):
+        with safe_open(path, "pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 (not a dict)
-                if any(place == "disk" and name.startswith(f"{part}.") for part, place in device_map.items()):
+                if place_of(name) == "disk":
                     kind = str(dtype).removeprefix("torch.")
                     on_disk[name] = {"safetensors_file": str(path), "weight_name": name, "dtype": kind}
                 else:
-                    fill(name, tensors.get_tensor(name))
-    for name, side in zip(TABLES, (config.vit_max_num_patch_per_side, config.max_latent_size), strict=True):
-        if name in absent:
-            fill(name, sincos_table(side, config.llm.hidden_size))
-    for name, parameter in network.named_parameters():
-        parameter.requires_grad_(name not in TABLES)
-    if places:
-        main = torch.device(device)
-        network.decoder.devices = [main if str(place) in ("cpu", "disk") else torch.device(place) for place in places]
-        dispatch_model(network, device_map, str(main), offload_index=on_disk or None, force_hooks=True)
+                    set_module_tensor_to_device(network, name, place_of(name), tensors.get_tensor(name), dtype)
+    for name in TABLES:
+        if network.get_parameter(name).is_meta:
+            set_module_tensor_to_device(network, name, place_of(name), position_table(config, name), dtype)
+    main = torch.device(device)
+    network.decoder.devices = [main if str(place) in ("cpu", "disk") else torch.device(place) for place in places]
+    dispatch_model(network, device_map, str(main), offload_index=on_disk or None, force_hooks=True)
     return network
+
+
+def empty_network(folder: Path, config: BagelConfig, dtype: torch.dtype = torch.float32) -> BagelNetwork:
+    """The network without storage (meta device), in shape to be filled by :func:`read_weights`.
+
+    Raises FileNotFoundError without a weight file or a shard, ValueError naming missing, unexpected or misshapen
+    tensors. The two fixed position tables may be missing: they are computed.
+    """
+    with torch.device("meta"):
+        network = BagelNetwork(config)
+    _check_fit(weight_files(folder), network)
+    return network.to(dtype)
+
+
+@torch.no_grad()
+def read_weights(folder: Path, network: BagelNetwork) -> None:
+    """Fill the network with the folder's weights in its own types, tensor by tensor.
+
+    Of a tensor that processes share (``fully_shard``) each reads its own part alone. peft's adapters stay as they are.
+    """
+    lacking = {name.replace(".base_layer.", "."): tensor for name, tensor in network.named_parameters()}
+    device = str(next(iter(lacking.values())).device)
+    for path in weight_files(folder):
+        with safe_open(path, "pt", device=device) as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (not a dict)
+                _fill(lacking.pop(name), tensors.get_slice(name))
+    for name in TABLES:
+        if name in lacking:
+            _fill(lacking[name], position_table(network.config, name))
+
+
+def _fill(tensor: Tensor, whole: Any) -> None:
+    """Copy ``whole``, a tensor or one in a file, or this process's part of it."""
+    if isinstance(tensor, DTensor):
+        (own,) = tensor.__create_chunk_list__()
+        tensor = tensor.to_local()
+        whole = whole[tuple(slice(first, first + size) for first, size in zip(own.offsets, own.sizes, strict=True))]
+    tensor.copy_(whole[...])
 
 
 def spread(network: BagelNetwork, dtype: torch.dtype) -> list[Place]:
@@ -124,15 +157,14 @@ def weight_files(folder: Path) -> list[Path]:
     raise FileNotFoundError(f"{folder} has none of {names}")
 
 
-def _check_fit(files: Sequence[Path], network: BagelNetwork) -> set[str]:
-    """The position tables that the files lack; ValueError if they do not fit the network otherwise. Reads headers."""
+def _check_fit(files: Sequence[Path], network: BagelNetwork) -> None:
+    """ValueError if the files do not fit the network, but for the position tables. Reads headers."""
     found: dict[str, tuple[int, ...]] = {}
     for path in files:
         with safe_open(path, "pt") as tensors:
             found |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    absent = set(expected) - set(found)
-    missing, unexpected = sorted(absent - set(TABLES)), sorted(set(found) - set(expected))
+    missing, unexpected = sorted(set(expected) - set(found) - set(TABLES)), sorted(set(found) - set(expected))
     misshapen = [
         f"{name}: {shape}, expected {expected[name]}"
         for name, shape in found.items()
@@ -141,7 +173,12 @@ def _check_fit(files: Sequence[Path], network: BagelNetwork) -> set[str]:
     if missing or unexpected or misshapen:
         faults = f"missing {missing}, unexpected {unexpected}, misshapen {misshapen}"
         raise ValueError(f"{files[0]} does not fit its config; {faults}")
-    return absent & set(TABLES)
+
+
+def position_table(config: BagelConfig, name: str) -> Tensor:
+    """One of the ``TABLES``, computed."""
+    sides = dict(zip(TABLES, (config.vit_max_num_patch_per_side, config.max_latent_size), strict=True))
+    return sincos_table(sides[name], config.llm.hidden_size)
 
 
 def load_autoencoder(folder: Path, config: BagelConfig) -> AutoencoderKL:
@@ -202,7 +239,8 @@ def official_weights(network: nn.Module, merge: bool) -> dict[str, Tensor]:
     """
     from peft.tuners.tuners_utils import BaseTunerLayer  # an import of weight, which only saving needs
 
-    adapted = {name: module for name, module in network.named_modules() if isinstance(module, BaseTunerLayer)}
+    modules: list[tuple[str, Any]] = list(network.named_modules())
+    adapted = {name: module for name, module in modules if isinstance(module, BaseTunerLayer)}
     if adapted and not merge:
         raise ValueError(f"{len(adapted)} layers have adapters, which the official layout cannot hold: save with merge")
     inside = tuple(f"{name}." for name in adapted)

@@ -97,8 +97,8 @@ def stage_needs(config: BagelConfig, sizes: Sizes, size: tuple[int, int], bfloat
 def training_need(config: BagelConfig, sizes: Sizes, size: tuple[int, int], bfloat16: bool, recipe: Recipe) -> Need:
     """What each process of a training needs: once, and for every image of a pack.
 
-    Sharded, a process holds its share of all weights, and whole, in the type that it computes in, those of two layers
-    and of what is outside the layers.
+    Sharded, a process holds its share of all weights, of which it alone reads its part, and whole, in the type that it
+    computes in, those of two layers and of what is outside the layers.
     """
     llm = config.llm
     compute = BFLOAT if bfloat16 else FLOAT

@@ -21,10 +21,12 @@ from srum.models.bagel.autoencoder import decode_latents, encode_mean
 from srum.models.bagel.cache import Cache
 from srum.models.bagel.checkpoint import (
     Place,
+    empty_network,
     load_autoencoder,
     load_network,
     load_tokenizer,
     official_weights,
+    read_weights,
     save_checkpoint,
 )
 from srum.models.bagel.config import BagelConfig
@@ -67,18 +69,27 @@ class Bagel:
         precision: Precision = "fp32",
         dtype: torch.dtype = torch.float32,
         layers: Sequence[Place] | Literal["auto"] | None = None,
+        empty: bool = False,
     ) -> Bagel:
         """Read a folder in the official layout, the network's weights as ``dtype``.
 
         ``layers`` says where each decoder layer goes, a device or "disk", or "auto": spread by accelerate over all
-        GPUs, then the host, then disk; all else goes to ``device``. Errors name the missing file or the tensors that
-        do not fit.
+        GPUs, then the host, then disk; all else goes to ``device``. With ``empty`` the network has no storage yet: it
+        may be sharded, is then given its storage (``to_empty``), and filled by ``read_weights``. Errors name the
+        missing file or the tensors that do not fit.
         """
         folder = Path(folder)
         config = BagelConfig.from_folder(folder)
-        network = load_network(folder, config, device, dtype, layers).eval()
+        if empty:
+            network = empty_network(folder, config, dtype).eval()
+        else:
+            network = load_network(folder, config, device, dtype, layers).eval()
         autoencoder = load_autoencoder(folder, config).to(device)
         return cls(folder, config, network, autoencoder, load_tokenizer(folder), precision)
+
+    def read_weights(self) -> None:
+        """Fill the network from the model's folder: each tensor, or the part of it that this process holds."""
+        read_weights(self.folder, self.network)
 
     def compile(self) -> None:
         """From now on run the layers of decoder and understanding encoder through ``torch.compile``, in place.
@@ -122,7 +133,7 @@ class Bagel:
 
     @property
     def device(self) -> torch.device:
-        return self.network.llm2vae.weight.device
+        return next(self.autoencoder.parameters()).device  # the network may have none yet
 
     def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """Everything that may be trained; the fixed position tables are not."""
