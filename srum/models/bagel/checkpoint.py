@@ -239,8 +239,9 @@ def official_weights(network: nn.Module, merge: bool) -> dict[str, Tensor]:
     """
     from peft.tuners.tuners_utils import BaseTunerLayer  # an import of weight, which only saving needs
 
-    modules: list[tuple[str, Any]] = list(network.named_modules())
-    adapted = {name: module for name, module in modules if isinstance(module, BaseTunerLayer)}
+    adapted: dict[str, Any] = {
+        name: module for name, module in network.named_modules() if isinstance(module, BaseTunerLayer)
+    }
     if adapted and not merge:
         raise ValueError(f"{len(adapted)} layers have adapters, which the official layout cannot hold: save with merge")
     inside = tuple(f"{name}." for name in adapted)
