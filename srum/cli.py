@@ -28,6 +28,11 @@ class OneLineErrors(TyperGroup):
         """Run the command."""
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt:
+            typer.echo(
+                "interrupted: what is finished is kept; the same command goes on, srum run with --resume", err=True
+            )
+            raise typer.Exit(130) from None
         except _expected_errors() as error:
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(2) from None

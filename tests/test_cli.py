@@ -174,3 +174,14 @@ def test_a_run_without_an_evaluation() -> None:
     ).output.endswith("\nrun/report.html\n")
     assert not Path("run/summary.json").exists() and not Path("run/eval").exists()
     assert error_of(srum("eval", "run")) == "run has no evaluation: eval.count is 0"
+
+
+def test_an_interruption_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FakeModel, "generate", interrupt)
+        result = srum("rollout", "run", *SETS)
+    assert result.exit_code == 130 and result.stderr.endswith("the same command goes on, srum run with --resume\n")
+    assert srum("rollout", "run").exit_code == 0
