@@ -20,7 +20,7 @@ from srum.models.base import Decoding
 
 
 class Pace(NamedTuple):
-    """Tokens between two looks at what was written, and columns of the cache that are seen ahead, full or not."""
+    """Tokens between two looks at what was written, and columns that the cache grows by, all seen, full or not."""
 
     look: int
     room: int
@@ -102,9 +102,10 @@ def decode_rows(
         if 2 * len(alive) <= len(rows):
             staying = [row for row, i in enumerate(rows) if i in alive]
             cache, rows = cache.select(staying), [rows[row] for row in staying]
-        cache.reserve(left)
+        room = min(pace.room, left)
+        cache.reserve(room)  # no more: batched products on a CPU copy keys and values that are a part of a tensor
         token = torch.tensor([ids[i][-1] for i in rows], device=device)
-        step = Step(next_logits, cache, token, min(pace.room, left), record)
+        step = Step(next_logits, cache, token, room, record)
         while step.taken < step.room and 2 * len(alive) > len(rows):
             written = []
             for _ in range(min(pace.look, step.room - step.taken)):
