@@ -231,7 +231,7 @@ def import_(
     from srum.interchange import import_round
 
     opened = _open(run, config, overrides, new=True)
-    model = models.load(opened.config.model, opened.config.device)
+    model = models.load(opened.config.model, opened.config.device, empty=True)  # its autoencoder alone is asked
     count, problems = import_round(lines, images, model, opened.round(round_))
     for problem in problems:
         typer.echo(f"left out: {problem}", err=True)

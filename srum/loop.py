@@ -224,7 +224,7 @@ def rasterize_stage(run: Run, k: int) -> None:
     candidates = {c.id: c for c in read_records(folder / "candidates.jsonl", Candidate)}
     groundings = {g.candidate_id: g for g in read_records(folder / "regions.jsonl", Grounding)}
     judgements = {j.candidate_id: j for j in read_records(folder / "judgements.jsonl", Judgement)}
-    model = models.load(run.weights(MAIN, k), run.config.device)
+    model = models.load(run.weights(MAIN, k), run.config.device, empty=True)  # it only knows its grid
     in_map = judgements
     if config.centred:
         ids = list(candidates)

@@ -207,9 +207,9 @@ def test_every_stage_that_runs_the_network_compiles_it(tmp_path: Path, monkeypat
     compiled: list[str] = []
     devices: list[str] = []
 
-    def load(weights: str, device: str, *dtype: Any) -> FakeModel:
+    def load(weights: str, device: str, *others: Any, **options: Any) -> FakeModel:
         devices.append(device)
-        return FakeModel.load(weights, device, *dtype)
+        return FakeModel.load(weights, device, *others, **options)
 
     monkeypatch.setattr(models, "load", load)
     monkeypatch.setattr(FakeModel, "compile", lambda model: compiled.append(stage))
