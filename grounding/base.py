@@ -56,18 +56,20 @@ class Grounder(Protocol):
         ...
 
 
-def load_grounder(name: str, model: UnifiedModel, /, **options: Any) -> Grounder:
+def load_grounder(name: str, model: UnifiedModel | None, /, **options: Any) -> Grounder:
     """A shipped grounder by name, one of an installed package by its entry point, or a class by ``module:Class``.
 
     ``options`` are arguments of its constructor. A parameter called ``model`` receives the unified model, one called
-    ``device``, unless it is among the options, that model's. The current directory is importable. Raises GrounderError,
-    also for options that the constructor has not or refuses; an error inside the user's module is raised as it is.
+    ``device``, unless it is among the options, that model's; a grounder that has no use for either needs no model. The
+    current directory is importable. Raises GrounderError, also for options that the constructor has not or refuses; an
+    error inside the user's module is raised as it is.
     """
     grounder = _load_class(name)
     signature = inspect.signature(grounder)
-    given: dict[str, Any] = {"model": model} if "model" in signature.parameters else {}
-    if "device" in signature.parameters and "device" not in options:
-        given["device"] = str(model.device)
+    given: dict[str, Any] = {}
+    if model is not None:
+        own = {"model": model, "device": str(model.device)}
+        given = {name: value for name, value in own.items() if name in signature.parameters and name not in options}
     try:
         signature.bind(**given, **options)
     except TypeError as error:

@@ -125,7 +125,8 @@ def load_model(config: RunConfig, weights: str, dtype: torch.dtype = torch.float
     """
     if Processes.here().count > 1 and (config.device == "spread" or ":" in config.device):
         raise RunError(f"device: every process needs a GPU of its own, not {config.device}; use auto or cuda")
-    gc.collect()  # the model before it, if sharded or compiled, is a cycle and would keep its memory
+    if config.compile or Processes.here().count > 1:
+        gc.collect()  # the model before it, compiled or sharded, is a cycle and would keep its memory
     model = models.load(weights, config.device, dtype, empty)
     if config.compile:
         model.compile()

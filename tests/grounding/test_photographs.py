@@ -23,7 +23,7 @@ def test_photographs(name: str, photographs: dict[str, Image.Image], sam: Path) 
     if name == "native":
         images = [image.convert("RGB").resize((64, 64)) for image in images[:2]]  # what the embedded model can see
         options = {"max_tokens": 40}  # a reply that is cut off is read as far as it goes
-    grounder = load_grounder(name, models.load("srum-tiny") if name == "native" else None, **options)  # type: ignore[arg-type]
+    grounder = load_grounder(name, models.load("srum-tiny") if name == "native" else None, **options)
     outcomes = ground(grounder, images, [""] * len(images), max_regions=12, max_overlap=0.9)
     assert name == "native" or all(error is None and len(regions) > 1 for regions, error in outcomes)
     for image, (regions, error) in zip(images, outcomes, strict=True):
