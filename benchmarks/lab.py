@@ -11,6 +11,7 @@ Parts, each over all seeds:
             steps and noise, on the held-out prompts
     judge   the judge's scores of round 0 against the truth, and flipped relations
     plan    the base model with a planning text and without, on development prompts
+    ablations  Eq. 1-3 after one round, on the candidates of round 0, without one of its parts or with another lambda_c
     own     every objective in a loop of its own, which learns from images of its own weights in every round, after one
             round and after three, on the held-out prompts
     after   the judge's scores of the images of round 0 again, after training: by the weights that srum made, and by
@@ -55,6 +56,14 @@ OBJECTIVES = {
     "sft": ("train.objective=sft",),
     "srum_paper": ("train.objective=srum",),
     "srum_paper-unit": ("train.objective=srum", "reward.mapping=unit"),
+}
+# part ablations: what each of them changes in Eq. 1-3 (paper, Fig. 3)
+ABLATIONS = {
+    "srum_paper": (),
+    "sample-level": ("train.credit=sample", "train.use_layout=false"),  # that score holds the layout's
+    "binary": ("reward.binary=true",),
+    "no-layout": ("train.use_layout=false",),
+    **{f"lambda-{value}": (f"train.constraint_weight={value}",) for value in (0.0, 0.1, 0.3, 0.7, 1.0)},
 }
 # part after: what is trained for one round
 TRAINED = {
@@ -130,6 +139,23 @@ def plan(run: Run) -> Verdicts:
         name: verdicts(run, run.weights(BASE, 0), config.model_copy(update={"plan": planning}), f"plan/{name}")
         for name, planning in modes.items()
     }
+
+
+def ablations(run: Run) -> Verdicts:
+    """One round of Eq. 1-3 as it is and ablated, beside the base model and SFT."""
+    make_round_0(run)
+    changes = {"sft": ("train.objective=sft",)} | {
+        name: ("train.objective=srum", *own) for name, own in ABLATIONS.items()
+    }
+    found = {BASE: verdicts(run, run.weights(BASE, 0), run.config.eval, f"first/{BASE}")}
+    for name, own in changes.items():
+        # the first round of part own, where that trains the same
+        folder = f"own/{name}" if OBJECTIVES.get(name) == own else f"ablations/{name}"
+        ablated = branch(run, folder, ["compare=false", *own], ("rollout", "ground", "judge"))
+        for stage in STAGES:
+            perform(ablated, stage, 0)
+        found[name] = verdicts(ablated, ablated.weights(MAIN, 1), run.config.eval, "after-1")
+    return found
 
 
 def own(run: Run) -> Verdicts:
@@ -272,6 +298,12 @@ def judge_rows(found: Sequence[Quality]) -> list[Row]:
     return rows
 
 
+def ablation_rows(found: Sequence[Verdicts]) -> list[Row]:
+    """Accuracies, and what each ablation changes in Eq. 1-3."""
+    whole, *ablated = ABLATIONS
+    return accuracy_rows(found, [(whole, BASE), (whole, "sft"), *((name, whole) for name in ablated)])
+
+
 def own_rows(found: Sequence[Verdicts]) -> list[Row]:
     """Accuracies of the objectives' own loops, each against the base, and region-NFT's against the others'."""
     names = [name for name in found[0] if name != BASE]
@@ -302,6 +334,7 @@ PARTS: dict[str, tuple[Callable[[Run], Any], Callable[[Sequence[Any]], list[Row]
     "credit": (credit, accuracy_rows),
     "judge": (judge, judge_rows),
     "plan": (plan, accuracy_rows),
+    "ablations": (ablations, ablation_rows),
     "own": (own, own_rows),
     "after": (after, after_rows),
 }

@@ -147,11 +147,12 @@ class RewardConfig(Section):
     shape: Literal["mask", "box"] = "mask"  # of a region: its mask where it has one, or always its box
     background: Literal["judged", "neutral"] = "judged"  # outside the regions: its score where it has one, or neutral
     centred: bool = False  # region scores less their mean over the candidates of the prompt
+    binary: bool = False  # region scores, centred or not, as 1 where above 0 and -1 elsewhere: a 0/1 reward
     on_failure: Literal["skip", "keep"] = "skip"  # a candidate with a failed judgement: drop it, or keep what parsed
 
     @model_validator(mode="after")
     def _the_reference_stays_as_it_is(self) -> RewardConfig:
-        for name in ("overlap", "shape", "background", "centred") if self.mapping == "reference" else ():
+        for name in ("overlap", "shape", "background", "centred", "binary") if self.mapping == "reference" else ():
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name}: the released code's map has rules of its own; leave this at its default")
         return self

@@ -38,7 +38,7 @@ from srum.models.base import Decoding
 from srum.processes import Processes
 from srum.records import Candidate, Failure, Grounding, Judgement, LayoutJudgement, Prompt, RewardMap
 from srum.report import write_report
-from srum.reward_map import Skipped, centred, rasterize, sample_score
+from srum.reward_map import Skipped, binarized, centred, rasterize, sample_score
 from srum.rollout import choose_prompts, rollout
 from srum.run_dir import (
     ImageError,
@@ -231,7 +231,9 @@ def rasterize_stage(run: Run, k: int) -> None:
         ids = list(candidates)
         prompts = [candidate.prompt_id for candidate in candidates.values()]
         in_map = dict(zip(ids, centred([judgements[name] for name in ids], prompts), strict=True))
-    rules = config.model_dump(exclude={"centred"})
+    if config.binary:
+        in_map = {name: binarized(judgement) for name, judgement in in_map.items()}
+    rules = config.model_dump(exclude={"centred", "binary"})
     scale: Literal["signed", "unit"] = "signed" if config.mapping == "signed" else "unit"
 
     def outcome(candidate: Candidate) -> tuple[Tensor, float] | Skipped:

@@ -13,7 +13,7 @@ box (1, 0, 3, 2) of score -1 covers half of the first and half of the second. Of
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from statistics import fmean
 from typing import Literal
@@ -160,10 +160,17 @@ def centred(judgements: Sequence[Judgement], prompts: Sequence[str]) -> list[Jud
     for judgement, prompt in zip(judgements, prompts, strict=True):
         if scores := [region.score for region in judgement.regions if region.score is not None]:
             by_prompt[prompt].append(fmean(scores))
-    return [
-        _shifted(judgement, fmean(by_prompt[prompt])) if by_prompt[prompt] else judgement
-        for judgement, prompt in zip(judgements, prompts, strict=True)
-    ]
+    means = {prompt: fmean(scores) for prompt, scores in by_prompt.items()}
+
+    def less_usual(judgement: Judgement, prompt: str) -> Judgement:
+        return _rescored(judgement, lambda score: min(max(score - means[prompt], -1.0), 1.0))
+
+    return [less_usual(judgement, prompt) for judgement, prompt in zip(judgements, prompts, strict=True)]
+
+
+def binarized(judgement: Judgement) -> Judgement:
+    """The judgement with region scores as 1 where they are above neutral and -1 elsewhere: a 0/1 reward (Sec. 4.3)."""
+    return _rescored(judgement, lambda score: 1.0 if score > NEUTRAL else -1.0)
 
 
 def sample_score(judgement: Judgement) -> float:
@@ -202,9 +209,10 @@ def _cut_side(edges: np.ndarray, length: int, pixels: bool) -> tuple[np.ndarray,
     return borders, first, last
 
 
-def _shifted(judgement: Judgement, mean: float) -> Judgement:
+def _rescored(judgement: Judgement, change: Callable[[float], float]) -> Judgement:
+    """The judgement with ``change`` made to every region score that there is."""
     regions = [
-        region if region.score is None else region.model_copy(update={"score": min(max(region.score - mean, -1), 1)})
+        region if region.score is None else region.model_copy(update={"score": change(region.score)})
         for region in judgement.regions
     ]
     return judgement.model_copy(update={"regions": regions})

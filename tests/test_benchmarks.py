@@ -136,6 +136,7 @@ def small_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(models, "load", FakeModel.load)
     monkeypatch.setattr(lab, "FLIPPED", 6)
     monkeypatch.setattr(lab, "OBJECTIVES", {"sft": lab.OBJECTIVES["sft"]})
+    monkeypatch.setattr(lab, "ABLATIONS", {name: lab.ABLATIONS[name] for name in ("srum_paper", "binary")})
     monkeypatch.setattr(lab, "TRAINED", {"all-weights": lab.TRAINED["all-weights"]})  # the fake has no text to learn
     overrides = [argument for override in SMALL for argument in ("--set", override)]
     return ["--seeds", "0", "1", "--rounds", "1", "--out", str(tmp_path / "lab"), *overrides]
@@ -145,9 +146,9 @@ def test_the_lab_measures_every_part(
     small_lab: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lab.main([*small_lab, "--parts", "credit", "judge"])  # in pieces, in any order
-    lab.main([*small_lab, "--parts", "loop", "first", "rounds", "plan", "own", "after"])
+    lab.main([*small_lab, "--parts", "loop", "first", "rounds", "plan", "ablations", "own", "after"])
     report = json.loads((tmp_path / "lab/lab.json").read_text())
-    assert list(report) == ["credit", "judge", "loop", "first", "rounds", "plan", "own", "after"]
+    assert list(report) == ["credit", "judge", "loop", "first", "rounds", "plan", "ablations", "own", "after"]
     rows = {part: {row["what"]: row for row in found} for part, found in report.items()}
     assert list(rows["loop"]) == ["base", "sft", "srum_paper", "srum", "srum - base", "srum_paper - sft"]
     assert list(rows["first"]) == list(rows["loop"])
@@ -157,6 +158,9 @@ def test_the_lab_measures_every_part(
     assert {"regions: auroc", "layout: failures", "relations: rejected"} <= rows["judge"].keys()
     assert list(rows["own"]) == ["base", "sft, 1", "srum, 1", "sft, 1 - base", "srum, 1 - base", "srum, 1 - sft, 1"]
     assert rows["own"]["sft, 1"]["per_seed"] == rows["first"]["sft"]["per_seed"]  # the same candidates, steps and noise
+    assert list(rows["ablations"])[:4] == ["base", "sft", "srum_paper", "binary"]
+    assert rows["ablations"]["sft"]["per_seed"] == rows["first"]["sft"]["per_seed"]
+    assert rows["ablations"]["srum_paper"]["per_seed"] == rows["first"]["srum_paper"]["per_seed"]
     assert {"before: regions: auroc", "all-weights: relations: rejected"} <= rows["after"].keys()
     gain = rows["loop"]["srum - base"]
     assert gain["mean"] == pytest.approx(rows["loop"]["srum"]["mean"] - rows["loop"]["base"]["mean"])

@@ -230,7 +230,7 @@ def test_layers_in_several_places_are_not_trained(tmp_path: Path) -> None:
         perform(run, "train", 0)
 
 
-@pytest.mark.parametrize("override", ["reward.centred=true", "reward.mapping=reference"])
+@pytest.mark.parametrize("override", ["reward.centred=true", "reward.binary=true", "reward.mapping=reference"])
 def test_rules_of_the_map_change_the_maps_and_not_the_scores(whole: Path, tmp_path: Path, override: str) -> None:
     run = Run(tmp_path, load_config(None, [*SMALL, override]))
     for name in ("rollout", "ground", "judge", "rasterize"):

@@ -12,7 +12,7 @@ from torch import Tensor
 from srum.evaluation.released import reference_map
 from srum.geometry import rle_encode
 from srum.records import Box, Candidate, Failure, Grounding, Judgement, LayoutJudgement, Region, RegionJudgement, Size
-from srum.reward_map import Overlap, Skipped, centred, rasterize, reference_grid, sample_score
+from srum.reward_map import Overlap, Skipped, binarized, centred, rasterize, reference_grid, sample_score
 from train.objectives import sft_terms, srum_terms
 
 OVERLAPS: tuple[Overlap, ...] = ("smallest", "mean", "max", "min")
@@ -267,6 +267,12 @@ def test_centred_scores_by_hand() -> None:
     scores = [[region.score for region in one.regions] for one in found]
     assert scores == [[0.75, 0.25], [-0.5, None], [0.0], [None]]
     assert [one.layout for one in found] == [one.layout for one in judged]
+
+
+def test_binary_scores_by_hand() -> None:
+    """Good is above neutral; a failure stays one, and the layout keeps its score."""
+    found = binarized(judgement({0: 0.0, 1: 0.1, 2: -0.4, 3: None}, 0.3))
+    assert [region.score for region in found.regions] == [-1.0, 1.0, -1.0, None] and found.layout.score == 0.3
 
 
 @given(st.lists(st.lists(scores_in_range, min_size=1, max_size=3), min_size=1, max_size=5), st.floats(-1, 1))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -12,6 +14,7 @@ from huggingface_hub import snapshot_download
 if TYPE_CHECKING:
     from srum.models.bagel import Bagel
 
+MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # glibc's numbers for mallopt
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # owner/name
 EMBEDDED = {"srum-tiny": Path(__file__).parent / "tiny"}
 
@@ -23,7 +26,8 @@ def load(
 
     ``device``: one of torch's; "auto" is CUDA where there is one, else the CPU; "spread" puts the layers on all GPUs,
     into the host's memory and then on disk, to sample and judge with what no GPU holds alone. On a CPU that multiplies
-    bfloat16 natively, and on CUDA, the network computes in bfloat16, whatever the ``dtype`` of its weights. ``empty``:
+    bfloat16 natively, and on CUDA, the network computes in bfloat16, whatever the ``dtype`` of its weights; on a CPU
+    the process keeps the memory that it frees (:func:`keep_memory`). ``empty``:
     without its weights, which training reads once it knows what this process keeps of them (``Bagel.load``). Raises
     FileNotFoundError as :func:`find`, ValueError as :func:`find_device` does.
     """
@@ -31,6 +35,8 @@ def load(
 
     layers: Literal["auto"] | None = "auto" if device == "spread" else None
     found = find_device(device)
+    if found.type == "cpu":
+        keep_memory()
     return Bagel.load(find(name), found, "bf16" if native_bfloat16(found) else "fp32", dtype, layers, empty)
 
 
@@ -70,3 +76,15 @@ def native_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def keep_memory() -> None:
+    """Have Linux's C library keep the memory of freed tensors, up to 2 GiB at a time, for the tensors that follow.
+
+    Left alone it returns large blocks to the system, which clears every page of the next one: a quarter of the time of
+    a layer of width 512 (docs/performance.md). Does nothing where that library is another one.
+    """
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(library, "mallopt"):
+        library.mallopt(MMAP_THRESHOLD, 2**30)
+        library.mallopt(TRIM_THRESHOLD, 2**31 - 1)

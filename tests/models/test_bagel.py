@@ -18,7 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from srum.models.bagel import Bagel, checkpoint, network
 from srum.models.bagel.cache import Cache
 from srum.models.bagel.config import BagelConfig
-from srum.models.bagel.network import PIECE, BagelNetwork, additive, attend, in_pieces
+from srum.models.bagel.network import BagelNetwork, additive, attend
 from srum.models.bagel.sampler import sample
 from srum.models.bagel.sequence import Split
 from srum.models.base import Decoding, Question, Sampling, Segment
@@ -328,12 +328,6 @@ def test_bfloat16_attention_on_a_cpu_is_attention(queries: int) -> None:
     exact = scaled_dot_product_attention(q.float(), k.float(), v.float(), bias.float(), enable_gqa=True)
     assert torch.allclose(attend(q, k, v, bias).float(), exact, atol=1e-2)
     assert not torch.allclose(attend(q, k, v, None).float(), exact, atol=1e-2)
-
-
-def test_tokens_in_pieces_are_the_same_tokens() -> None:
-    x = torch.randn(2 * PIECE + 3, 2)
-    with torch.no_grad():
-        assert torch.equal(in_pieces(torch.exp, x), x.exp())
 
 
 @pytest.mark.parametrize("layers", ["auto", ["cpu", "disk", "cpu"], ["disk"] * 3])

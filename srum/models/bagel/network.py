@@ -25,7 +25,6 @@ from srum.models.bagel.positions import rotary, rotate, timestep_sinusoid
 SHORT = 2**14  # queries times keys of a row, up to which bfloat16 scores of all rows together are fastest on a CPU
 LONG = 2**20  # beyond which the float32 scores of a row leave its cache, and the fused kernel is no slower
 BLOCKS = 1024  # tokens of a row from which flex_attention is taken to be worth its compilation on CUDA; not measured
-PIECE = 512  # tokens whose hidden feed-forward values stay in a CPU's cache
 
 
 class Sight(NamedTuple):
@@ -216,13 +215,6 @@ class MLP(nn.Module):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
-def in_pieces(work: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """``work``, which treats the tokens of x (N, H) one by one, in pieces whose values stay in a CPU's cache."""
-    if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling() or len(x) <= PIECE:
-        return work(x)
-    return torch.cat([work(piece) for piece in x.split(PIECE)])
-
-
 class Attention(nn.Module):
     """Joint attention of both streams; projections and q/k norms belong to the stream."""
 
@@ -283,10 +275,10 @@ class Layer(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         du, dg = self.self_attn(self.input_layernorm(und), self.input_layernorm_moe_gen(gen), layout, shared, memory)
         und = und + du
-        und = in_pieces(lambda x: x + self.mlp(self.post_attention_layernorm(x)), und)
+        und = und + self.mlp(self.post_attention_layernorm(und))
         if len(gen):
             gen = gen + dg
-            gen = in_pieces(lambda x: x + self.mlp_moe_gen(self.post_attention_layernorm_moe_gen(x)), gen)
+            gen = gen + self.mlp_moe_gen(self.post_attention_layernorm_moe_gen(gen))
         return und, gen
 
 
