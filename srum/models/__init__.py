@@ -84,7 +84,6 @@ def keep_memory() -> None:
     Left alone it returns large blocks to the system, which clears every page of the next one: a quarter of the time of
     a layer of width 512 (docs/performance.md). Does nothing where that library is another one.
     """
-    library = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if hasattr(library, "mallopt"):
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
         library.mallopt(MMAP_THRESHOLD, 2**30)
         library.mallopt(TRIM_THRESHOLD, 2**31 - 1)
