@@ -5,6 +5,7 @@
       eval/ARM/                  verdicts.jsonl, images/: every arm after the last round, on the held-out prompts
       round-000/
         prompts.jsonl candidates.jsonl regions.jsonl judgements.jsonl rewards.jsonl  counts.json
+        imported.json                     only of srum import: the lines and the folder of images that it is from
         images/ latents/ rewards/         PNG and safetensors, addressed by candidate id
         train/ARM/                        metrics.jsonl, checkpoints/, model/ (official layout), adapter/ (LoRA)
 
@@ -30,6 +31,8 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 from pydantic import ValidationError
+from safetensors.torch import load_file
+from torch import Tensor
 from tqdm import tqdm
 
 from srum.config import RunConfig, differing_fields, dump, load_config
@@ -78,6 +81,14 @@ def round_dir(folder: Path, round_index: int) -> Path:
 
 
 # --- files
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The path of a file of ``folder``. Raises RunError for a name that leads out of it: names come from anywhere."""
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise RunError(f"{name!r} is not in {folder}")
+    return path
 
 
 @contextmanager
@@ -171,6 +182,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
     elif image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     return image.convert("RGB")
+
+
+def read_tensor(path: Path) -> Tensor:
+    """The one tensor of a safetensors file, as float32."""
+    (values,) = load_file(path).values()
+    return values.float()
 
 
 # --- stages
