@@ -16,7 +16,7 @@ import torch
 from PIL.Image import Image
 from pydantic import ValidationError
 
-from grounding.filtering import by_area, largest, without_overlaps
+from grounding.filtering import by_area, without_overlaps
 from srum.geometry import clip_box, coverage, rle_decode, rle_encode
 from srum.models.base import UnifiedModel
 from srum.records import Region, Size
@@ -213,8 +213,8 @@ def _cut(region: Region, size: Size) -> Region | None:
 
 
 def _finish(regions: Sequence[Region], size: Size, max_regions: int) -> list[Region]:
-    """Sorted and numbered regions of an image of ``size`` (H, W), and the background."""
-    by_size = sorted(largest(regions, max_regions), key=lambda region: -region.area)
+    """The largest regions of an image of ``size`` (H, W), sorted and numbered, and the background."""
+    by_size = sorted(regions, key=lambda region: -region.area)[:max_regions]
     numbered = [region.model_copy(update={"id": index}) for index, region in enumerate(by_size, start=1)]
     return numbered + _background(numbered, size)
 

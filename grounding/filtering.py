@@ -21,9 +21,3 @@ def without_overlaps(regions: Sequence[Region], threshold: float) -> list[Region
     earlier_is_better = [float(rank) for rank in range(len(regions), 0, -1)]
     kept = cv2.dnn.NMSBoxes(corners_and_sides, earlier_is_better, score_threshold=0.0, nms_threshold=threshold)
     return [regions[index] for index in sorted(kept)]
-
-
-def largest(regions: Sequence[Region], count: int) -> list[Region]:
-    """The ``count`` largest regions; of equal ones the earlier."""
-    kept = sorted(range(len(regions)), key=lambda index: -regions[index].area)[:count]
-    return [regions[index] for index in sorted(kept)]

@@ -85,6 +85,8 @@ class SamGrounder:
     def _masks(self, logits: Tensor, ious: Tensor, sizes: dict[str, Any]) -> Iterator[tuple[float, Region]]:
         """Predicted IoU and region of the good ones among low-resolution ``logits`` (N, h, w), of ``ious`` (N,)."""
         good = ious > self.min_iou
+        if not good.any():  # the processor enlarges no empty batch
+            return
         height, width = sizes["original_sizes"][0]
         at_once = max(1, PIXELS_AT_ONCE // (height * width))
         for some, rating in zip(logits[good].split(at_once), ious[good].split(at_once), strict=True):

@@ -1,4 +1,4 @@
-"""What judges, and what a judge may be made of: the protocols."""
+"""What a judge may be made of: the protocols."""
 
 from __future__ import annotations
 
@@ -10,17 +10,6 @@ from PIL.Image import Image
 from torch import Tensor
 
 from srum.models.base import Decoding, Question
-from srum.records import LayoutJudgement, Region, RegionJudgement
-
-
-class Judge(Protocol):
-    """Scores regions and layouts of images. An unreadable reply is a failure in its judgement, not an exception."""
-
-    def judge(
-        self, images: Sequence[Image], prompts: Sequence[str], regions: Sequence[Sequence[Region]]
-    ) -> list[tuple[list[RegionJudgement], LayoutJudgement]]:
-        """Per image the judgements of its ``regions`` (boxes in image pixels), in their order, and of its layout."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ _REGIONS = (re.compile(_LINE_START + _REGION, re.I | re.M), re.compile(_REGION, 
 _LABEL = re.compile(rf"object{_MARKS}:[ \t*_`\"']*(?P<value>[^\n]*?)[ \t]*(?:\bscore\b|$)", re.I | re.M)
 _REASON = re.compile(rf"reason{_MARKS}:", re.I)
 _RANGE = re.compile(rf"{_SPACE}*(?:to\b|or\b|-|~|\.\.+|,){_SPACE}*[+-]?\.?\d", re.I)
-_CUT_OFF = re.compile(r"(?:\d\.|[+-]0)\Z")
+_CUT_OFF = re.compile(r"[+-]?\d+\.|[+-]0")  # in place of the number and all behind it
 _DASHES = "\N{MINUS SIGN}\N{EN DASH}\N{FIGURE DASH}\N{SMALL HYPHEN-MINUS}\N{FULLWIDTH HYPHEN-MINUS}"
 _SIGNS = str.maketrans({**dict.fromkeys(_DASHES, "-"), "\N{FULLWIDTH COLON}": ":", "\N{FULLWIDTH PLUS SIGN}": "+"})
 _TRIM = " \t\r\n*_`\"'{}[](),;|>-"
@@ -98,7 +98,7 @@ def _read(text: str, start: int, end: int) -> Reading:
         return Reading(failure=Failure.NO_SCORE)
     label = _LABEL.search(text, start, match.start("number"))
     reading = Reading(label=_trimmed(label["value"]) if label else None, reason=_reason(text, start, match, end))
-    if _RANGE.match(text, match.end(), end) or _CUT_OFF.search(text, match.start("number")):
+    if _RANGE.match(text, match.end(), end) or _CUT_OFF.fullmatch(text, match.start("number")):
         return replace(reading, failure=Failure.NO_SCORE)
     score = float(match["number"].replace(",", "."))
     scale = (match["scale"] or "/1").strip().removeprefix("/")

@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+BelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -65,6 +66,10 @@ class RolloutConfig(ImageConfig):
     plan: bool = True
     plan_temperature: Annotated[float, Field(ge=0.0)] = 0.5  # candidates of one prompt get different plans
     planned_share: Fraction = 0.5  # of a prompt's candidates, if plan; the others come from the bare prompt
+
+    def planned(self, candidates: int) -> int:
+        """How many of so many candidates of a prompt plan: of a share above 0 at least one."""
+        return max(1, round(self.planned_share * candidates)) if self.plan and self.planned_share else 0
 
 
 class GroundConfig(Section):
@@ -178,7 +183,7 @@ class MemoryConfig(Section):
 class ValidationConfig(Section):
     """The loss on prompts that are not trained on, with the same noise every time."""
 
-    share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0  # of the prompts, kept from training; 0: no validation
+    share: BelowOne = 0.0  # of the prompts, kept from training; 0: no validation
     every: Count = 50  # steps, and after the last
 
 
@@ -211,7 +216,7 @@ class TrainConfig(Section):
     lr: Positive = 3e-4
     schedule: Literal["constant", "linear", "cosine"] = "linear"  # after the warm-up; linear and cosine end at 0
     warmup_steps: Annotated[int, Field(ge=0)] = 0
-    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.95)
     eps: Positive = 1e-15
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
     clip: Positive = 1.0  # norm of the gradient
@@ -221,7 +226,7 @@ class TrainConfig(Section):
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the device multiplies it natively
     checkpoint_every: Count = 50  # steps
     plan_in_context: bool = False  # train with the candidate's planning text before the image
-    ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0  # decay of the weights' running average, then published; 0: none
+    ema: BelowOne = 0.0  # decay of the weights' running average, then published; 0: none
     on_nonfinite: Literal["stop", "skip"] = "stop"  # a loss or gradient that is no number: stop, or leave the step out
     probes: Annotated[int, Field(ge=0)] = 0  # candidates sampled again before training, to find a wrong checkpoint
     tracker: Literal["tensorboard", "wandb", "trackio"] | None = None  # told what metrics.jsonl and the like are
@@ -286,8 +291,10 @@ class RunConfig(Section):
             )
         if self.train.replies.weight and (self.judge.view != "boxes" or self.judge.think):
             raise ValueError("train.replies.weight: replies are learned with judge.view=boxes and judge.think=false")
-        if self.train.plan_in_context and not self.rollout.plan:
-            raise ValueError("train.plan_in_context: there is no plan to train with while rollout.plan is false")
+        if self.train.replies.weight and self.judge.reply == "none":
+            raise ValueError("train.replies.weight: there is no reply to learn while judge.reply is none")
+        if self.train.plan_in_context and not self.rollout.planned(self.candidates_per_prompt):
+            raise ValueError("train.plan_in_context: no plan to train with; rollout.plan is false or planned_share 0")
         return self
 
 

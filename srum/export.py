@@ -3,8 +3,8 @@
 A row is a candidate with everything known of it. The image is a struct of its PNG and its name, which ``datasets`` can
 show: ``load_dataset("parquet", data_files="run.parquet").cast_column("image", Image())``. Regions and judgements are
 lists of structs with the fields of ``srum.records``, null where the stage has not run; the reward map is a list of rows
-(h, w) of float32; the latent is the safetensors file. Free dictionaries are JSON. Checkpoints and evaluations stay
-behind.
+(h, w) of float32; the latent is the safetensors file. Free dictionaries are JSON. Checkpoints, evaluations and prompts
+without a candidate stay behind.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from srum.config import RunConfig, dump
 from srum.reading import CandidateView, RunView
 from srum.records import Candidate, Grounding, Judgement, Prompt, Record, RewardMap
-from srum.run_dir import CONFIG, RunError, atomic, round_dir, write_records, write_text
+from srum.run_dir import CONFIG, RunError, atomic, inside, record_id, round_dir, write_records, write_text
 
 T = TypeVar("T")
 
@@ -108,12 +108,12 @@ def read_export(path: Path, folder: Path) -> RunView:
     config = (file.schema_arrow.metadata or {}).get(CONFIG_KEY)
     if config is None:
         raise RunError(f"{path} was not written by srum export: it holds no config")
-    records: dict[Path, list[Record]] = {}
+    records: dict[Path, dict[str, Record]] = {}
     for batch in file.iter_batches(ROWS):
         for row in batch.to_pylist():
             _unpack(row, round_dir(folder, row["round"]), records)
     for name, lines in records.items():
-        write_records(name, lines)
+        write_records(name, lines.values())
     write_text(folder / CONFIG, dump(RunConfig.model_validate_json(config)))  # last: what is half unpacked is no run
     return RunView(folder)
 
@@ -144,21 +144,17 @@ def _row(candidate: CandidateView) -> dict[str, Any]:
     return row
 
 
-def _unpack(row: dict[str, Any], folder: Path, records: dict[Path, list[Record]]) -> None:
-    """Write the files of a row into the ``folder`` of its round, and add its records to those of their files."""
+def _unpack(row: dict[str, Any], folder: Path, records: dict[Path, dict[str, Record]]) -> None:
+    """Write the files of a row into the ``folder`` of its round, and add its records by id to those of their files."""
     owner = {"candidate_id": row["id"]}
     fields = {name: row[name] for name in Candidate.model_fields}
     files = {name: row[name]["path"] for name in ("image", "latent")}
     for name in files:
-        with atomic(_inside(folder, row[name]["path"])) as partial:
+        with atomic(inside(folder, row[name]["path"])) as partial:
             partial.write_bytes(row[name]["bytes"])
     prompt = Prompt(id=row["prompt_id"], text=row["prompt"], metadata=json.loads(row["metadata"]))
-    prompts = records.setdefault(folder / "prompts.jsonl", [])
-    if prompt not in prompts[-1:]:  # the candidates of a prompt follow one another
-        prompts.append(prompt)
-    found: dict[str, Record] = {
-        "candidates": Candidate.model_validate(fields | files | {"sampling": json.loads(row["sampling"])})
-    }
+    candidate = Candidate.model_validate(fields | files | {"sampling": json.loads(row["sampling"])})
+    found: dict[str, Record] = {"prompts": prompt, "candidates": candidate}
     if row["regions"] is not None:
         facts = {"regions": row["regions"], "error": row["grounding_error"]}
         found["regions"] = Grounding.model_validate(owner | facts)
@@ -167,16 +163,8 @@ def _unpack(row: dict[str, Any], folder: Path, records: dict[Path, list[Record]]
         found["judgements"] = Judgement.model_validate(owner | facts)
     if row["reward"] is not None:
         reward = RewardMap.model_validate(owner | row["reward"])
-        with atomic(_inside(folder, reward.values)) as partial:
+        with atomic(inside(folder, reward.values)) as partial:
             save_file({"reward": torch.tensor(row["reward_map"])}, partial)
         found["rewards"] = reward
     for name, record in found.items():
-        records.setdefault(folder / f"{name}.jsonl", []).append(record)
-
-
-def _inside(folder: Path, name: str) -> Path:
-    """The path of a file of ``folder``. Raises RunError for a name that leads out of it: files come from anywhere."""
-    path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise RunError(f"the export names a file outside its round: {name!r}")
-    return path
+        records.setdefault(folder / f"{name}.jsonl", {}).setdefault(record_id(record), record)

@@ -30,18 +30,16 @@ def scale_box(box: Sequence[float], from_size: Size, to_size: Size) -> Box:
     return x0 * x_scale, y0 * y_scale, x1 * x_scale, y1 * y_scale
 
 
-def box_area(boxes: Tensor) -> Tensor:
-    """Areas (...) of ``boxes`` (..., 4); 0 for an empty or inverted box."""
-    return (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(-1)
+def iou(box: Sequence[float], other: Sequence[float]) -> float:
+    """Intersection over union, in [0, 1], of two boxes (x0, y0, x1, y1), neither of them empty."""
+    width = min(box[2], other[2]) - max(box[0], other[0])
+    height = min(box[3], other[3]) - max(box[1], other[1])
+    shared = max(width, 0.0) * max(height, 0.0)
+    return shared / (_area(box) + _area(other) - shared)
 
 
-def iou(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union (N, M), in [0, 1], of boxes ``a`` (N, 4) and ``b`` (M, 4); 0 where both are empty."""
-    top_left = torch.maximum(a[:, None, :2], b[None, :, :2])
-    bottom_right = torch.minimum(a[:, None, 2:], b[None, :, 2:])
-    intersection = (bottom_right - top_left).clamp(min=0).prod(-1)
-    union = box_area(a)[:, None] + box_area(b)[None, :] - intersection
-    return torch.where(union > 0, intersection / union, torch.zeros_like(union))
+def _area(box: Sequence[float]) -> float:
+    return (box[2] - box[0]) * (box[3] - box[1])
 
 
 def rle_encode(mask: np.ndarray) -> MaskRLE:
@@ -72,11 +70,6 @@ def coverage(boxes: Tensor, image_size: Size, grid: Size) -> Tensor:
     along_y = _covered_length(y0, y1, height, grid[0])
     along_x = _covered_length(x0, x1, width, grid[1])
     return torch.from_numpy(along_y[:, :, None] * along_x[:, None, :])
-
-
-def mask_coverage(mask: np.ndarray, grid: Size) -> Tensor:
-    """Exact fraction (h, w), in [0, 1], of each cell of ``grid`` (h, w) that a binary mask (H, W) covers."""
-    return torch.from_numpy(area_average(np.asarray(mask, dtype=np.float64), grid))
 
 
 def area_average(

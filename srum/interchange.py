@@ -8,6 +8,7 @@ format has no place for masks, the background, failures and latents: the last ar
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -33,7 +34,17 @@ from srum.records import (
     RegionJudgement,
     Score,
 )
-from srum.run_dir import RunError, atomic, open_image, read_records, run_stage, save_image, write_records, write_text
+from srum.run_dir import (
+    RunError,
+    atomic,
+    inside,
+    open_image,
+    run_stage,
+    save_image,
+    write_json,
+    write_records,
+    write_text,
+)
 
 BATCH = 16  # images per shard
 
@@ -114,19 +125,19 @@ def import_round(path: Path, images: Path, model: UnifiedModel, folder: Path) ->
 
     An image is resized as ``model`` encodes it, its latent is the encoded one, its boxes move along; what lies outside
     it is cut off. A line without a layout score is a candidate whose layout failed. Returns how many candidates there
-    are, and what is wrong with the lines that were left out. Goes on with an import that was interrupted; raises
-    RunError for a folder that holds another round and for a file without any usable line.
+    are, and what is wrong with the lines that were left out. Goes on with an import that was interrupted: which one is
+    in ``imported.json``. Raises RunError for a folder that holds another round, be it of the same prompts, and for a
+    file without any usable line.
     """
     lines, problems = read_lines(path)
     if not lines:
         raise RunError(f"{path}: no line that can be used" + (f"; {problems[0]}" if problems else ""))
+    _claim_round(folder, path, images)
     names = {f"line-{number:06d}": number for number in lines}
     first: dict[str, str] = {}  # prompt -> the line that brings it first
     for name, number in names.items():
         first.setdefault(lines[number].prompt, name)
     prompts = [Prompt(id=name, text=text) for text, name in first.items()]
-    if (folder / "prompts.jsonl").exists() and read_records(folder / "prompts.jsonl", Prompt) != prompts:
-        raise RunError(f"{folder} holds another round; choose another folder")
     write_records(folder / "prompts.jsonl", prompts)
     taken: Counter[str] = Counter()
     index = {}
@@ -139,10 +150,9 @@ def import_round(path: Path, images: Path, model: UnifiedModel, folder: Path) ->
         for name, number in batch.items():
             line = lines[number]
             try:
-                image = open_image(_inside(images, line.bad_image_file))
-            except RunError as error:
-                problems.append(f"{path}:{number}: bad_image_file: {error}")
-                continue
+                image = open_image(inside(images, line.bad_image_file))
+            except RunError:
+                continue  # said below, whenever it was met
             resized = model.resized(image)
             candidate = Candidate(
                 id=name,
@@ -165,7 +175,30 @@ def import_round(path: Path, images: Path, model: UnifiedModel, folder: Path) ->
     records = [_records(candidate, lines[names[candidate.id]]) for candidate in candidates]
     write_records(folder / "regions.jsonl", [grounding for grounding, _ in records])
     write_records(folder / "judgements.jsonl", [judgement for _, judgement in records])
+    made = {candidate.id for candidate in candidates}
+    left_out = [number for name, number in names.items() if name not in made]
+    problems += [f"{path}:{number}: bad_image_file: {_fault(images, lines[number])}" for number in left_out]
     return len(candidates), problems
+
+
+def _claim_round(folder: Path, path: Path, images: Path) -> None:
+    """Keep in the round what it is imported from. Raises RunError where it holds another import, or a rollout."""
+    held = folder / "imported.json"
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    source = {"lines": path.name, "sha256": digest, "images": str(images.resolve())}
+    if not held.exists() and not (folder / "prompts.jsonl").exists():
+        write_json(held, source)
+    elif not held.exists() or json.loads(held.read_text()) != source:
+        raise RunError(f"{folder} holds another round; choose another folder")
+
+
+def _fault(images: Path, line: Line) -> str:
+    """Why the image of a line was left out."""
+    try:
+        open_image(inside(images, line.bad_image_file))
+    except RunError as error:
+        return str(error)
+    return f"{line.bad_image_file!r} could not be read when the round was made; import into another folder"
 
 
 def _records(candidate: Candidate, line: Line) -> tuple[Grounding, Judgement]:
@@ -188,14 +221,6 @@ def _records(candidate: Candidate, line: Line) -> tuple[Grounding, Judgement]:
         Grounding(candidate_id=candidate.id, regions=regions),
         Judgement(candidate_id=candidate.id, regions=said, layout=layout),
     )
-
-
-def _inside(folder: Path, name: str) -> Path:
-    """The path of a file of ``folder``; lines come from anywhere, and no other file goes into a run."""
-    path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise RunError(f"{name!r} is not in {folder}")
-    return path
 
 
 def _explain(error: ValidationError) -> str:

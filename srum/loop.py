@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn import Parameter
 
 from grounding.base import ground, load_grounder
 from grounding.relevance import RelevanceFilter
@@ -57,6 +58,8 @@ from srum.run_dir import (
 )
 from srum.seeding import seed_for
 from train.data import TrainingRecord, load_replies, load_training_records
+from train.optimizer import make_optimizer
+from train.tracking import require_tracker
 from train.trainer import DTYPES, train
 
 if TYPE_CHECKING:
@@ -107,7 +110,8 @@ class Run:
 def arms(config: RunConfig) -> dict[str, TrainConfig]:
     """What is trained in each round, on the same candidates and with the same number of steps.
 
-    ``srum_paper`` needs signed maps, and is left out of a run whose maps are not.
+    ``srum_paper`` needs signed maps, and is left out of a run whose maps are not; so is an arm that would be trained as
+    ``srum`` is.
     """
     if not config.compare:
         return {MAIN: config.train}
@@ -115,7 +119,7 @@ def arms(config: RunConfig) -> dict[str, TrainConfig]:
     found = {"sft": config.train.model_copy(update={"objective": "sft"})}
     if config.reward.mapping == "signed":
         found["srum_paper"] = config.train.model_copy(update=paper)
-    return found | {MAIN: config.train}
+    return {arm: own for arm, own in found.items() if own != config.train} | {MAIN: config.train}
 
 
 def load_model(config: RunConfig, weights: str, dtype: torch.dtype = torch.float32, empty: bool = False) -> Bagel:
@@ -350,7 +354,7 @@ def run_loop(config: RunConfig, folder: Path, resume: bool = False, command: str
     ``command`` is what the report says the run was made with.
 
     An interrupted run with ``resume`` ends in the same ``summary.json``, bit for bit. Raises ConfigError, RunError,
-    GrounderError and ValueError for inputs that cannot work, before anything is written.
+    GrounderError, TrainingError and ValueError for inputs that cannot work, before anything is written.
     """
 
     def begin() -> None:
@@ -368,13 +372,23 @@ def run_loop(config: RunConfig, folder: Path, resume: bool = False, command: str
 
 
 def check_inputs(config: RunConfig) -> None:
-    """Raise now what would else be raised after hours: prompts, model, grounder, judge."""
+    """Raise now what would else be raised after hours: prompts, model, sizes, grounder, judge, optimiser, tracker."""
     require_trainable(config.device)
     choose_prompts(config.prompts, config.prompt_count, config.seed)
     if config.eval.count:
         require_metadata(eval_prompts(config))
-    load_grounder(config.ground.grounder, load_model(config, config.model), **config.ground.options)
+    model = load_model(config, config.model)
+    sizes = {"rollout.size": config.rollout.size} | ({"eval.size": config.eval.size} if config.eval.count else {})
+    for name, size in sizes.items():
+        try:
+            model.latent_grid(size)
+        except ValueError as error:
+            raise RunError(f"{name}: {error}") from None
+    load_grounder(config.ground.grounder, model, **config.ground.options)
     load_judge(config, config.model, config.seed)
+    make_optimizer([Parameter(torch.zeros(1))], config.train)
+    if config.train.tracker:
+        require_tracker(config.train.tracker)
 
 
 def conclude(run: Run) -> dict[str, Any]:

@@ -23,14 +23,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from matplotlib.figure import Figure
 from PIL.Image import Image
-from safetensors.torch import load_file
 from torch import Tensor
 
 from srum import plots
 from srum.config import load_config
 from srum.evaluation.accuracy import CheckedImage
 from srum.records import Candidate, Grounding, Judgement, Prompt, Record, Region, RewardMap
-from srum.run_dir import CONFIG, RunError, open_image, read_records, record_id, round_dir
+from srum.run_dir import CONFIG, RunError, open_image, read_records, read_tensor, record_id, round_dir
 
 if TYPE_CHECKING:
     import pandas
@@ -90,11 +89,11 @@ class CandidateView:
 
     def latent(self) -> Tensor:
         """The sampler's own clean latent (C, h, w), float32, in the model's scaled latent space."""
-        return _read_tensor(self.folder / self.record.latent)
+        return read_tensor(self.folder / self.record.latent)
 
     def reward_map(self) -> Tensor | None:
         """The reward map (h, w), float32, in [-1, 1] or (mapping ``unit``) in [0, 1]; None where there is none."""
-        return _read_tensor(self.folder / self.reward.values) if self.reward else None
+        return read_tensor(self.folder / self.reward.values) if self.reward else None
 
     def figure(self, *, masks: bool = False, grid: bool = False) -> Figure:
         """The image with its regions and what was said of them, and its reward map (``plots.candidate_figure``)."""
@@ -247,12 +246,6 @@ def read_round(folder: Path) -> Iterator[CandidateView]:
 def _by_id(path: Path, kind: type[R]) -> dict[str, R]:
     """The records of a stage by the id of what they are about; none where the stage has not finished."""
     return {record_id(record): record for record in read_records(path, kind)} if path.exists() else {}
-
-
-def _read_tensor(path: Path) -> Tensor:
-    """The one tensor of a safetensors file, as float32."""
-    (values,) = load_file(path).values()
-    return values.float()
 
 
 def _png(figure: Figure) -> bytes:

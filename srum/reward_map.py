@@ -65,16 +65,17 @@ def rasterize(
     map is not yet multiplied by alpha. ``shape``: a region is its ``mask``, where it has one, or always its ``box``.
     ``background``: outside the regions stands its score, where it was ``judged``, or always the ``neutral`` one.
 
-    ``on_failure``: with ``skip`` one failed region skips the candidate; with ``keep`` its place is neutral. Without a
+    ``on_failure``: with ``skip`` one failed region skips the candidate; with ``keep`` the map is that of the regions
+    that have a score, as if no other had been proposed, and the place of a failed background is neutral. Without a
     layout score, or without any region's, the candidate is skipped either way.
     """
     if (reason := _reason_to_skip(grounding, judgement, on_failure)) is not None:
         return reason
     assert judgement.layout.score is not None  # else there was a reason to skip
     alpha = (judgement.layout.score + 1) / 2
-    things = [region for region in grounding.regions if region.id != 0]
-    known = {said.region_id: NEUTRAL if said.score is None else said.score for said in judgement.regions}
-    scores = [known.get(region.id, NEUTRAL) for region in things]
+    known = {said.region_id: said.score for said in judgement.regions if said.score is not None}
+    things = [region for region in grounding.regions if region.id != 0 and region.id in known]
+    scores = [known[region.id] for region in things]
     if mapping == "reference":
         return reference_grid(reference_pixels([r.box for r in things], scores, candidate.size), grid), alpha
     rows, columns, places, areas = cut(things, candidate.size, shape)

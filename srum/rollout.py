@@ -35,7 +35,7 @@ def rollout(
 ) -> list[Candidate]:
     """``candidates_per_prompt`` images of each prompt: ``candidates.jsonl``, ``images/``, ``latents/`` in ``folder``.
 
-    The first ``rollout.planned_share`` of a prompt's candidates plan. A candidate's seed depends on the run's seed, the
+    The first ``rollout.planned`` of a prompt's candidates plan. A candidate's seed depends on the run's seed, the
     round and its id alone. Finished batches of an interrupted rollout are kept.
     """
     wanted = {
@@ -43,7 +43,7 @@ def rollout(
     }
     sampling = Sampling(**config.rollout.sampling())
     facts = config.rollout.model_dump(mode="json", exclude={"batch_size"})
-    planned = round(config.rollout.planned_share * config.candidates_per_prompt) if config.rollout.plan else 0
+    planned = config.rollout.planned(config.candidates_per_prompt)
 
     def work(batch: Mapping[str, tuple[Prompt, int]]) -> list[Candidate]:
         seeds = {name: seed_for(config.seed, round_index, name, "rollout") for name in batch}

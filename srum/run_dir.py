@@ -5,6 +5,7 @@
       eval/ARM/                  verdicts.jsonl, images/: every arm after the last round, on the held-out prompts
       round-000/
         prompts.jsonl candidates.jsonl regions.jsonl judgements.jsonl rewards.jsonl  counts.json
+        imported.json                     only of srum import: the lines and the folder of images that it is from
         images/ latents/ rewards/         PNG and safetensors, addressed by candidate id
         train/ARM/                        metrics.jsonl, checkpoints/, model/ (official layout), adapter/ (LoRA)
 
@@ -30,6 +31,8 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 from pydantic import ValidationError
+from safetensors.torch import load_file
+from torch import Tensor
 from tqdm import tqdm
 
 from srum.config import RunConfig, differing_fields, dump, load_config
@@ -78,6 +81,14 @@ def round_dir(folder: Path, round_index: int) -> Path:
 
 
 # --- files
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The path of a file of ``folder``. Raises RunError for a name that leads out of it: names come from anywhere."""
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise RunError(f"{name!r} is not in {folder}")
+    return path
 
 
 @contextmanager
@@ -173,6 +184,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def read_tensor(path: Path) -> Tensor:
+    """The one tensor of a safetensors file, as float32."""
+    (values,) = load_file(path).values()
+    return values.float()
+
+
 # --- stages
 
 
@@ -222,6 +239,7 @@ def _what_is_there(
     if final.exists():
         records, torn = _read_whole_lines(final, kind)
         if not torn:
+            _drop(parts)
             return records, {}
         _back_to_parts(final, parts, batches, records)
     shards = {number: _shard(parts, number) for number in range(len(batches))}
@@ -240,6 +258,11 @@ def _back_to_parts(final: Path, parts: Path, batches: Sequence[Mapping[str, Any]
 
 def _finish(final: Path, parts: Path, records: Sequence[Record]) -> None:
     write_records(final, records)
+    _drop(parts)
+
+
+def _drop(parts: Path) -> None:
+    """Remove the shards of a finished stage, also those that a kill left: they would outlive its deleted file."""
     shutil.rmtree(parts, ignore_errors=True)
 
 
@@ -251,7 +274,14 @@ def record_id(record: Record) -> str:
 def finished(folder: Path, name: str) -> bool:
     """Whether the stage has written its file, and whole: a torn last line sends it back to ``run_stage``."""
     path = folder / f"{name}.jsonl"
-    return Processes.here().once(lambda: path.exists() and path.read_bytes()[-1:] in (b"", b"\n"))
+
+    def whole() -> bool:
+        if not path.exists() or path.read_bytes()[-1:] not in (b"", b"\n"):
+            return False
+        _drop(folder / f"{name}.parts")
+        return True
+
+    return Processes.here().once(whole)
 
 
 # --- prompts
@@ -313,7 +343,7 @@ def _json_prompt(line: str, number: int, where: str) -> Prompt:
 
 
 class StageTimer:
-    """Seconds per stage, added up over interruptions, in ``timings.json``."""
+    """Seconds per stage, added up over errors and interruptions short of a kill, in ``timings.json``."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -322,7 +352,9 @@ class StageTimer:
     def stage(self, name: str) -> Iterator[None]:
         """Add the time that the block takes to ``name``."""
         start = time.perf_counter()
-        yield
-        seconds = json.loads(self.path.read_text()) if self.path.exists() else {}
-        seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - start, 3)
-        write_json(self.path, seconds)
+        try:
+            yield
+        finally:
+            seconds = json.loads(self.path.read_text()) if self.path.exists() else {}
+            seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - start, 3)
+            write_json(self.path, seconds)

@@ -102,6 +102,8 @@ class FakeModel(nn.Module):
         return [Image.fromarray(pixels).convert("RGB").resize((64, 64)) for pixels in grey]
 
     def latent_grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        if size[0] % PATCH or size[1] % PATCH:
+            raise ValueError(f"image size {size} is not a multiple of {PATCH} pixels")
         return size[0] // PATCH, size[1] // PATCH
 
     def tokens(self, latent: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from srum.config import ConfigError, RunConfig, TrainConfig, differing_fields, dump, load_config
+from srum.config import ConfigError, RolloutConfig, RunConfig, TrainConfig, differing_fields, dump, load_config
 from srum.models.base import Sampling
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -65,6 +65,7 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
         ("train.steps=two", "train.steps: "),
         ("train=3", "train: "),
         ("train.tracker=paper", "train.tracker: Input should be 'tensorboard', 'wandb' or 'trackio', got 'paper'"),
+        ("train.betas=[0.9, 1.0]", "train.betas.1: Input should be less than 1, got 1.0"),
         ("train.old_decay=2", "train.old_decay: Input should be less than or equal to 1, got 2"),
         ("train.objective=sgd", "train.objective: Input should be 'sft', 'srum' or 'region_nft', got 'sgd'"),
         ("seed.x=3", "seed: "),
@@ -105,9 +106,23 @@ def test_a_config_from_before_a_field_is_read_with_its_default(tmp_path: Path) -
     assert (config.judge.model, config.judge.reply, config.reward.shape) == ("self", "free", "mask")
 
 
-def test_a_plan_to_train_with_needs_a_plan() -> None:
+@pytest.mark.parametrize("none", ["rollout.plan=false", "rollout.planned_share=0"])
+def test_a_plan_to_train_with_needs_a_plan(none: str) -> None:
     with pytest.raises(ConfigError, match=r"train\.plan_in_context"):
-        load_config(None, ["train.plan_in_context=true", "rollout.plan=false"])
+        load_config(None, ["train.plan_in_context=true", none])
+
+
+def test_a_share_above_zero_plans_at_least_one() -> None:
+    assert [RolloutConfig().planned(count) for count in (1, 2, 3, 4, 8)] == [1, 1, 2, 2, 4]
+    assert [RolloutConfig(planned_share=share).planned(4) for share in (0.0, 0.01, 1.0)] == [0, 1, 4]
+    assert RolloutConfig(plan=False).planned(4) == 0
+
+
+def test_replies_to_learn_need_a_judge_that_replies() -> None:
+    learn = ["train.trainable=all", "train.replies.weight=0.5"]
+    with pytest.raises(ConfigError, match=r"train\.replies\.weight: there is no reply to learn"):
+        load_config(None, [*learn, "judge.reply=none"])
+    assert load_config(None, [*learn, "judge.reply=constrained"]).train.replies.weight == 0.5
 
 
 @pytest.mark.parametrize(("text", "message"), [("- 1\n", "expected keys"), ("a: [", "is not YAML")])

@@ -12,8 +12,10 @@ import pytest
 from PIL import Image
 
 from srum import open_run
-from srum.run_dir import RunError
-from tests.fakes import run_on_fakes
+from srum.config import RunConfig
+from srum.interchange import import_round
+from srum.run_dir import RunError, claim_run
+from tests.fakes import FakeModel, run_on_fakes
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -63,6 +65,20 @@ def test_a_run_that_has_stopped_between_stages_comes_back_as_it_was(folder: Path
     assert contents(read_export(tmp_path / "half.parquet", tmp_path / "back").folder) == contents(half)
 
 
+def test_an_imported_round_comes_back_with_every_prompt_once(tmp_path: Path) -> None:
+    """Its candidates are in the order of the lines, where those of a prompt need not follow one another."""
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    said = {"object": "global_layout_reward", "bbox": [0, 0, 0, 0], "score": 0.5}
+    line = {"bad_image_file": "a.png", "good_image_file": "a.png", "vlm_rewards": [said]}
+    lines = [json.dumps({"prompt": text} | line) + "\n" for text in ("a cat", "a dog", "a cat")]
+    (tmp_path / "lines.jsonl").write_text("".join(lines))
+    run = tmp_path / "run"
+    claim_run(run, RunConfig())
+    import_round(tmp_path / "lines.jsonl", tmp_path, FakeModel(), run / "round-000")
+    write_export(open_run(run), tmp_path / "run.parquet")
+    assert contents(read_export(tmp_path / "run.parquet", tmp_path / "back").folder) == contents(run)
+
+
 def test_columns_are_structured(folder: Path, exported: Path) -> None:
     table = pq.read_table(exported)
     views = list(open_run(folder).candidates())
@@ -98,6 +114,6 @@ def test_a_file_outside_the_run_is_not_written(exported: Path, tmp_path: Path, n
     place = table.schema.get_field_index("image")
     field = table.schema.field("image")
     pq.write_table(table.set_column(place, field, pa.array(images, field.type)), tmp_path / "bad.parquet")
-    with pytest.raises(RunError, match="outside its round"):
+    with pytest.raises(RunError, match=r"stolen\.png' is not in"):
         read_export(tmp_path / "bad.parquet", tmp_path / "run")
     assert not list(tmp_path.rglob("stolen.png"))

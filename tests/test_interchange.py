@@ -155,6 +155,34 @@ def test_a_bad_image_leaves_its_line_out(tmp_path: Path) -> None:
     expected = ["gone.png is not a readable image", "text.png is not a readable image", "'../a.png' is not in", "'/etc"]
     for number, (problem, part) in enumerate(zip(problems, expected, strict=True), start=2):
         assert problem.startswith(f"{tmp_path}/l.jsonl:{number}: bad_image_file: ") and part in problem
+    assert import_round(tmp_path / "l.jsonl", images, FakeModel(), tmp_path / "round") == (1, problems)
+    Image.new("RGB", (16, 16)).save(images / "gone.png")
+    count, problems = import_round(tmp_path / "l.jsonl", images, FakeModel(), tmp_path / "round")
+    assert count == 1 and "'gone.png' could not be read when the round was made" in problems[0]
+
+
+@pytest.mark.parametrize("other", ["image", "score", "folder", "rollout"])
+def test_a_round_of_the_same_prompts_is_not_joined(tmp_path: Path, other: str) -> None:
+    """The same prompts from other lines, from other images, or of a rollout: nothing in the round changes."""
+    for name in ("here/a.png", "here/b.png", "there/a.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.effect_noise((16, 16), 50).convert("RGB").save(tmp_path / name)
+    path, images, round_ = write(tmp_path / "l.jsonl", GOOD), tmp_path / "here", tmp_path / "round"
+    import_round(path, images, FakeModel(), round_)
+    before = {file: file.read_bytes() for file in round_.rglob("*.*")}
+    match other:
+        case "image":
+            write(path, GOOD | {"bad_image_file": "b.png", "good_image_file": "b.png"})
+        case "score":
+            write(path, entry(score=1.0))
+        case "folder":
+            images = tmp_path / "there"
+        case "rollout":
+            before.pop(round_ / "imported.json")
+            (round_ / "imported.json").unlink()
+    with pytest.raises(RunError, match="holds another round"):
+        import_round(path, images, FakeModel(), round_)
+    assert {file: file.read_bytes() for file in round_.rglob("*.*")} == before
 
 
 def test_files_without_a_usable_line(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from srum.loop import STAGES, Run, arms, count_outcomes, evaluate_arms, load_jud
 from srum.records import Candidate, Failure, Grounding, Judgement, LayoutJudgement, Region, RegionJudgement, RewardMap
 from srum.run_dir import RunError, read_records
 from tests.fakes import FakeModel, run_on_fakes
+from train import tracking
+from train.sequences import TrainingError
 
 SMALL = [
     "rounds=2",
@@ -182,11 +185,27 @@ def test_a_stage_needs_the_one_before_it(tmp_path: Path) -> None:
         "judge.view=whole",
         "judge.think=true",
         "device=spread",
+        "rollout.size=[60, 64]",
+        "eval.size=[60, 64]",
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path: Path, override: str) -> None:
     with pytest.raises((ValueError, OSError)):
         run_loop(load_config(None, [*SMALL, override]), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_training_would_miss_is_said_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torchao.optim", None)
+    monkeypatch.setattr(tracking, "filter_trackers", lambda names, folder: [])
+    for overrides, message in (
+        (["train.memory.optimizer=int8", "train.eps=1e-8"], "int8 needs torchao"),
+        (["train.tracker=trackio"], "trackio is not installed"),
+    ):
+        with pytest.raises(TrainingError, match=message):
+            run_loop(load_config(None, [*SMALL, *overrides]), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -267,6 +286,22 @@ def test_arms_differ_in_their_objective_alone() -> None:
     assert found["srum_paper"].use_layout and found["srum_paper"].constraint_weight == 0.5
     assert "srum_paper" not in arms(load_config(None, ["reward.mapping=unit"]))
     assert arms(RunConfig())["srum"] == RunConfig().train
+
+
+@pytest.mark.parametrize(
+    ("overrides", "names"),
+    [
+        (["train.objective=sft"], ["srum_paper", "srum"]),
+        (["train.objective=srum"], ["sft", "srum"]),
+        (["train.objective=srum", "train.constraint_weight=0.3"], ["sft", "srum_paper", "srum"]),
+        (["train.objective=srum", "train.credit=sample"], ["sft", "srum_paper", "srum"]),
+        (["compare=false"], ["srum"]),
+    ],
+)
+def test_no_two_arms_are_trained_alike(overrides: list[str], names: list[str]) -> None:
+    found = arms(load_config(None, overrides))
+    assert list(found) == names
+    assert len({arm.model_dump_json() for arm in found.values()}) == len(found)
 
 
 def test_failures_are_counted_by_kind() -> None:

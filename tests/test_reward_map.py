@@ -327,8 +327,21 @@ def test_failures_are_outcomes() -> None:
     kept = rasterize(candidate(), found, partly, (4, 4), on_failure="keep")
     assert isinstance(kept, tuple)
     expected = torch.full((4, 4), 0.5)
-    expected[0, 0], expected[2, 2] = 1.0, 0.0
+    expected[0, 0] = 1.0  # and the failed region's place is the background's
     assert torch.equal(kept[0], expected)
+
+
+@pytest.mark.parametrize("overlap", OVERLAPS)
+def test_a_failed_region_hides_none_that_has_a_score(overlap: str) -> None:
+    """A whole image of -1; whatever region fails in it, smaller or last, no cell becomes a neutral 0."""
+    boxes: list[Box] = [(0, 0, 16, 16), (0, 0, 8, 8)]
+    options = {"on_failure": "keep", "overlap": overlap}
+    assert reward(boxes, {1: -1.0, 2: None}, grid=(2, 2), **options).tolist() == [[-1.0] * 2] * 2
+    assert reward(boxes[::-1], {1: -0.5, 2: None}, grid=(2, 2), **options).tolist() == [[-0.5, 0.0], [0.0, 0.0]]
+    masks = {2: np.eye(16, dtype=bool)}
+    assert reward(boxes, {1: -1.0, 2: None}, grid=(2, 2), masks=masks, **options).tolist() == [[-1.0] * 2] * 2
+    assert reward(boxes[:1], {0: -1.0, 1: None}, **options).eq(-1).all()
+    assert reward(boxes[1:], {0: None, 1: 1.0}, grid=(2, 2), **options).tolist() == [[1.0, 0.0], [0.0, 0.0]]
 
 
 @pytest.mark.parametrize(

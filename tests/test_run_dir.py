@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -86,6 +89,22 @@ def test_a_torn_last_line_costs_its_batch_and_no_other(tmp_path: Path, skip: fro
     kept = [json.loads(line)["id"] for line in torn.split(b"\n")[:-1]]
     lost = [batch for batch in (["p0", "p1", "p2"], ["p3", "p4", "p5"], ["p6"]) if not kept or batch[-1] >= kept[-1]]
     assert again.batches == lost
+
+
+@pytest.mark.parametrize("look", [lambda folder: finished(folder, "things"), lambda folder: stage(folder, Work())])
+def test_shards_that_a_kill_left_do_not_outlive_their_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, look: Callable[[Path], Any]
+) -> None:
+    """Killed with its file written and its shards still there, looked at, then deleted to be repeated."""
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("shutil.rmtree", Mock(side_effect=KeyboardInterrupt))
+        stage(tmp_path, Work())
+    assert (tmp_path / "things.jsonl").exists() and (tmp_path / "things.parts").exists()
+    assert look(tmp_path)
+    (tmp_path / "things.jsonl").unlink()
+    again = Work()
+    stage(tmp_path, again)
+    assert len(again.batches) == 3
 
 
 def test_a_torn_shard_is_done_again(tmp_path: Path) -> None:
@@ -223,10 +242,13 @@ def test_times_add_up_over_interruptions(tmp_path: Path) -> None:
     path.write_text('{"judge": 5.0}')
     with StageTimer(path).stage("judge"):
         pass
+    with pytest.raises(KeyboardInterrupt), StageTimer(path).stage("ground"):
+        time.sleep(0.01)
+        raise KeyboardInterrupt
     with StageTimer(path).stage("ground"):
         pass
     times = json.loads(path.read_text())
-    assert 5.0 <= times["judge"] < 6.0 and 0.0 <= times["ground"] < 1.0
+    assert 5.0 <= times["judge"] < 6.0 and 0.01 <= times["ground"] < 1.0
 
 
 def test_seeds_are_stable_and_their_parts_count() -> None:

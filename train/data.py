@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Literal
 
 from PIL.Image import Image
-from safetensors.torch import load_file
 from torch import Tensor
 
 from judging.instructions import load_instructions
 from srum.models.base import Segment
 from srum.records import Candidate, Grounding, Judged, Judgement, RewardMap
-from srum.run_dir import read_records
+from srum.run_dir import read_records, read_tensor
 from srum.seeding import seed_for
 
 ROUNDING = 1e-5  # how far float32 arithmetic may carry a reward past its range
@@ -106,22 +105,16 @@ def hold_out(
 
 
 def _load(folder: Path, candidate: Candidate, reward: RewardMap) -> TrainingRecord:
-    values = _read_tensor(folder / reward.values)
+    values = read_tensor(folder / reward.values)
     low = -1.0 if reward.mapping == "signed" else 0.0
     in_range = bool(((values >= low - ROUNDING) & (values <= 1 + ROUNDING)).all())
     if tuple(values.shape) != reward.grid or not in_range:
         raise ValueError(f"{reward.values}: expected {reward.grid} in [{low}, 1], got {tuple(values.shape)}: {values}")
     return TrainingRecord(
         candidate=candidate,
-        latent=_read_tensor(folder / candidate.latent),
+        latent=read_tensor(folder / candidate.latent),
         reward_map=values,
         mapping=reward.mapping,
         alpha=reward.alpha,
         sample_score=reward.sample_score,
     )
-
-
-def _read_tensor(path: Path) -> Tensor:
-    """The one tensor of a safetensors file, as float32."""
-    (values,) = load_file(path).values()
-    return values.float()

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from srum.models.bagel.autoencoder import build_autoencoder, load_official, official_state
 from srum.models.bagel.config import AutoencoderConfig
+from srum.run_dir import atomic
 from srum.shapes.render import BACKGROUND, render, render_distorted
 from srum.shapes.scenes import random_scene
 
@@ -80,9 +81,9 @@ def pretrain_autoencoder(folder: Path, config: AutoencoderConfig, steps: int, se
         progress.set_postfix(loss=f"{loss.item():.4f}")
         if (step + 1) % 100 == 0 or step + 1 == steps:
             print(f"autoencoder step {step + 1} loss {loss.item():.4f}", flush=True)
-            torch.save(
-                {"model": autoencoder.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}, state_file
-            )
+            state = {"model": autoencoder.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
+            with atomic(state_file) as partial:
+                torch.save(state, partial)
     return _finish(autoencoder.eval(), config, folder, seed)
 
 

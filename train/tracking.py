@@ -19,9 +19,7 @@ def tracked(kind: str, folder: Path) -> Iterator[Callable[[str, dict[str, Any]],
 
     Its own files, where it has any, go into ``folder``. Raises TrainingError where it is not installed.
     """
-    PartialState()  # accelerate asks for it
-    if not filter_trackers([kind], folder):
-        raise TrainingError(f"train.tracker: {kind} is not installed (pip install {kind})")
+    require_tracker(kind)
     make = LOGGER_TYPE_TO_CLASS[kind]
     tracker = make("srum", folder) if make.requires_logging_directory else make("srum")
     tracker.start()
@@ -29,6 +27,13 @@ def tracked(kind: str, folder: Path) -> Iterator[Callable[[str, dict[str, Any]],
         yield lambda name, row: tracker.log(numbers(row, name), row["step"])
     finally:
         tracker.finish()
+
+
+def require_tracker(kind: str) -> None:
+    """Raises TrainingError where the tracker is not installed."""
+    PartialState()  # accelerate asks for it
+    if not filter_trackers([kind], Path()):
+        raise TrainingError(f"train.tracker: {kind} is not installed (pip install {kind})")
 
 
 def numbers(value: Any, name: str) -> dict[str, float]:

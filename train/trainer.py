@@ -148,7 +148,8 @@ def train(
         checkpoints = Checkpoints(folder / "checkpoints", identity, processes, model.device.type in IN_BACKGROUND)
         start = checkpoints.resume(trainer.state(), trainer.parameters, trainer.optimizer)
         losses = [row["loss"] for row in log.keep("metrics", start)]
-        log.keep("validation", -(-start // config.validation.every))
+        after_the_last = start == config.steps  # one more than those before a step
+        log.keep("validation", -(-start // config.validation.every) + after_the_last)
 
         def look(done: int, last: bool) -> None:
             """What is wanted of the weights after so many steps: validation, samples."""

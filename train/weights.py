@@ -46,9 +46,7 @@ class TrainableModel(UnifiedModel, Protocol):
 
 
 @contextmanager
-def trainable_parameters(
-    model: TrainableModel, scope: Literal["generation", "all"] | str
-) -> Iterator[dict[str, Parameter]]:
+def trainable_parameters(model: TrainableModel, scope: Literal["generation", "all"]) -> Iterator[dict[str, Parameter]]:
     """The trained parameters by name; until the end of the block, the others require no gradients.
 
     What the model itself holds fixed (position tables, the autoencoder) stays so under either scope.

@@ -23,12 +23,12 @@ from srum.shapes.truth import found_layout_truth, found_region_truth
 
 
 class Judge(Protocol):
-    """What is measured; ``judging.base.Judge`` is one."""
+    """What is measured: scores regions and layouts; an unreadable reply is a failure in its judgement."""
 
     def judge(
         self, images: Sequence[Image.Image], prompts: Sequence[str], regions: Sequence[Sequence[Region]]
     ) -> list[tuple[list[RegionJudgement], LayoutJudgement]]:
-        """Per image the judgements of its regions and of its layout."""
+        """Per image the judgements of its ``regions`` (boxes in image pixels), in their order, and of its layout."""
         ...
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from srum.geometry import iou
 from srum.records import Box
 from srum.shapes.checker import parse
 from srum.shapes.matching import Assignment, Seen, assign, faults, matches, related, relation_sentence
@@ -99,15 +100,3 @@ def found_region_truth(box: Box | None, image: np.ndarray, metadata: dict[str, A
 def found_layout_truth(image: np.ndarray, metadata: dict[str, Any]) -> bool:
     """Whether the composition of an image (uint8 RGB, (64, 64, 3)) is right; stray blobs are no things."""
     return layout_truth([thing for thing in parse(image) if not thing.stray], from_metadata(metadata)).score > 0
-
-
-def iou(box: Box, other: Box) -> float:
-    """Intersection over union of two boxes (x0, y0, x1, y1)."""
-    width = min(box[2], other[2]) - max(box[0], other[0])
-    height = min(box[3], other[3]) - max(box[1], other[1])
-    shared = max(width, 0.0) * max(height, 0.0)
-    return shared / (_area(box) + _area(other) - shared)
-
-
-def _area(box: Box) -> float:
-    return (box[2] - box[0]) * (box[3] - box[1])

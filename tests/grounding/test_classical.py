@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import skimage.data
-import torch
 from PIL import Image, ImageDraw
 
 from grounding.classical import ClassicalGrounder
@@ -77,9 +76,8 @@ def test_blurred_and_noisy_shapes_in_touching_cells(seed: int) -> None:
         truth.append((x, y, x + 14, y + 14))
     pixels = np.asarray(image.resize((64, 64), Image.Resampling.LANCZOS)) + rng.normal(0, 4, (64, 64, 3))
     regions = propose(Image.fromarray(pixels.clip(0, 255).astype(np.uint8)))
-    overlaps = iou(torch.tensor(truth), torch.tensor([region.box for region in regions]))
     assert len(regions) == len(truth)
-    assert overlaps.max(dim=1).values.min() > 0.7
+    assert min(max(iou(box, region.box) for region in regions) for box in truth) > 0.7
 
 
 @pytest.mark.parametrize("name", ["astronaut", "coffee", "rocket"])

@@ -118,6 +118,17 @@ def test_thresholds_leave_out_and_overlapping_masks_go(sam: Path, photographs: d
     assert found(min_iou=1.0) == [] or len(found(min_iou=1.0)) < len(everything)
 
 
+@pytest.mark.parametrize("family", ["sam", "sam_hq"])
+def test_an_image_without_a_mask_that_the_model_rates_highly_has_no_regions(
+    family: str, request: pytest.FixtureRequest, photographs: dict[str, Image.Image]
+) -> None:
+    """A head of zeros predicts an IoU of 0 for every mask, which is not above 0."""
+    grounder = SamGrounder(str(request.getfixturevalue(family)), **ANYTHING)
+    for parameter in grounder.model.mask_decoder.iou_prediction_head.parameters():
+        torch.nn.init.zeros_(parameter)
+    assert grounder.propose([photographs["coffee"]], [""]) == [[]]
+
+
 def test_a_large_image_is_taken_mask_by_mask(
     sam: Path, photographs: dict[str, Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:

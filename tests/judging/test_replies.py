@@ -64,6 +64,7 @@ NUMBERS: list[tuple[str, float | Failure]] = [
     ("Score: 0.9 (good)", 0.9),
     ("Score: 0.9, well drawn", 0.9),
     ("Score: 0.9. Well drawn.", 0.9),
+    ("Score: 0.9.", 0.9),
     ("Score: (0.9)", 0.9),
     ("Score: [0.9]", 0.9),
     ("Score: ~0.9", 0.9),
@@ -90,6 +91,8 @@ NUMBERS: list[tuple[str, float | Failure]] = [
     ("Score:", N),
     ("Score: 1e5", N),
     ("Score: 0.9x", N),
+    ("Score: 0.5\nReason: The prompt asks for 2 apples, and there are 3.", 0.5),  # the reason's end, not the number's
+    ("Score: -0.5\nReason: It shows 1 apple instead of +0", -0.5),
     ("Score: 0.", N),  # cut off
     ("Score: -0", N),  # cut off
     ("Score: -", N),
@@ -138,6 +141,8 @@ SEVERAL: list[tuple[str, float | Failure, float | Failure]] = [
     ("Region ID: 1\nRegion ID: 2\n\nRegion ID: 1\nScore: 0.1\nRegion ID: 2\nScore: 0.2", 0.1, 0.2),  # list repeated
     ("Region ID: 1\nScore: 0.3\nRegion ID: 2\nScore: 0.2\nRegion ID: 1\nScore: 0.1", 0.1, 0.2),  # the last counts
     ("Region ID: 1\nScore: 0.1\nRegion ID: 2\nScore: 0.2\nRegion ID: 1\nScore:", 0.1, 0.2),  # cut off while repeating
+    ("Region ID: 1\nScore: 0.1\nRegion ID: 2\nScore: 0.2\nReason: Of 2 apples there are 3.", 0.1, 0.2),
+    ("Region ID: 1\nScore: 0.1\nRegion ID: 2\nScore: 0.", 0.1, N),  # cut off
     ("Region ID: 1\nScore: 0.1", 0.1, M),
     ("Region ID: 1\nScore: 0.1\nRegion ID: 12\nScore: 0.2", 0.1, M),
     ("Region ID: 1\nRegion ID: 2\nScore: 0.2", N, 0.2),

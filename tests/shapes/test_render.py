@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from srum.geometry import iou
 from srum.shapes.checker import parse
 from srum.shapes.render import BACKGROUND, DAMAGES, PALETTE, render, render_distorted, thing_opacity
 from srum.shapes.scenes import COLOURS, GRID, SHAPES, SIZES, Scene, Thing, outline, random_scene
-from srum.shapes.truth import iou
 
 
 @pytest.mark.parametrize("colour", COLOURS)

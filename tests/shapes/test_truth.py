@@ -12,7 +12,7 @@ from srum.shapes.hard_negatives import perturb
 from srum.shapes.prompts import sample_spec, to_metadata
 from srum.shapes.render import render
 from srum.shapes.scenes import Relation, Scene, Spec, Thing, Want, sample_scene
-from srum.shapes.truth import Truth, found_layout_truth, found_region_truth, iou, layout_truth, region_truth
+from srum.shapes.truth import Truth, found_layout_truth, found_region_truth, layout_truth, region_truth
 
 CIRCLE = Thing("circle", "red", "small", 0, 0)
 SQUARE = Thing("square", "blue", "large", 0, 3)
@@ -93,9 +93,3 @@ def test_a_box_on_nothing_is_wrong() -> None:
     image, metadata = render(Scene((CIRCLE, SQUARE))), to_metadata(ASKED)
     assert found_region_truth(CIRCLE.box, image, metadata)
     assert not found_region_truth((20.0, 40.0, 30.0, 50.0), image, metadata)
-
-
-def test_iou_by_hand() -> None:
-    """Two boxes of 2x2 that share 1x1: 1 / (4 + 4 - 1)."""
-    assert iou((0, 0, 2, 2), (1, 1, 3, 3)) == pytest.approx(1 / 7)
-    assert iou((0, 0, 1, 1), (2, 2, 3, 3)) == 0

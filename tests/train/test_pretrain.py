@@ -69,6 +69,20 @@ def test_sittings_end_where_one_run_ends(tokenizer: Path, tmp_path: Path, small:
     assert generated.image.size == (64, 64) and model.latent_grid((64, 64)) == (8, 8)
 
 
+def test_a_kill_while_the_autoencoders_state_is_written_leaves_the_state_before(
+    tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def torn(state: Any, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    pretrain_autoencoder.pretrain_autoencoder(tmp_path, pretrain.AUTOENCODER, steps=1)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(torch, "save", torn)
+        pretrain_autoencoder.pretrain_autoencoder(tmp_path, pretrain.AUTOENCODER, steps=2)
+    assert torch.load(tmp_path / "autoencoder_state.pt", weights_only=True)["step"] == 1
+
+
 def test_the_tokenizer_reads_back_what_it_wrote(tokenizer: Path) -> None:
     from srum.models.bagel.checkpoint import load_tokenizer
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import shutil
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -317,6 +318,18 @@ def test_the_first_validation_is_the_loss_of_the_model_that_entered(tmp_path: Pa
     assert len(losses) == 5 and losses == pytest.approx([losses[0]] * 5, rel=1e-5)
 
 
+@pytest.mark.parametrize(("every", "steps"), [(2, [0, 2, 4]), (3, [0, 3, 4])])
+def test_a_kill_before_the_weights_are_published_costs_no_validation(
+    tmp_path: Path, every: int, steps: list[int]
+) -> None:
+    """Between the last checkpoint and ``model/``: what goes on has no step to do, and keeps the row after the last."""
+    values: dict[str, Any] = {"objective": "sft", "validation": {"share": 0.4, "every": every}}
+    run(tmp_path, **values)
+    shutil.rmtree(tmp_path / "model")
+    run(tmp_path, **values)
+    assert [row["step"] for row in keep_rows(tmp_path / "validation.jsonl", 9)] == steps
+
+
 # --- replies
 
 
@@ -345,9 +358,9 @@ def test_replies_are_learned_beside_the_images(tmp_path: Path) -> None:
         train(model, records(model), settings(**values), tmp_path / "none", seed=3, progress=False)
 
 
-@pytest.mark.parametrize("instructions", ["compact", "paper"])
-def test_replies_are_those_that_the_judge_gave(tmp_path: Path, instructions: str) -> None:
-    """One for every question that was answered readably at once, in the words in which it was asked."""
+@pytest.mark.parametrize(("instructions", "mode"), [("compact", "free"), ("paper", "free"), ("compact", "constrained")])
+def test_replies_are_those_that_the_judge_gave(tmp_path: Path, instructions: str, mode: str) -> None:
+    """One for every question that was answered readably at once, in the words in which it was asked; no forced line."""
     asked: dict[tuple[bytes, str], str] = {}
 
     class Listening(FakeModel):
@@ -359,7 +372,8 @@ def test_replies_are_those_that_the_judge_gave(tmp_path: Path, instructions: str
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tests.fakes.FakeModel", Listening)
-        run_on_fakes(tmp_path / "run", f"judge.instructions={instructions}", "judge.retries=0", "rounds=1")
+        asking = [f"judge.instructions={instructions}", f"judge.reply={mode}", "judge.retries=0"]
+        run_on_fakes(tmp_path / "run", "rounds=1", *asking)
     learned = load_replies(tmp_path / "run" / "round-000", instructions)
     assert learned
     for reply in learned:
