@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from grounding.relevance import RelevanceFilter
 from srum import loop, models
 from srum.config import RunConfig, load_config
 from srum.evaluation.accuracy import Accuracy, EvalResult
 from srum.loop import STAGES, Run, arms, count_outcomes, evaluate_arms, load_judge, perform, run_loop, summarize
 from srum.models.base import Decoding
 from srum.records import Candidate, Failure, Grounding, Judgement, LayoutJudgement, Region, RegionJudgement, RewardMap
+from srum.reward_map import Skipped, centred
 from srum.run_dir import RunError, read_records
 from tests.fakes import FakeModel, run_on_fakes
 
@@ -252,12 +255,14 @@ def test_which_weights_each_stage_takes_and_with_which_seeds(tmp_path: Path, mon
     monkeypatch.setattr(models, "load", load)
     monkeypatch.setattr(loop, "train", train)
     monkeypatch.setattr(loop, "SelfJudge", Judge)
-    run = Run(tmp_path, load_config(None, [*SMALL, "train.steps=1"]))
+    run = Run(tmp_path, load_config(None, [*SMALL, "train.steps=1", "seed=3", "eval.plan=true"]))
     for k in (0, 1):
         for stage in STAGES:
             perform(run, stage, k)
     stage = "eval"
-    evaluate_arms(run, 2, tmp_path / "eval")
+    monkeypatch.setattr(loop, "evaluate", lambda *arguments: arguments[2:])
+    evaluated = evaluate_arms(run, 2, tmp_path / "eval")
+    assert evaluated == {arm: (run.config.eval, tmp_path / "eval" / arm, 3) for arm in ARMS}
 
     before_training = ("rollout", "ground", "judge", "rasterize")
     after_one, after_two = ([str(run.train_dir(arm, k) / "model") for arm in ARMS[1:]] for k in (0, 1))
@@ -270,6 +275,41 @@ def test_which_weights_each_stage_takes_and_with_which_seeds(tmp_path: Path, mon
     }
     assert trained == [(arm, True) for arm in ARMS[1:]] + [("sft", False), ("srum_paper", False), ("srum", True)]
     assert [len(drawn) for drawn in seeds.values()] == [2, 2]
+
+
+def test_no_field_of_grounding_and_rasterizing_is_lost_on_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every field away from its default; the maps are made of scores centred over the candidates of a prompt."""
+    ground = {"max_regions": 3, "min_area": 0.01, "max_area": 0.9, "max_overlap": 0.5}
+    reward = {"mapping": "unit", "overlap": "mean", "shape": "box", "background": "neutral", "on_failure": "keep"}
+    fields = [f"ground.{name}={value}" for name, value in ground.items()]
+    fields += [f"reward.{name}={value}" for name, value in reward.items()]
+    run = Run(tmp_path, load_config(None, [*SMALL, *fields, "ground.min_relevance=0.25", "reward.centred=true"]))
+    limits: list[dict[str, Any]] = []
+    made_of: dict[str, Judgement] = {}
+
+    def grounding(*images: Any, **given: Any) -> list[Any]:
+        limits.append(given)
+        return original(*images, max_regions=8)
+
+    def rasterizing(candidate: Candidate, grounding: Grounding, judgement: Judgement, grid: Any, **given: Any) -> Any:
+        assert given == reward and grid == (8, 8)
+        made_of[candidate.id] = judgement
+        return Skipped.NOTHING_JUDGED
+
+    original = loop.ground
+    monkeypatch.setattr(loop, "ground", grounding)
+    monkeypatch.setattr(loop, "rasterize", rasterizing)
+    for stage in ("rollout", "ground", "judge", "rasterize"):
+        perform(run, stage, 0)
+    assert len(limits) == 3
+    for given in limits:
+        relevant = given.pop("relevant")
+        assert given == ground and isinstance(relevant, RelevanceFilter) and relevant.threshold == 0.25
+    candidates = read_records(run.round(0) / "candidates.jsonl", Candidate)
+    judgements = read_records(run.round(0) / "judgements.jsonl", Judgement)
+    assert list(made_of.values()) == centred(judgements, [candidate.prompt_id for candidate in candidates])
 
 
 def test_layers_in_several_places_are_not_trained(tmp_path: Path) -> None:
