@@ -33,8 +33,7 @@ CHANNELS, PATCH = 3, 8  # latent channels; pixels per latent token and side
 class FakeModel(nn.Module):
     """Images are scenes of the embedded world, drawn by the seed, the weights, the prompt and the settings alike.
 
-    Replies are scores drawn by image, question and, unless greedy, seed; about one in eight cannot be parsed. Latents
-    are (3, H / 8, W / 8).
+    Replies are scores drawn by image and question; about one in eight cannot be parsed. Latents (3, H / 8, W / 8).
     """
 
     device = torch.device("cpu")
@@ -84,10 +83,7 @@ class FakeModel(nn.Module):
     def answer(
         self, images: Sequence[Image.Image], questions: Sequence[Sequence[Question]], decoding: Decoding
     ) -> list[list[str]]:
-        seed = decoding.seed if decoding.temperature else "greedy"
-        return [
-            [_reply(_draw(image, q, seed), q.text) for q in own] for image, own in zip(images, questions, strict=True)
-        ]
+        return [[_reply(_draw(image, q), q.text) for q in own] for image, own in zip(images, questions, strict=True)]
 
     def continuation_logprobs(
         self, images: Sequence[Image.Image], questions: Sequence[Sequence[Question]], continuations: Sequence[str]
@@ -151,8 +147,8 @@ def released_config(folder: Path) -> BagelConfig:
     return BagelConfig.from_folder(folder)
 
 
-def _draw(image: Image.Image, question: Question, *more: int | str) -> int:
-    return seed_for(hashlib.sha256(image.tobytes()).hexdigest(), question.text, *more)
+def _draw(image: Image.Image, question: Question) -> int:
+    return seed_for(hashlib.sha256(image.tobytes()).hexdigest(), question.text)
 
 
 def _reply(draw: int, question: str) -> str:
