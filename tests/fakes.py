@@ -31,7 +31,7 @@ CHANNELS, PATCH = 3, 8  # latent channels; pixels per latent token and side
 
 
 class FakeModel(nn.Module):
-    """Images are scenes of the embedded world, drawn by the seed and the weights; the prompt is ignored.
+    """Images are scenes of the embedded world, drawn by the seed, the weights, the prompt and the settings alike.
 
     Replies are scores drawn by image and question; about one in eight cannot be parsed. Latents (3, H / 8, W / 8).
     """
@@ -70,7 +70,10 @@ class FakeModel(nn.Module):
     ) -> list[Generated]:
         weights = hashlib.sha256(self.generation.weight.detach().numpy().tobytes()).hexdigest()
         plans = [f"a plan of {prompt}" if plan else None for prompt in prompts]
-        return [self._draw(seed_for(seed, weights), sampling, text) for seed, text in zip(seeds, plans, strict=True)]
+        return [
+            self._draw(seed_for(seed, weights, prompt, repr(sampling)), sampling, text)
+            for seed, prompt, text in zip(seeds, prompts, plans, strict=True)
+        ]
 
     def _draw(self, seed: int, sampling: Sampling, plan: str | None) -> Generated:
         scene = random_scene(1 + seed % 2, np.random.default_rng(seed))

@@ -33,6 +33,13 @@ def test_presets_load_and_say_how_to_start(path: Path) -> None:
     assert f"configs/{path.name}" in header and ("srum train" in header or "srum run" in header)
 
 
+def test_presets_for_other_worlds_are_not_evaluated() -> None:
+    """The exact checker knows coloured shapes alone, and would refuse any other prompt."""
+    presets = sorted(CONFIGS.glob("bagel-7b-*.yaml"))
+    assert len(presets) == 4
+    assert {path.stem: load_config(path).eval.count for path in presets} == dict.fromkeys((p.stem for p in presets), 0)
+
+
 def test_the_presets_of_the_paper_and_of_the_released_code() -> None:
     """Table 6 of the paper, and what the released launch script sets instead."""
     recipe = {"betas": (0.9, 0.95), "eps": 1e-15, "weight_decay": 0.0, "clip": 1.0, "schedule": "constant"}

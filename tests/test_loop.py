@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 
-from srum import models
+from grounding.relevance import RelevanceFilter
+from srum import loop, models
 from srum.config import RunConfig, load_config
 from srum.evaluation.accuracy import Accuracy, EvalResult
 from srum.loop import STAGES, Run, arms, count_outcomes, evaluate_arms, load_judge, perform, run_loop, summarize
+from srum.models.base import Decoding
 from srum.records import Candidate, Failure, Grounding, Judgement, LayoutJudgement, Region, RegionJudgement, RewardMap
+from srum.reward_map import Skipped, centred
 from srum.run_dir import RunError, read_records
 from tests.fakes import FakeModel, run_on_fakes
 from train import tracking
@@ -239,6 +242,92 @@ def test_every_stage_that_runs_the_network_compiles_it(tmp_path: Path, monkeypat
     evaluate_arms(run, 1, tmp_path / "eval")
     assert compiled == ["rollout", "ground", "judge", *["train"] * 3, *["eval"] * 4]
     assert devices == ["cpu"] * (len(compiled) + 1)  # and the rasterizer's, of which it takes the latent grid
+
+
+def test_which_weights_each_stage_takes_and_with_which_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The main arm's newest make and judge the candidates; every arm goes on from its own, and is evaluated so.
+
+    Weights that made the candidates have to make the probes again: all of round 0, then the main arm's alone. No seed
+    of one round serves in the other.
+    """
+    loaded: dict[tuple[str, int], list[str]] = {}
+    trained: list[tuple[str, bool]] = []
+    seeds: dict[str, set[int]] = {"judge": set(), "train": set()}
+
+    class Judge(loop.SelfJudge):
+        def __init__(self, *arguments: Any, decoding: Decoding, **options: Any) -> None:
+            seeds["judge"].add(decoding.seed)
+            super().__init__(*arguments, decoding=decoding, **options)
+
+    def load(weights: str, *arguments: Any, **options: Any) -> FakeModel:
+        loaded.setdefault((stage, k), []).append(weights)
+        return FakeModel.load(weights, *arguments, **options)
+
+    def train(*arguments: Any, reproduces: bool) -> Any:
+        _, _, _, folder, seed, *_ = arguments
+        trained.append((folder.name, reproduces))
+        seeds["train"].add(seed)
+        return original(*arguments, reproduces=reproduces)
+
+    original = loop.train
+    monkeypatch.setattr(models, "load", load)
+    monkeypatch.setattr(loop, "train", train)
+    monkeypatch.setattr(loop, "SelfJudge", Judge)
+    run = Run(tmp_path, load_config(None, [*SMALL, "train.steps=1", "seed=3", "eval.plan=true"]))
+    for k in (0, 1):
+        for stage in STAGES:
+            perform(run, stage, k)
+    stage = "eval"
+    monkeypatch.setattr(loop, "evaluate", lambda *arguments: arguments[2:])
+    evaluated = evaluate_arms(run, 2, tmp_path / "eval")
+    assert evaluated == {arm: (run.config.eval, tmp_path / "eval" / arm, 3) for arm in ARMS}
+
+    before_training = ("rollout", "ground", "judge", "rasterize")
+    after_one, after_two = ([str(run.train_dir(arm, k) / "model") for arm in ARMS[1:]] for k in (0, 1))
+    assert loaded == {
+        **{(stage, 0): ["srum-tiny"] for stage in before_training},
+        ("train", 0): ["srum-tiny"] * 3,
+        **{(stage, 1): [str(tmp_path / "round-000/train/srum/model")] for stage in before_training},
+        ("train", 1): after_one,
+        ("eval", 1): ["srum-tiny", *after_two],
+    }
+    assert trained == [(arm, True) for arm in ARMS[1:]] + [("sft", False), ("srum_paper", False), ("srum", True)]
+    assert [len(drawn) for drawn in seeds.values()] == [2, 2]
+
+
+def test_no_field_of_grounding_and_rasterizing_is_lost_on_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every field away from its default; the maps are made of scores centred over the candidates of a prompt."""
+    ground = {"max_regions": 3, "min_area": 0.01, "max_area": 0.9, "max_overlap": 0.5}
+    reward = {"mapping": "unit", "overlap": "mean", "shape": "box", "background": "neutral", "on_failure": "keep"}
+    fields = [f"ground.{name}={value}" for name, value in ground.items()]
+    fields += [f"reward.{name}={value}" for name, value in reward.items()]
+    run = Run(tmp_path, load_config(None, [*SMALL, *fields, "ground.min_relevance=0.25", "reward.centred=true"]))
+    limits: list[dict[str, Any]] = []
+    made_of: dict[str, Judgement] = {}
+
+    def grounding(*images: Any, **given: Any) -> list[Any]:
+        limits.append(given)
+        return original(*images, max_regions=8)
+
+    def rasterizing(candidate: Candidate, grounding: Grounding, judgement: Judgement, grid: Any, **given: Any) -> Any:
+        assert given == reward and grid == (8, 8)
+        made_of[candidate.id] = judgement
+        return Skipped.NOTHING_JUDGED
+
+    original = loop.ground
+    monkeypatch.setattr(loop, "ground", grounding)
+    monkeypatch.setattr(loop, "rasterize", rasterizing)
+    for stage in ("rollout", "ground", "judge", "rasterize"):
+        perform(run, stage, 0)
+    assert len(limits) == 3
+    for given in limits:
+        relevant = given.pop("relevant")
+        assert given == ground and isinstance(relevant, RelevanceFilter) and relevant.threshold == 0.25
+    candidates = read_records(run.round(0) / "candidates.jsonl", Candidate)
+    judgements = read_records(run.round(0) / "judgements.jsonl", Judgement)
+    assert list(made_of.values()) == centred(judgements, [candidate.prompt_id for candidate in candidates])
 
 
 def test_layers_in_several_places_are_not_trained(tmp_path: Path) -> None:

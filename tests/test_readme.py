@@ -68,9 +68,10 @@ def test_the_make_targets_of_the_readme_exist() -> None:
 
 
 def test_the_files_that_the_documents_name_exist() -> None:
-    for document in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+    folders = "srum|grounding|judging|train|tests|benchmarks|configs|docs|golden|papers"
+    for document in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
         text = document.read_text(encoding="utf-8")
-        named = re.findall(r"`((?:srum|grounding|judging|train|benchmarks|configs|docs)/[\w./-]+\.\w+)`", text)
+        named = re.findall(rf"`((?:{folders})/[\w./-]*(?:\.\w+|/))`", text)
         linked = [link for link in re.findall(r"(?<!!)\[[^\]]*\]\(([^)]+)\)", text) if "://" not in link]
         missing = [name for name in named if not (ROOT / name).exists()]
         missing += [link for link in linked if not (document.parent / link).exists()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,9 +57,16 @@ def test_a_share_of_a_prompts_candidates_plans(tmp_path: Path) -> None:
         assert image == (tmp_path / origin / candidate.image).read_bytes()
 
 
+SETTINGS: dict[str, Any] = {  # no default of ours, nor the sampler's
+    "size": (48, 32), "timesteps": 9, "timestep_shift": 2.0, "guidance": 1.5, "guidance_interval": (0.25, 0.75),
+    "renorm": "channel", "plan_temperature": 0.125,
+}  # fmt: skip
+
+
 def test_the_latent_is_the_samplers_own(tmp_path: Path) -> None:
-    (candidate, *_) = rollout(FakeModel(), PROMPTS, config(), 0, tmp_path)
-    (again,) = FakeModel().generate([candidate.prompt], Sampling(**config().rollout.sampling()), [candidate.seed])
+    own = config(*(f"rollout.{name}={list(v) if isinstance(v, tuple) else v}" for name, v in SETTINGS.items()))
+    (candidate, *_) = rollout(FakeModel(), PROMPTS, own, 0, tmp_path)
+    (again,) = FakeModel().generate([candidate.prompt], Sampling(**SETTINGS), [candidate.seed])
     assert torch.equal(load_file(tmp_path / candidate.latent)["latent"], again.latent)
     assert open_image(tmp_path / candidate.image).tobytes() == again.image.tobytes()
 
@@ -140,6 +148,22 @@ def test_accuracy_is_what_the_model_drew(tmp_path: Path) -> None:
     assert sum(a.n for a in result.per_category.values()) == 21 and len(result.per_category) == 7
     assert evaluate(FakeModel(), prompts, EvalConfig(batch_size=8), tmp_path, seed=0) == result  # kept, not done again
     assert len(list((tmp_path / "images").iterdir())) == 21
+
+
+def test_an_evaluation_samples_as_its_config_says(tmp_path: Path) -> None:
+    """With these settings and a plan, from noise of the seed and the prompt alone."""
+    prompts = choose_prompts("development", 3, 0)
+    asked: list[tuple[Any, ...]] = []
+
+    class Asked(FakeModel):
+        def generate(self, *arguments: Any) -> list[Generated]:
+            asked.append(arguments)
+            return super().generate(*arguments)
+
+    for plan in (True, False):
+        evaluate(Asked(), prompts, EvalConfig(**SETTINGS, plan=plan), tmp_path / str(plan), seed=5)
+    texts, seeds = [prompt.text for prompt in prompts], [seed_for(5, prompt.id, "eval") for prompt in prompts]
+    assert asked == [(texts, Sampling(**SETTINGS), seeds, plan) for plan in (True, False)]
 
 
 def test_prompts_without_metadata_cannot_be_checked(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ u = eps - x (``srum.flow``), and "squared error" is its mean over the D channels
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -83,13 +82,13 @@ def sample_advantages(scores: Tensor, groups: Sequence[str], offset: float = 0.0
     return (centred / spread + offset).clamp(-1, 1).float()
 
 
-def spread_by_blame(advantage: float, reward_map: Tensor, mapping: Literal["signed", "unit"]) -> Tensor:
+def spread_by_blame(advantage: float, reward_map: Tensor) -> Tensor:
     """A candidate's advantage in [-1, 1] on the cells of its reward map (h, w) -> (h, w) in [-1, 1].
 
-    Praise is uniform. A negative advantage goes to the cells in proportion to blame, (1 - R) / 2 on a signed map and
-    1 - R on a unit one, normalised to mean 1 and mixed half and half with uniform; without any blame it is uniform.
+    Praise is uniform. A negative advantage goes to the cells in proportion to blame, 1 - R, normalised to mean 1, so
+    that a signed map and a unit one blame alike, and mixed half and half with uniform; without any blame it is uniform.
     """
-    blame = (1 - reward_map) / 2 if mapping == "signed" else 1 - reward_map
+    blame = 1 - reward_map
     if advantage >= 0 or blame.sum() == 0:
         return torch.full_like(reward_map, advantage)
     return (advantage * (0.5 + 0.5 * blame / blame.mean())).clamp(-1, 1)

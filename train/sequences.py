@@ -76,7 +76,7 @@ def token_credits(records: Sequence[TrainingRecord], config: TrainConfig) -> lis
     advantages = sample_advantages(scores, groups, config.advantage_offset).tolist()
     if config.credit == "sample":
         return [torch.full_like(values, a) for values, a in zip(maps, advantages, strict=True)]
-    return [spread_by_blame(a, r.reward_map, r.mapping) for a, r in zip(advantages, records, strict=True)]
+    return [spread_by_blame(a, r.reward_map) for a, r in zip(advantages, records, strict=True)]
 
 
 def draw_order(count: int, start: int, stop: int, seed: int) -> list[tuple[int, int]]:

@@ -82,28 +82,40 @@ def test_detections_are_boxes_of_the_image_labelled_with_phrases(
     assert error is None
 
 
+class Fixed:
+    """In place of a detector: the same ``logits`` (queries, classes or tokens) and ``boxes`` for every image."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, logits: torch.Tensor, boxes: list[list[float]]) -> None:
+        self.output = {"logits": logits[None], "pred_boxes": torch.tensor([boxes])}
+
+    def __call__(self, **inputs: Any) -> SimpleNamespace:
+        return SimpleNamespace(**self.output, input_ids=inputs["input_ids"])
+
+
 def test_boxes_come_back_from_the_padded_square_best_first(owlv2: Path) -> None:
     """OWLv2 pads to the right and below: boxes are shares of the longer side, and the padding is cut off.
 
     By hand, 600x400 px: the centre and size (0.5, 0.5, 0.2, 0.4) is (240, 180, 360, 420), cut at 400.
     """
     grounder = DetectorGrounder(str(owlv2), min_score=0.2)
-    boxes = torch.tensor([[0.5, 0.9, 0.1, 0.1], [0.5, 0.5, 0.2, 0.4], [0.1, 0.1, 0.2, 0.2], [0.5, 0.5, 0.2, 0.39]])
+    boxes = [[0.5, 0.9, 0.1, 0.1], [0.5, 0.5, 0.2, 0.4], [0.1, 0.1, 0.2, 0.2], [0.5, 0.5, 0.2, 0.39]]
     scores = torch.tensor([0.9, 0.5, 0.7, 0.1])
-    output = SimpleNamespace(logits=torch.stack([scores.logit(), torch.full((4,), -9.0)], dim=-1)[None])
-    output.pred_boxes = boxes[None]
-
-    class Fixed:
-        device = torch.device("cpu")
-
-        def __call__(self, **inputs: Any) -> SimpleNamespace:
-            return output
-
-    grounder.model = Fixed()
+    grounder.model = Fixed(torch.stack([scores.logit(), torch.full((4,), -9.0)], dim=-1), boxes)
     (regions,) = grounder.propose([Image.new("RGB", (600, 400))], [APPLES])
     assert [region.label for region in regions] == ["red apples", "red apples"]
     assert regions[0].box == pytest.approx((0, 0, 120, 120), abs=1e-3)
     assert regions[1].box == pytest.approx((240, 180, 360, 400), abs=1e-3)
+
+
+def test_boxes_that_are_shares_of_each_side(grounding_dino: Path) -> None:
+    """As Grounding DINO's are. By hand, 600x400 px: centre and size (0.5, 0.25, 0.2, 0.4) is (240, 20, 360, 180)."""
+    grounder = DetectorGrounder(str(grounding_dino), min_score=0.3)
+    logits = torch.tensor([[-9.0, 2.0, 2.0, -9.0, -9.0, -9.0, -9.0, -9.0]])  # of [CLS] red apples . wooden bowl . [SEP]
+    grounder.model = Fixed(logits, [[0.5, 0.25, 0.2, 0.4]])
+    ((region,),) = grounder.propose([Image.new("RGB", (600, 400))], [APPLES])
+    assert region.label == "red apples" and region.box == pytest.approx((240, 20, 360, 180), abs=1e-3)
 
 
 def test_checkpoints_that_cannot_be_used(sam: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from srum.models.bagel import Bagel, checkpoint, network
 from srum.models.bagel.cache import Cache
 from srum.models.bagel.config import BagelConfig
 from srum.models.bagel.network import BagelNetwork, additive, attend
-from srum.models.bagel.sampler import sample
+from srum.models.bagel.sampler import guide, sample
 from srum.models.bagel.sequence import Split
 from srum.models.base import Decoding, Question, Sampling, Segment
 from tests.fakes import released_config
@@ -36,6 +36,15 @@ EDITING = Sampling(timesteps=4, image_guidance=2.0, guidance_interval=(0.0, 1.0)
 @pytest.fixture(scope="module")
 def model() -> Bagel:
     return Bagel.load(CHECKPOINT)
+
+
+@pytest.mark.parametrize("renorm", ["global", "channel", "text_channel"])
+def test_renormalisation_shrinks_and_never_stretches(renorm: Any) -> None:
+    """Two images of a token each, v = (3, 4), guidance 2. With u = 0, g = u + 2 (v - u) = (6, 8) is twice as long as v
+    and shrinks to (3, 4); with u = (3, 5), g = (3, 3) is shorter, and stays."""
+    v, u = torch.tensor([[3.0, 4.0], [3.0, 4.0]]), torch.tensor([[0.0, 0.0], [3.0, 5.0]])
+    found = guide(torch.stack([v, u]), torch.tensor([0, 1]), Sampling(guidance=2.0, renorm=renorm))
+    torch.testing.assert_close(found, torch.tensor([[3.0, 4.0], [3.0, 3.0]]))
 
 
 def picture(seed: int, size: tuple[int, int]) -> Image.Image:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from srum.models.bagel import Bagel, decoding
 from srum.models.bagel.cache import Cache
 from srum.models.bagel.decoding import Pace, pick
 from srum.models.bagel.sequence import Split
-from srum.models.base import Decoding, Sampling
+from srum.models.base import Decoding, Question, Sampling
 
 CHECKPOINT = Path(__file__).parents[1] / "golden" / "bagel" / "checkpoint"
 TEXTS = ["What is it?", "How many blue cups stand on the wooden table?", "", "Why", "Where is the house, then?"]
@@ -107,6 +108,18 @@ def test_samples_are_those_of_multinomial() -> None:
             p = torch.softmax(logits / 0.7, 1)
             expected = [int(torch.multinomial(p[row], 1, generator=theirs[row])) for row in range(3)]
             assert pick(logits, 0.7, ours).tolist() == expected
+
+
+def test_sampled_text_is_drawn_by_the_seed_of_its_decoding(model: Bagel) -> None:
+    """Row i of seed s is drawn by s + i; another seed says something else, also through ``answer``."""
+    settings, rows = Decoding(max_tokens=12, temperature=1.0, seed=7), len(TEXTS)
+    with torch.no_grad():
+        by_default = model.decode_ids(contexts(model, TEXTS), settings)
+        assert by_default == model.decode_ids(contexts(model, TEXTS), settings, seeds=range(7, 7 + rows))
+        assert by_default != model.decode_ids(contexts(model, TEXTS), settings, seeds=range(rows))
+    shown, asked = [Image.new("RGB", (48, 32), "red")], [[Question("What is it?")]]
+    first, again, other = (model.answer(shown, asked, replace(settings, seed=seed)) for seed in (0, 0, 1))
+    assert first == again != other
 
 
 def test_one_token_is_the_start_alone(model: Bagel) -> None:

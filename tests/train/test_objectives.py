@@ -152,20 +152,20 @@ def test_sample_advantages_are_clipped() -> None:
 
 
 def test_blame_two_by_two() -> None:
-    """Signed R = (1, 0; 1, -1): blame (0, 1/2; 0, 1), mean 3/8, normalised (0, 4/3; 0, 8/3), with uniform in equal
+    """Signed R = (1, 0; 1, -1): blame (0, 1; 0, 2), mean 3/4, normalised (0, 4/3; 0, 8/3), with uniform in equal
     parts (1/2, 7/6; 1/2, 11/6). A = -0.6 gives (-0.3, -0.7; -0.3, -1.1 -> -1)."""
     reward = torch.tensor([[1.0, 0.0], [1.0, -1.0]])
     expected = torch.tensor([[-0.3, -0.7], [-0.3, -1.0]])
-    torch.testing.assert_close(spread_by_blame(-0.6, reward, "signed"), expected)
-    torch.testing.assert_close(spread_by_blame(-0.6, (reward + 1) / 2, "unit"), expected)
+    torch.testing.assert_close(spread_by_blame(-0.6, reward), expected)
+    torch.testing.assert_close(spread_by_blame(-0.6, (reward + 1) / 2), expected)
 
 
 @pytest.mark.parametrize(("advantage", "reward"), [(0.7, [[1.0, -1.0]]), (-0.7, [[1.0, 1.0]]), (-0.7, [[-0.2, -0.2]])])
 def test_praise_and_undivided_blame_are_uniform(advantage: float, reward: list[list[float]]) -> None:
-    spread = spread_by_blame(advantage, torch.tensor(reward), "signed")
+    spread = spread_by_blame(advantage, torch.tensor(reward))
     torch.testing.assert_close(spread, torch.full((1, 2), advantage))
 
 
 def test_spreading_keeps_the_mean_where_nothing_is_clipped() -> None:
     reward = torch.tensor([[0.9, -0.5], [0.1, 0.4]])
-    assert spread_by_blame(-0.3, reward, "signed").mean().item() == pytest.approx(-0.3)
+    assert spread_by_blame(-0.3, reward).mean().item() == pytest.approx(-0.3)

@@ -21,10 +21,12 @@ from srum.config import ConfigError, RolloutConfig, TrainConfig, load_config, pa
 from srum.models.bagel import Bagel
 from srum.models.bagel.sequence import Split
 from srum.models.base import Decoding, Question, Sampling
-from srum.run_dir import open_image
+from srum.records import Judgement
+from srum.run_dir import open_image, read_records
 from tests.fakes import FakeModel, run_on_fakes
 from tests.train.ranks import CHECKPOINT, SMOOTH, interrupted, records, replies
 from train import probes, tracking, trainer, weights
+from train.checkpoint import CheckpointMismatch
 from train.data import TrainingRecord, hold_out, load_replies
 from train.metrics import keep_rows
 from train.probes import check_reproduction
@@ -358,6 +360,21 @@ def test_replies_are_learned_beside_the_images(tmp_path: Path) -> None:
         train(model, records(model), settings(**values), tmp_path / "none", seed=3, progress=False)
 
 
+def test_replies_count_by_their_weight_and_are_part_of_the_run(tmp_path: Path) -> None:
+    said = replies(tmp_path / "images")
+
+    def learn(name: str, weight: float, first: str = said[0].text) -> dict[str, Tensor]:
+        model, own = Bagel.load(CHECKPOINT), [replace(said[0], text=first), *said[1:]]
+        config = settings(trainable="all", steps=1, replies={"weight": weight})
+        train(model, records(model), config, tmp_path / name, seed=3, progress=False, replies=own)
+        return published(tmp_path / name)
+
+    light, heavy = learn("light", 0.5), learn("heavy", 5.0)
+    assert any(not torch.equal(light[name], heavy[name]) for name in light)
+    with pytest.raises(CheckpointMismatch, match="different: records"):
+        learn("light", 0.5, first="Score: 1")
+
+
 @pytest.mark.parametrize(("instructions", "mode"), [("compact", "free"), ("paper", "free"), ("compact", "constrained")])
 def test_replies_are_those_that_the_judge_gave(tmp_path: Path, instructions: str, mode: str) -> None:
     """One for every question that was answered readably at once, in the words in which it was asked; no forced line."""
@@ -365,15 +382,20 @@ def test_replies_are_those_that_the_judge_gave(tmp_path: Path, instructions: str
 
     class Listening(FakeModel):
         def answer(self, images: Any, questions: Any, decoding: Decoding) -> list[list[str]]:
-            found = super().answer(images, questions, decoding)
+            drawn_by = f" {decoding.seed}" if decoding.temperature else ""  # else a further attempt fails as the first
+            anew = [[replace(q, text=q.text + drawn_by) for q in own] for own in questions]
+            found = super().answer(images, anew, decoding)
             for image, own, said in zip(images, questions, found, strict=True):
-                asked.update({(image.tobytes(), q.text): text for q, text in zip(own, said, strict=True)})
+                for question, text in zip(own, said, strict=True):
+                    asked.setdefault((image.tobytes(), question.text), text)
             return found
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tests.fakes.FakeModel", Listening)
-        asking = [f"judge.instructions={instructions}", f"judge.reply={mode}", "judge.retries=0"]
+        asking = [f"judge.instructions={instructions}", f"judge.reply={mode}", "judge.retries=1"]
         run_on_fakes(tmp_path / "run", "rounds=1", *asking)
+    judgements = read_records(tmp_path / "run" / "round-000" / "judgements.jsonl", Judgement)
+    assert any(said.attempts == 2 and said.failure is None for j in judgements for said in (*j.regions, j.layout))
     learned = load_replies(tmp_path / "run" / "round-000", instructions)
     assert learned
     for reply in learned:

@@ -22,7 +22,7 @@ from srum.run_dir import write_records
 from train.checkpoint import CheckpointMismatch, list_checkpoints
 from train.data import TrainingRecord, load_training_records
 from train.metrics import keep_rows, token_means, token_sums
-from train.sequences import Pack, cut, draw_order
+from train.sequences import Pack, at_every_timestep, cut, draw_order
 from train.trainer import NonFiniteError, Trainer, TrainingError, TrainResult
 
 CHANNELS, SIDE = 3, 2
@@ -184,6 +184,9 @@ def test_checkpoints_written_in_the_background_are_the_same(tmp_path: Path, monk
         ({"config": settings(lr=1e-3)}, "config"),
         ({"seed": 2}, "seed"),
         ({"records": make_records(5)}, "records"),
+        ({"records": [replace(r, sample_score=0.5) for r in make_records()]}, "records"),
+        ({"records": [replace(r, alpha=0.5) for r in make_records()]}, "records"),
+        ({"records": [replace(r, reward_map=-r.reward_map) for r in make_records()]}, "records"),
     ],
 )
 def test_the_checkpoints_of_another_run_are_refused(tmp_path: Path, change: dict[str, Any], named: str) -> None:
@@ -296,6 +299,51 @@ def test_only_the_chosen_weights_are_trained(tmp_path: Path, scope: str) -> None
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert {name.split(".")[0] for name in changed} == {"generation"} | ({"understanding"} if scope == "all" else set())
     assert [name for name, parameter in model.named_parameters() if not parameter.requires_grad] == ["table"]
+
+
+UPDATES = {"rank": 2, "alpha": 2}
+
+
+@pytest.mark.parametrize(
+    ("objective", "changed"),
+    [
+        *(("sft", {name: value}) for name, value in {
+            "steps": 7, "batch_size": 3, "lr": 2e-2, "schedule": "cosine", "warmup_steps": 2, "betas": (0.5, 0.95),
+            "eps": 1e-2, "weight_decay": 0.1, "clip": 0.01, "text_dropout": 0.9, "timestep_shift": 1.0,
+            "trainable": "all", "plan_in_context": True, "ema": 0.5, "precision": "bf16",
+            "validation": {"share": 0.4}, "lora": UPDATES | {"alpha": 8},
+        }.items()),
+        *(("srum", {name: value}) for name, value in {
+            "constraint_weight": 0.25, "use_layout": False, "credit": "sample",
+        }.items()),
+        *(("region_nft", {name: value}) for name, value in {
+            "beta": 0.6, "old_decay": 0.5, "credit": "sample", "advantage_offset": 0.25,
+        }.items()),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_no_field_of_training_is_ignored(tmp_path: Path, objective: str, changed: dict[str, Any]) -> None:
+    """Another value of this field alone publishes other weights."""
+    before = {"lora": UPDATES} if "lora" in changed else {}
+    for name, values in (("before", before), ("changed", changed)):
+        run(tmp_path / name, settings(**{"objective": objective, "precision": "fp32"} | values))
+    assert not same(weights(tmp_path / "before"), weights(tmp_path / "changed"))
+
+
+def test_validation_draws_its_noise_by_seed_candidate_and_timestep() -> None:
+    """Two seeds, two candidates and four timesteps: sixteen noises, again the same."""
+
+    def noises() -> list[Tensor]:
+        return [
+            sample.noise
+            for seed in (1, 2)
+            for record in make_records(2)
+            for sample in at_every_timestep(TinyModel(), record, record.reward_map, settings(), seed)  # type: ignore[arg-type]
+        ]
+
+    drawn, again = noises(), noises()
+    assert len({tuple(noise.flatten().tolist()) for noise in drawn}) == len(drawn) == 16
+    assert all(torch.equal(a, b) for a, b in zip(drawn, again, strict=True))
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
