@@ -65,7 +65,7 @@ class RolloutConfig(ImageConfig):
     guidance: Annotated[float, Field(ge=0.0)] = 1.0
     plan: bool = True
     plan_temperature: Annotated[float, Field(ge=0.0)] = 0.5  # candidates of one prompt get different plans
-    planned_share: Fraction = 0.5  # of a prompt's candidates, if plan; the others come from the bare prompt
+    planned_share: Fraction = 0.5  # of a prompt's candidates, at least one, if plan; the others have the bare prompt
 
     def planned(self, candidates: int) -> int:
         """How many of so many candidates of a prompt plan: of a share above 0 at least one."""

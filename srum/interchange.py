@@ -152,7 +152,7 @@ def import_round(path: Path, images: Path, model: UnifiedModel, folder: Path) ->
             try:
                 image = open_image(inside(images, line.bad_image_file))
             except RunError:
-                continue  # said below, whenever it was met
+                continue  # named below, also where an earlier call met it
             resized = model.resized(image)
             candidate = Candidate(
                 id=name,

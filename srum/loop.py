@@ -330,6 +330,17 @@ def require_trainable(device: str) -> None:
         raise RunError("device: spread layers can sample and judge, not train; train on one device, or by torchrun")
 
 
+def require_sizes(config: RunConfig) -> None:
+    """RunError for images that the model's latent grid does not divide."""
+    model = models.load(config.model, config.device, empty=True)  # it only knows its grid
+    sizes = {"rollout.size": config.rollout.size} | ({"eval.size": config.eval.size} if config.eval.count else {})
+    for name, size in sizes.items():
+        try:
+            model.latent_grid(size)
+        except ValueError as error:
+            raise RunError(f"{name}: {error}") from None
+
+
 STAGES: dict[str, Callable[[Run, int], None]] = {
     "rollout": rollout_stage,
     "ground": ground_stage,
@@ -377,14 +388,8 @@ def check_inputs(config: RunConfig) -> None:
     choose_prompts(config.prompts, config.prompt_count, config.seed)
     if config.eval.count:
         require_metadata(eval_prompts(config))
-    model = load_model(config, config.model)
-    sizes = {"rollout.size": config.rollout.size} | ({"eval.size": config.eval.size} if config.eval.count else {})
-    for name, size in sizes.items():
-        try:
-            model.latent_grid(size)
-        except ValueError as error:
-            raise RunError(f"{name}: {error}") from None
-    load_grounder(config.ground.grounder, model, **config.ground.options)
+    require_sizes(config)
+    load_grounder(config.ground.grounder, load_model(config, config.model), **config.ground.options)
     load_judge(config, config.model, config.seed)
     make_optimizer([Parameter(torch.zeros(1))], config.train)
     if config.train.tracker:
