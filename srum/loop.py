@@ -48,6 +48,7 @@ from srum.run_dir import (
     claim_run,
     finished,
     open_image,
+    read_by_id,
     read_records,
     round_dir,
     run_stage,
@@ -139,7 +140,7 @@ def load_model(config: RunConfig, weights: str, dtype: torch.dtype = torch.float
 def rollout_stage(run: Run, k: int) -> None:
     """prompts.jsonl, candidates.jsonl, images/, latents/: made with the newest weights."""
     folder, config = run.round(k), run.config
-    if finished(folder, "candidates"):
+    if finished(folder, "prompts") and finished(folder, "candidates"):
         return
     weights = run.weights(MAIN, k)
     if not finished(folder, "prompts"):
@@ -158,7 +159,7 @@ def ground_stage(run: Run, k: int) -> None:
     folder, config = run.round(k), run.config.ground
     if finished(folder, "regions"):
         return
-    candidates = {c.id: c for c in read_records(folder / "candidates.jsonl", Candidate)}
+    candidates = read_by_id(folder / "candidates.jsonl", Candidate)
     model = load_model(run.config, run.weights(MAIN, k))
     grounder = load_grounder(config.grounder, model, **config.options)
     relevant = RelevanceFilter(model, config.min_relevance) if config.min_relevance > 0 else None
@@ -183,8 +184,8 @@ def judge_stage(run: Run, k: int) -> None:
     folder, config = run.round(k), run.config.judge
     if finished(folder, "judgements"):
         return
-    candidates = {c.id: c for c in read_records(folder / "candidates.jsonl", Candidate)}
-    regions = {g.candidate_id: g.regions for g in read_records(folder / "regions.jsonl", Grounding)}
+    candidates = read_by_id(folder / "candidates.jsonl", Candidate)
+    groundings = read_by_id(folder / "regions.jsonl", Grounding, candidates)
     judge = load_judge(run.config, run.weights(MAIN, k), seed_for(run.config.seed, k, "judge"))
 
     def work(batch: Mapping[str, Candidate]) -> list[Judgement]:
@@ -195,7 +196,7 @@ def judge_stage(run: Run, k: int) -> None:
             except ImageError as error:
                 layout = LayoutJudgement(score=None, failure=Failure.NO_IMAGE, raw=str(error))
                 judgements[name] = Judgement(candidate_id=name, regions=[], layout=layout)
-        prompts, proposed = [batch[name].prompt for name in images], [regions[name] for name in images]
+        prompts, proposed = [batch[name].prompt for name in images], [groundings[name].regions for name in images]
         for name, (of_regions, of_layout) in zip(
             images, judge.judge(list(images.values()), prompts, proposed), strict=True
         ):
@@ -222,9 +223,9 @@ def rasterize_stage(run: Run, k: int) -> None:
     processes = Processes.here()
     if finished(folder, "rewards") and processes.once((folder / "counts.json").exists):
         return
-    candidates = {c.id: c for c in read_records(folder / "candidates.jsonl", Candidate)}
-    groundings = {g.candidate_id: g for g in read_records(folder / "regions.jsonl", Grounding)}
-    judgements = {j.candidate_id: j for j in read_records(folder / "judgements.jsonl", Judgement)}
+    candidates = read_by_id(folder / "candidates.jsonl", Candidate)
+    groundings = read_by_id(folder / "regions.jsonl", Grounding, candidates)
+    judgements = read_by_id(folder / "judgements.jsonl", Judgement, candidates)
     model = models.load(run.weights(MAIN, k), run.config.device, empty=True)  # it only knows its grid
     in_map = judgements
     if config.centred:
@@ -248,7 +249,7 @@ def rasterize_stage(run: Run, k: int) -> None:
             if not isinstance(made, Skipped)
         ]
 
-    rewards = run_stage(folder, "rewards", RewardMap, candidates, RASTERIZE_BATCH, work)
+    rewards = run_stage(folder, "rewards", RewardMap, candidates, RASTERIZE_BATCH, work, gaps=True)
 
     def count() -> None:
         rewarded = {reward.candidate_id for reward in rewards}
