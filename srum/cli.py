@@ -254,7 +254,7 @@ def run_(
     named = {"ground.grounder": grounder, "train.objective": objective}
     flags = [f"{name}={value}" for name, value in named.items() if value is not None]
     with connected() as processes:
-        wanted = processes.once(lambda: _config(out, config, [*(overrides or []), *flags], own=resume))
+        wanted = processes.once(lambda: _config(out, config, [*(overrides or []), *flags]))
         run_loop(wanted, out, resume, command=shlex.join(["srum", *sys.argv[1:]]))
         if processes.rank == 0:
             typer.echo("\n".join(str(out / name) for name in ("summary.json", "report.html") if (out / name).exists()))
@@ -296,7 +296,7 @@ def _open(folder: Path, config: Path | None, overrides: list[str] | None, new: b
     from srum.run_dir import CONFIG, RunError, claim_run
 
     def claimed() -> RunConfig:
-        wanted = _config(folder, config, overrides or [], own=True)
+        wanted = _config(folder, config, overrides or [])
         if not (folder / CONFIG).exists():
             if not new:
                 raise RunError(f"{folder} is not the folder of a run: it has no {CONFIG}; srum rollout makes one")
@@ -308,11 +308,11 @@ def _open(folder: Path, config: Path | None, overrides: list[str] | None, new: b
     return Run(folder, Processes.here().once(claimed))
 
 
-def _config(folder: Path, config: Path | None, overrides: list[str], own: bool) -> RunConfig:
-    """What the command line asks for; where it asks for nothing and ``own`` allows it, what the folder's run has."""
+def _config(folder: Path, config: Path | None, overrides: list[str]) -> RunConfig:
+    """The overrides on the file that is named, else on the config of the folder's run, else on the defaults."""
     from srum.config import load_config
     from srum.run_dir import CONFIG
 
-    if own and config is None and not overrides and (folder / CONFIG).exists():
-        return load_config(folder / CONFIG)
+    if config is None and (folder / CONFIG).exists():
+        config = folder / CONFIG
     return load_config(config, overrides)

@@ -298,18 +298,27 @@ def _count(kinds: Iterable[str | None]) -> dict[str, int]:
 
 
 def train_stage(run: Run, k: int) -> None:
-    """train/ARM/: every arm goes on from its own weights, on the same candidates, with the same noise."""
+    """train/ARM/: every arm goes on from its own weights, on the same candidates, with the same noise.
+
+    An arm whose ``model/`` is there is left as it is, whatever its candidates are now.
+    """
     require_trainable(run.config.device)
-    records, unrewarded = load_training_records(run.round(k))
     processes = Processes.here()
+    trained = processes.once(lambda: [arm for arm in arms(run.config) if (run.train_dir(arm, k) / "model").exists()])
+    if processes.rank == 0:
+        for arm in trained:
+            console.print(f"already trained: {run.train_dir(arm, k)}", soft_wrap=True)
+    missing = {arm: config for arm, config in arms(run.config).items() if arm not in trained}
+    if not missing:
+        return
+    records, unrewarded = load_training_records(run.round(k))
     if processes.rank == 0:
         console.print(f"{run.round(k).name}: training on {len(records)} candidates, {unrewarded} have no reward map")
     if not records:
         skipped = processes.once(lambda: json.loads((run.round(k) / "counts.json").read_text())["skipped"])
         raise RunError(f"nothing to train on: no candidate of {run.round(k)} has a reward map, because of {skipped}")
-    for arm, config in arms(run.config).items():
-        if not processes.once((run.train_dir(arm, k) / "model").exists):
-            train_arm(run, k, arm, config, records)
+    for arm, config in missing.items():
+        train_arm(run, k, arm, config, records)
 
 
 def train_arm(run: Run, k: int, arm: str, config: TrainConfig, records: Sequence[TrainingRecord]) -> None:

@@ -34,7 +34,7 @@ from PIL import Image
 from pydantic import ValidationError
 from tqdm import tqdm
 
-from srum.config import RunConfig, differing_fields, dump, load_config
+from srum.config import FREE, RunConfig, differing_fields, dump, load_config
 from srum.processes import Processes
 from srum.records import SCHEMA_VERSION, Prompt, Record
 
@@ -69,15 +69,18 @@ class ImageError(RunError):
 def claim_run(folder: Path, config: RunConfig, resume: bool = False) -> None:
     """Make ``folder`` the folder of a run with this config, or go on in it where ``resume`` allows that.
 
-    Raises RunError, and writes nothing, for a folder of another config (naming the fields), for an existing run without
+    Fields that change no result (``config.FREE``) may differ; the folder's config is then the one given here. Raises
+    RunError, and writes nothing, for a folder of another config (naming the fields), for an existing run without
     ``resume``, and for a folder that holds something else.
     """
     if (folder / CONFIG).exists():
         existing = load_config(folder / CONFIG)
-        if different := differing_fields(existing, config):
+        if different := differing_fields(existing, config, besides=FREE):
             raise RunError(f"{folder} is a run of another config ({'; '.join(different)}); choose another folder")
         if not resume:
             raise RunError(f"{folder} already holds this run; pass --resume to go on with it")
+        if config != existing:
+            write_text(folder / CONFIG, dump(config))
         return
     if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise RunError(f"{folder} is not empty and has no {CONFIG}; choose another folder")
@@ -134,8 +137,8 @@ def read_records(path: Path, kind: type[R]) -> list[R]:
 def read_by_id(path: Path, kind: type[R], ids: Collection[str] | None = None, gaps: bool = False) -> dict[str, R]:
     """The records of a finished stage by the id of what they are about.
 
-    There must be one for each of ``ids`` (None: of any ids) or, with ``gaps``, at most one; else RunError names the file
-    and the ids. Raises as ``read_records`` does.
+    There must be one for each of ``ids`` (None: any) or, with ``gaps``, at most one; else RunError names file and
+    ids. Raises as ``read_records`` does.
     """
     return _by_id(path, read_records(path, kind), ids, gaps)
 
@@ -231,10 +234,10 @@ def run_stage(
 ) -> list[R]:
     """The records of a stage: read from ``NAME.jsonl`` where finished, else computed batch by batch and kept.
 
-    ``items`` are by id, in order; ``work`` turns a batch of them into a record for each or, with ``gaps``, for some. The
-    first field of a record is the id of its item. Items without a record are tried again after an interruption. Several
-    processes share the batches that are missing; all return all records, in the order of the items. Raises RunError,
-    naming the file, where it holds records of other items or, finished, not of all.
+    ``items`` are by id, in order; ``work`` turns a batch of them into a record for each or, with ``gaps``, for some.
+    The first field of a record is the id of its item. Items without a record are tried again after an interruption.
+    Several processes share the batches that are missing; all return all records, in the order of the items. Raises
+    RunError, naming the file, where it holds records of other items or, finished, not of all.
     """
     final, parts = folder / f"{name}.jsonl", folder / f"{name}.parts"
     processes = Processes.here()

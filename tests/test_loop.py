@@ -184,13 +184,17 @@ def test_a_torn_file_is_mended_by_the_stage_that_writes_it_alone(whole: Path, tm
         assert path.read_bytes() == (whole / f"round-000/{name}.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize(("stage", "name"), [("judge", "regions"), ("rasterize", "regions"), ("rasterize", "judgements")])
+@pytest.mark.parametrize(
+    ("stage", "name"), [("judge", "regions"), ("rasterize", "regions"), ("rasterize", "judgements")]
+)
 def test_a_file_that_lacks_a_candidate_is_named(whole: Path, tmp_path: Path, stage: str, name: str) -> None:
     folder = Path(shutil.copytree(whole / "round-000", tmp_path / "round-000"))
     (folder / {"judge": "judgements.jsonl", "rasterize": "rewards.jsonl"}[stage]).unlink()
     *lines, last = (folder / f"{name}.jsonl").read_text().splitlines(keepends=True)
     (folder / f"{name}.jsonl").write_text("".join(lines))
-    with pytest.raises(RunError, match=rf"{name}\.jsonl holds nothing about {json.loads(last)['candidate_id']}; delete"):
+    with pytest.raises(
+        RunError, match=rf"{name}\.jsonl holds nothing about {json.loads(last)['candidate_id']}; delete"
+    ):
         perform(Run(tmp_path, load_config(None, SMALL)), stage, 0)
 
 
