@@ -184,11 +184,14 @@ def export(
         written, left_out = write_lines(open_run(run), out)
         typer.echo(f"{out}: {written} candidates, {left_out} without the scores that the format needs were left out")
         return
+    if out.suffix != ".parquet":
+        raise ValueError(f"{out}: an export is a .parquet or a .jsonl file")
     try:
         from srum.export import write_export
     except ModuleNotFoundError as error:
         raise ValueError(f"{error.name} is missing: pip install 'srum[export]'") from None
-    typer.echo(f"{out}: {write_export(open_run(run), out)} candidates")
+    written, unreadable = write_export(open_run(run), out)
+    typer.echo(f"{out}: {written} candidates, {unreadable} whose image cannot be read were left out")
 
 
 @app.command()
