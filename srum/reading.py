@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from matplotlib.figure import Figure
 from PIL.Image import Image
-from safetensors.torch import load_file
 from torch import Tensor
 
 from srum import plots
@@ -31,6 +30,7 @@ from srum.config import load_config
 from srum.evaluation.accuracy import CheckedImage
 from srum.records import Candidate, Grounding, Judgement, Prompt, Record, Region, RewardMap
 from srum.run_dir import CONFIG, RunError, open_image, read_by_id, read_records, round_dir
+from srum.tensors import read_tensors
 
 if TYPE_CHECKING:
     import pandas
@@ -251,7 +251,7 @@ def _by_id(path: Path, kind: type[R]) -> dict[str, R]:
 
 def _read_tensor(path: Path) -> Tensor:
     """The one tensor of a safetensors file, as float32."""
-    (values,) = load_file(path).values()
+    (values,) = read_tensors(path).values()
     return values.float()
 
 

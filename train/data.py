@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Literal
 
 from PIL.Image import Image
-from safetensors.torch import load_file
 from torch import Tensor
 
 from judging.instructions import load_instructions
@@ -16,6 +15,7 @@ from srum.models.base import Segment
 from srum.records import Candidate, Grounding, Judged, Judgement, RewardMap
 from srum.run_dir import read_by_id
 from srum.seeding import seed_for
+from srum.tensors import read_tensors
 
 ROUNDING = 1e-5  # how far float32 arithmetic may carry a reward past its range
 
@@ -123,5 +123,5 @@ def _load(folder: Path, candidate: Candidate, reward: RewardMap) -> TrainingReco
 
 def _read_tensor(path: Path) -> Tensor:
     """The one tensor of a safetensors file, as float32."""
-    (values,) = load_file(path).values()
+    (values,) = read_tensors(path).values()
     return values.float()
