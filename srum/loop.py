@@ -44,6 +44,7 @@ from srum.run_dir import (
     ImageError,
     RunError,
     StageTimer,
+    alone_in,
     atomic,
     claim_run,
     finished,
@@ -360,21 +361,24 @@ def run_loop(config: RunConfig, folder: Path, resume: bool = False, command: str
     ``command`` is what the report says the run was made with.
 
     An interrupted run with ``resume`` ends in the same ``summary.json``, bit for bit. Raises ConfigError, RunError,
-    GrounderError and ValueError for inputs that cannot work, before anything is written.
+    GrounderError and ValueError for inputs that cannot work, before anything is written, and RunError where another
+    launch is at work in the folder.
     """
 
     def begin() -> None:
-        check_inputs(config)
         claim_run(folder, config, resume)
         if command and not resume:
             write_text(folder / "command.txt", command + "\n")
 
-    Processes.here().once(begin)
-    run = Run(folder, config)
-    for k in range(config.rounds):
-        for name in STAGES:
-            perform(run, name, k)
-    return conclude(run)
+    processes = Processes.here()
+    processes.once(lambda: check_inputs(config))
+    with alone_in(folder):
+        processes.once(begin)
+        run = Run(folder, config)
+        for k in range(config.rounds):
+            for name in STAGES:
+                perform(run, name, k)
+        return conclude(run)
 
 
 def check_inputs(config: RunConfig) -> None:

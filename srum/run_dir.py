@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from filelock import FileLock, Timeout
 from PIL import Image
 from pydantic import ValidationError
 from tqdm import tqdm
@@ -66,6 +67,37 @@ class ImageError(RunError):
 # --- the folder
 
 
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """No other launch works in ``folder`` meanwhile; it is made where there is none.
+
+    Process 0 of a launch holds a lock on the hidden file ``.lock``; the system takes it back when the process ends, in
+    whatever way. Raises RunError where another launch holds it and, writing nothing, for a folder that is no run's.
+    """
+    processes = Processes.here()
+    lock = FileLock(folder / ".lock")
+
+    def acquire() -> None:
+        if not (folder / CONFIG).exists():
+            _require_empty(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            raise RunError(f"{folder}: another srum is at work in it; wait for it, or choose another folder") from None
+
+    processes.once(acquire)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _require_empty(folder: Path) -> None:
+    if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
+        raise RunError(f"{folder} is not empty and has no {CONFIG}; choose another folder")
+
+
 def claim_run(folder: Path, config: RunConfig, resume: bool = False) -> None:
     """Make ``folder`` the folder of a run with this config, or go on in it where ``resume`` allows that.
 
@@ -82,8 +114,7 @@ def claim_run(folder: Path, config: RunConfig, resume: bool = False) -> None:
         if config != existing:
             write_text(folder / CONFIG, dump(config))
         return
-    if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
-        raise RunError(f"{folder} is not empty and has no {CONFIG}; choose another folder")
+    _require_empty(folder)
     write_text(folder / CONFIG, dump(config))
 
 

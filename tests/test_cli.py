@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 from srum import models
 from srum.cli import app
 from srum.config import load_config
+from srum.run_dir import alone_in
 from tests.fakes import FakeModel
 
 SMALL = [
@@ -100,6 +101,21 @@ def test_set_changes_the_run_that_is_there_where_no_result_depends_on_it() -> No
     for command in (["judge", "run"], ["run", "--out", "run"], ["run", "--out", "run", "--resume"]):
         assert error_of(srum(*command, "--set", "device=auto", "--set", "train.batch_size=8")) == refused
     assert Path("run/config.yaml").read_bytes() == kept
+
+
+def test_two_launches_do_not_work_in_one_folder() -> None:
+    """Nor does the one that is refused change anything; what only reads goes on."""
+    assert srum("rollout", "run", *SETS).exit_code == 0
+    Path("lines.jsonl").touch()
+    before = Path("run/config.yaml").read_bytes()
+    with alone_in(Path("run")):
+        stages = [[stage, "run"] for stage in ("rollout", "ground", "judge", "rasterize", "train", "eval")]
+        for command in (*stages, ["import", "lines.jsonl", "run"], ["run", "--out", "run", "--resume"]):
+            refused = error_of(srum(*command, "--set", "device=cpu"))
+            assert refused == "run: another srum is at work in it; wait for it, or choose another folder"
+        assert srum("report", "run").exit_code == 0
+    assert Path("run/config.yaml").read_bytes() == before
+    assert srum("ground", "run").exit_code == 0
 
 
 def test_an_arm_is_trained_once_and_the_command_says_so() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from srum.records import Prompt
 from srum.run_dir import (
     RunError,
     StageTimer,
+    alone_in,
     atomic,
     claim_run,
     finished,
@@ -205,6 +208,29 @@ def test_claim_run_refuses_what_it_would_overwrite(tmp_path: Path) -> None:
     (tmp_path / "full" / "thesis.tex").touch()
     with pytest.raises(RunError, match="not empty"):
         claim_run(tmp_path / "full", RunConfig(), resume=True)
+
+
+def test_a_launch_is_alone_in_its_folder_until_it_ends_or_is_killed(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    code = "import sys, time; from pathlib import Path; from srum.run_dir import alone_in\n"
+    code += "with alone_in(Path(sys.argv[1])): print('in', flush=True); time.sleep(600)"
+    command = [sys.executable, "-c", code, str(folder)]
+    with subprocess.Popen(command, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"in\n"
+        with pytest.raises(RunError, match="run: another srum is at work in it"), alone_in(folder):
+            pass
+        other.kill()
+    with alone_in(folder), pytest.raises(RunError, match="another srum is at work"), alone_in(folder):
+        pass
+    with alone_in(folder):
+        claim_run(folder, RunConfig())
+
+
+def test_no_lock_is_left_in_a_folder_of_something_else(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(RunError, match="not empty"), alone_in(tmp_path):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_a_run_killed_before_its_config_was_there_starts(tmp_path: Path) -> None:
