@@ -354,6 +354,8 @@ def finished(folder: Path, name: str) -> bool:
 
 # --- prompts
 
+PROMPT_FILES = (".jsonl", ".txt")  # how their names end
+
 
 def read_prompts(path: Path) -> list[Prompt]:
     """The prompts of a user's file, in order; blank lines are passed over.
@@ -362,9 +364,7 @@ def read_prompts(path: Path) -> list[Prompt]:
     (letters, digits and ``._-``; else it is ``line-0007``) and ``metadata``; other fields (GenEval's ``tag`` and
     ``include``) are metadata themselves. Raises RunError, naming the line.
     """
-    parse = {".txt": _text_prompt, ".jsonl": _json_prompt}.get(path.suffix)
-    if parse is None:
-        raise RunError(f"{path}: expected a .jsonl or .txt file of prompts")
+    parse = _text_prompt if path.suffix == ".txt" else _json_prompt
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:

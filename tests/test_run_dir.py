@@ -270,7 +270,6 @@ def test_prompts_of_json_lines(tmp_path: Path) -> None:
     [
         ("p.txt", "\n \n", "no prompts in it"),
         ("p.jsonl", "", "no prompts in it"),
-        ("p.csv", "a", "expected a .jsonl or .txt file"),
         ("p.jsonl", '{"prompt": "a"}\n{"prompt": ', r"p\.jsonl:2: not JSON"),
         ("p.jsonl", '{"prompt": "a"}\n"b"', r"p\.jsonl:2: expected an object"),
         ("p.jsonl", '{"prompt": " "}', r"p\.jsonl:1: expected a text"),
