@@ -61,8 +61,8 @@ def load_grounder(name: str, model: UnifiedModel | None, /, **options: Any) -> G
 
     ``options`` are arguments of its constructor. A parameter called ``model`` receives the unified model, one called
     ``device``, unless it is among the options, that model's; a grounder that has no use for either needs no model. The
-    current directory is importable. Raises GrounderError, also for options that the constructor has not or refuses; an
-    error inside the user's module is raised as it is.
+    current directory is importable. Raises GrounderError, also for options that the constructor has not or refuses and
+    for its ValueError and OSError; any other error inside the user's module is raised as it is.
     """
     grounder = _load_class(name)
     signature = inspect.signature(grounder)
@@ -77,9 +77,13 @@ def load_grounder(name: str, model: UnifiedModel | None, /, **options: Any) -> G
         raise GrounderError(f"grounder {name!r}: {error}; its options are: {known}") from None
     try:
         return grounder(**given, **options)
+    except GrounderError:
+        raise
     except ValidationError as error:
         wrong = "; ".join(f"{detail['loc'][0]}: {detail['msg']}, got {detail['input']!r}" for detail in error.errors())
         raise GrounderError(f"grounder {name!r}: {wrong}") from None
+    except (ValueError, OSError) as error:
+        raise GrounderError(f"grounder {name!r}: {_one_line(error)}") from error
 
 
 def masked_region(index: int, mask: np.ndarray, source: str) -> Region:

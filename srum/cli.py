@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -103,8 +105,7 @@ def eval_(
     from srum import loop
     from srum.processes import connected
 
-    with connected() as processes:
-        opened = _open(run, config, overrides)
+    with connected() as processes, _opened(run, config, overrides) as opened:
         if not opened.config.eval.count:
             raise ValueError(f"{run} has no evaluation: eval.count is 0")
         if round_ is None:
@@ -184,11 +185,14 @@ def export(
         written, left_out = write_lines(open_run(run), out)
         typer.echo(f"{out}: {written} candidates, {left_out} without the scores that the format needs were left out")
         return
+    if out.suffix != ".parquet":
+        raise ValueError(f"{out}: an export is a .parquet or a .jsonl file")
     try:
         from srum.export import write_export
     except ModuleNotFoundError as error:
         raise ValueError(f"{error.name} is missing: pip install 'srum[export]'") from None
-    typer.echo(f"{out}: {write_export(open_run(run), out)} candidates")
+    written, unreadable = write_export(open_run(run), out)
+    typer.echo(f"{out}: {written} candidates, {unreadable} whose image cannot be read were left out")
 
 
 @app.command()
@@ -230,9 +234,9 @@ def import_(
     from srum import models
     from srum.interchange import import_round
 
-    opened = _open(run, config, overrides, new=True)
-    model = models.load(opened.config.model, opened.config.device, empty=True)  # its autoencoder alone is asked
-    count, problems = import_round(lines, images, model, opened.round(round_))
+    with _opened(run, config, overrides, new=True) as opened:
+        model = models.load(opened.config.model, opened.config.device, empty=True)  # its autoencoder alone is asked
+        count, problems = import_round(lines, images, model, opened.round(round_))
     for problem in problems:
         typer.echo(f"left out: {problem}", err=True)
     typer.echo(f"{opened.round(round_)}: {count} candidates, {len(problems)} lines left out")
@@ -254,7 +258,7 @@ def run_(
     named = {"ground.grounder": grounder, "train.objective": objective}
     flags = [f"{name}={value}" for name, value in named.items() if value is not None]
     with connected() as processes:
-        wanted = processes.once(lambda: _config(out, config, [*(overrides or []), *flags], own=resume))
+        wanted = processes.once(lambda: _config(out, config, [*(overrides or []), *flags]))
         run_loop(wanted, out, resume, command=shlex.join(["srum", *sys.argv[1:]]))
         if processes.rank == 0:
             typer.echo("\n".join(str(out / name) for name in ("summary.json", "report.html") if (out / name).exists()))
@@ -284,35 +288,40 @@ def _stage(
     from srum import loop
     from srum.processes import connected
 
-    with connected():
-        loop.perform(_open(run, config, overrides, new), name, round_index)
+    with connected(), _opened(run, config, overrides, new) as opened:
+        loop.perform(opened, name, round_index)
 
 
-def _open(folder: Path, config: Path | None, overrides: list[str] | None, new: bool = False) -> Run:
-    """The run in ``folder``; where there is none and ``new`` allows it, a new one whose prompts and model exist."""
+@contextmanager
+def _opened(folder: Path, config: Path | None, overrides: list[str] | None, new: bool = False) -> Iterator[Run]:
+    """The run in ``folder``, to be worked in by this launch alone; where there is none and ``new`` allows it, a new one
+    whose prompts and model exist."""
     from srum import models
     from srum.loop import Run, round_prompts
     from srum.processes import Processes
-    from srum.run_dir import CONFIG, RunError, claim_run
+    from srum.run_dir import CONFIG, RunError, alone_in, claim_run
 
-    def claimed() -> RunConfig:
-        wanted = _config(folder, config, overrides or [], own=True)
+    def wanted_config() -> RunConfig:
+        wanted = _config(folder, config, overrides or [])
         if not (folder / CONFIG).exists():
             if not new:
                 raise RunError(f"{folder} is not the folder of a run: it has no {CONFIG}; srum rollout makes one")
             models.find(wanted.model)
             round_prompts(wanted, 0)
-        claim_run(folder, wanted, resume=True)
         return wanted
 
-    return Run(folder, Processes.here().once(claimed))
+    processes = Processes.here()
+    wanted = processes.once(wanted_config)
+    with alone_in(folder):
+        processes.once(lambda: claim_run(folder, wanted, resume=True))
+        yield Run(folder, wanted)
 
 
-def _config(folder: Path, config: Path | None, overrides: list[str], own: bool) -> RunConfig:
-    """What the command line asks for; where it asks for nothing and ``own`` allows it, what the folder's run has."""
+def _config(folder: Path, config: Path | None, overrides: list[str]) -> RunConfig:
+    """The overrides on the file that is named, else on the config of the folder's run, else on the defaults."""
     from srum.config import load_config
     from srum.run_dir import CONFIG
 
-    if own and config is None and not overrides and (folder / CONFIG).exists():
-        return load_config(folder / CONFIG)
+    if config is None and (folder / CONFIG).exists():
+        config = folder / CONFIG
     return load_config(config, overrides)

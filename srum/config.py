@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -298,6 +298,10 @@ class RunConfig(Section):
         return self
 
 
+FREE = ("device", "compile", "rollout.batch_size", "ground.batch_size", "judge.batch_size", "eval.batch_size")
+# fields that may change while a run goes on: they say where and how fast it works, not what comes out
+
+
 def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -> RunConfig:
     """The config of a YAML file (None: the defaults) with overrides such as ``train.lr=1e-5`` applied in order.
 
@@ -323,10 +327,10 @@ def dump(config: RunConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def differing_fields(a: RunConfig, b: RunConfig) -> list[str]:
-    """``train.lr: 0.0006 != 1e-05`` for every field in which two configs differ."""
+def differing_fields(a: RunConfig, b: RunConfig, besides: Collection[str] = ()) -> list[str]:
+    """``train.lr: 0.0006 != 1e-05`` for every field, ``besides`` these, in which two configs differ."""
     left, right = dict(_leaves(a.model_dump(mode="json"))), dict(_leaves(b.model_dump(mode="json")))
-    names = left | right  # the options of two grounders have different names
+    names = [name for name in left | right if name not in besides]  # two grounders' options have different names
     return [f"{name}: {left.get(name)} != {right.get(name)}" for name in names if left.get(name) != right.get(name)]
 
 

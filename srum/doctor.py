@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from rich.table import Table
-from safetensors import safe_open
 
 from srum.models import find_device, native_bfloat16
 from srum.models.bagel import Bagel
@@ -17,6 +16,7 @@ from srum.models.bagel.checkpoint import TOKENIZER_FILES, weight_files
 from srum.models.bagel.config import BagelConfig
 from srum.models.bagel.memory import BFLOAT, FLOAT, Recipe, Sizes, stage_needs, training_need
 from srum.models.base import Sampling, Segment
+from srum.tensors import open_tensors
 
 GIGABYTE = 1e9
 PROCESSES = [2**n for n in range(7)]  # that may share a training
@@ -80,7 +80,7 @@ def _found(folder: Path, config: BagelConfig, sizes: Sizes) -> Table:
     table = Table(title=str(folder), title_justify="left", show_header=False)
     types: Counter[str] = Counter()
     for path in (*weight_files(folder), folder / "ae.safetensors"):
-        with safe_open(path, "pt") as tensors:
+        with open_tensors(path) as tensors:
             names = list(tensors.keys())
             types.update(tensors.get_slice(name).get_dtype() for name in names)
         table.add_row(path.name, f"{path.stat().st_size / GIGABYTE:.3f} GB, {len(names)} tensors")

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from srum.config import RunConfig, dump
 from srum.reading import CandidateView, RunView
 from srum.records import Candidate, Grounding, Judgement, Prompt, Record, RewardMap
-from srum.run_dir import CONFIG, RunError, atomic, inside, record_id, round_dir, write_records, write_text
+from srum.run_dir import CONFIG, ImageError, RunError, atomic, inside, record_id, round_dir, write_records, write_text
 
 T = TypeVar("T")
 
@@ -83,15 +83,17 @@ SCHEMA = pa.schema(
 )
 
 
-def write_export(run: RunView, out: Path) -> int:
-    """Write the candidates of all rounds to the parquet file ``out``; how many there are."""
+def write_export(run: RunView, out: Path) -> tuple[int, int]:
+    """Write the candidates of all rounds to the parquet file ``out``; how many, and how many are left out because their
+    image cannot be read."""
     schema = SCHEMA.with_metadata({CONFIG_KEY: run.config.model_dump_json().encode()})
-    count = 0
+    written = unreadable = 0
     with atomic(out) as partial, pq.ParquetWriter(partial, schema) as writer:
         for group in _groups(run.candidates(), ROWS):
-            writer.write_table(pa.Table.from_pylist([_row(candidate) for candidate in group], schema))
-            count += len(group)
-    return count
+            readable = [candidate for candidate in group if _has_image(candidate)]
+            writer.write_table(pa.Table.from_pylist([_row(candidate) for candidate in readable], schema))
+            written, unreadable = written + len(readable), unreadable + len(group) - len(readable)
+    return written, unreadable
 
 
 def read_export(path: Path, folder: Path) -> RunView:
@@ -122,6 +124,14 @@ def _groups(items: Iterable[T], size: int) -> Iterator[list[T]]:
     iterator = iter(items)
     while group := list(islice(iterator, size)):
         yield group
+
+
+def _has_image(candidate: CandidateView) -> bool:
+    try:
+        candidate.image()
+    except ImageError:
+        return False
+    return True
 
 
 def _row(candidate: CandidateView) -> dict[str, Any]:

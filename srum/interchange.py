@@ -171,7 +171,7 @@ def import_round(path: Path, images: Path, model: UnifiedModel, folder: Path) ->
             made.append(candidate)
         return made
 
-    candidates = run_stage(folder, "candidates", Candidate, names, BATCH, work)
+    candidates = run_stage(folder, "candidates", Candidate, names, BATCH, work, gaps=True)
     records = [_records(candidate, lines[names[candidate.id]]) for candidate in candidates]
     write_records(folder / "regions.jsonl", [grounding for grounding, _ in records])
     write_records(folder / "judgements.jsonl", [judgement for _, judgement in records])

@@ -45,10 +45,12 @@ from srum.run_dir import (
     ImageError,
     RunError,
     StageTimer,
+    alone_in,
     atomic,
     claim_run,
     finished,
     open_image,
+    read_by_id,
     read_records,
     round_dir,
     run_stage,
@@ -143,7 +145,7 @@ def load_model(config: RunConfig, weights: str, dtype: torch.dtype = torch.float
 def rollout_stage(run: Run, k: int) -> None:
     """prompts.jsonl, candidates.jsonl, images/, latents/: made with the newest weights."""
     folder, config = run.round(k), run.config
-    if finished(folder, "candidates"):
+    if finished(folder, "prompts") and finished(folder, "candidates"):
         return
     weights = run.weights(MAIN, k)
     if not finished(folder, "prompts"):
@@ -162,7 +164,7 @@ def ground_stage(run: Run, k: int) -> None:
     folder, config = run.round(k), run.config.ground
     if finished(folder, "regions"):
         return
-    candidates = {c.id: c for c in read_records(folder / "candidates.jsonl", Candidate)}
+    candidates = read_by_id(folder / "candidates.jsonl", Candidate)
     model = load_model(run.config, run.weights(MAIN, k))
     grounder = load_grounder(config.grounder, model, **config.options)
     relevant = RelevanceFilter(model, config.min_relevance) if config.min_relevance > 0 else None
@@ -187,8 +189,8 @@ def judge_stage(run: Run, k: int) -> None:
     folder, config = run.round(k), run.config.judge
     if finished(folder, "judgements"):
         return
-    candidates = {c.id: c for c in read_records(folder / "candidates.jsonl", Candidate)}
-    regions = {g.candidate_id: g.regions for g in read_records(folder / "regions.jsonl", Grounding)}
+    candidates = read_by_id(folder / "candidates.jsonl", Candidate)
+    groundings = read_by_id(folder / "regions.jsonl", Grounding, candidates)
     judge = load_judge(run.config, run.weights(MAIN, k), seed_for(run.config.seed, k, "judge"))
 
     def work(batch: Mapping[str, Candidate]) -> list[Judgement]:
@@ -199,7 +201,7 @@ def judge_stage(run: Run, k: int) -> None:
             except ImageError as error:
                 layout = LayoutJudgement(score=None, failure=Failure.NO_IMAGE, raw=str(error))
                 judgements[name] = Judgement(candidate_id=name, regions=[], layout=layout)
-        prompts, proposed = [batch[name].prompt for name in images], [regions[name] for name in images]
+        prompts, proposed = [batch[name].prompt for name in images], [groundings[name].regions for name in images]
         for name, (of_regions, of_layout) in zip(
             images, judge.judge(list(images.values()), prompts, proposed), strict=True
         ):
@@ -226,9 +228,9 @@ def rasterize_stage(run: Run, k: int) -> None:
     processes = Processes.here()
     if finished(folder, "rewards") and processes.once((folder / "counts.json").exists):
         return
-    candidates = {c.id: c for c in read_records(folder / "candidates.jsonl", Candidate)}
-    groundings = {g.candidate_id: g for g in read_records(folder / "regions.jsonl", Grounding)}
-    judgements = {j.candidate_id: j for j in read_records(folder / "judgements.jsonl", Judgement)}
+    candidates = read_by_id(folder / "candidates.jsonl", Candidate)
+    groundings = read_by_id(folder / "regions.jsonl", Grounding, candidates)
+    judgements = read_by_id(folder / "judgements.jsonl", Judgement, candidates)
     model = models.load(run.weights(MAIN, k), run.config.device, empty=True)  # it only knows its grid
     in_map = judgements
     if config.centred:
@@ -252,7 +254,7 @@ def rasterize_stage(run: Run, k: int) -> None:
             if not isinstance(made, Skipped)
         ]
 
-    rewards = run_stage(folder, "rewards", RewardMap, candidates, RASTERIZE_BATCH, work)
+    rewards = run_stage(folder, "rewards", RewardMap, candidates, RASTERIZE_BATCH, work, gaps=True)
 
     def count() -> None:
         rewarded = {reward.candidate_id for reward in rewards}
@@ -301,18 +303,27 @@ def _count(kinds: Iterable[str | None]) -> dict[str, int]:
 
 
 def train_stage(run: Run, k: int) -> None:
-    """train/ARM/: every arm goes on from its own weights, on the same candidates, with the same noise."""
+    """train/ARM/: every arm goes on from its own weights, on the same candidates, with the same noise.
+
+    An arm whose ``model/`` is there is left as it is, whatever its candidates are now.
+    """
     require_trainable(run.config.device)
-    records, unrewarded = load_training_records(run.round(k))
     processes = Processes.here()
+    trained = processes.once(lambda: [arm for arm in arms(run.config) if (run.train_dir(arm, k) / "model").exists()])
+    if processes.rank == 0:
+        for arm in trained:
+            console.print(f"already trained: {run.train_dir(arm, k)}", soft_wrap=True)
+    missing = {arm: config for arm, config in arms(run.config).items() if arm not in trained}
+    if not missing:
+        return
+    records, unrewarded = load_training_records(run.round(k))
     if processes.rank == 0:
         console.print(f"{run.round(k).name}: training on {len(records)} candidates, {unrewarded} have no reward map")
     if not records:
         skipped = processes.once(lambda: json.loads((run.round(k) / "counts.json").read_text())["skipped"])
         raise RunError(f"nothing to train on: no candidate of {run.round(k)} has a reward map, because of {skipped}")
-    for arm, config in arms(run.config).items():
-        if not processes.once((run.train_dir(arm, k) / "model").exists):
-            train_arm(run, k, arm, config, records)
+    for arm, config in missing.items():
+        train_arm(run, k, arm, config, records)
 
 
 def train_arm(run: Run, k: int, arm: str, config: TrainConfig, records: Sequence[TrainingRecord]) -> None:
@@ -365,21 +376,24 @@ def run_loop(config: RunConfig, folder: Path, resume: bool = False, command: str
     ``command`` is what the report says the run was made with.
 
     An interrupted run with ``resume`` ends in the same ``summary.json``, bit for bit. Raises ConfigError, RunError,
-    GrounderError, TrainingError and ValueError for inputs that cannot work, before anything is written.
+    GrounderError, TrainingError and ValueError for inputs that cannot work, before anything is written, and RunError
+    where another launch is at work in the folder.
     """
 
     def begin() -> None:
-        check_inputs(config)
         claim_run(folder, config, resume)
         if command and not resume:
             write_text(folder / "command.txt", command + "\n")
 
-    Processes.here().once(begin)
-    run = Run(folder, config)
-    for k in range(config.rounds):
-        for name in STAGES:
-            perform(run, name, k)
-    return conclude(run)
+    processes = Processes.here()
+    processes.once(lambda: check_inputs(config))
+    with alone_in(folder):
+        processes.once(begin)
+        run = Run(folder, config)
+        for k in range(config.rounds):
+            for name in STAGES:
+                perform(run, name, k)
+        return conclude(run)
 
 
 def check_inputs(config: RunConfig) -> None:

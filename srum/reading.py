@@ -29,7 +29,8 @@ from srum import plots
 from srum.config import load_config
 from srum.evaluation.accuracy import CheckedImage
 from srum.records import Candidate, Grounding, Judgement, Prompt, Record, Region, RewardMap
-from srum.run_dir import CONFIG, RunError, open_image, read_records, read_tensor, record_id, round_dir
+from srum.run_dir import CONFIG, RunError, open_image, read_by_id, read_records, round_dir
+from srum.tensors import read_tensor
 
 if TYPE_CHECKING:
     import pandas
@@ -245,7 +246,7 @@ def read_round(folder: Path) -> Iterator[CandidateView]:
 
 def _by_id(path: Path, kind: type[R]) -> dict[str, R]:
     """The records of a stage by the id of what they are about; none where the stage has not finished."""
-    return {record_id(record): record for record in read_records(path, kind)} if path.exists() else {}
+    return read_by_id(path, kind) if path.exists() else {}
 
 
 def _png(figure: Figure) -> bytes:

@@ -28,7 +28,7 @@ from srum import plots
 from srum.evaluation.accuracy import Accuracy, CheckedImage, paired_bootstrap, summarize
 from srum.reading import CandidateView, read_round
 from srum.records import Candidate, Judged, Region, RegionJudgement
-from srum.run_dir import open_image, read_records, write_text
+from srum.run_dir import ImageError, open_image, read_records, write_text
 
 T = TypeVar("T")
 
@@ -40,6 +40,11 @@ LARGEST_SIDE = 384  # pixels of an image in the page; larger ones are scaled dow
 CANDIDATE_PIXELS = 2000 * 256**2  # of all candidates together: 2,000 photographs make a page of less than 40 MB
 SAMPLE_SIDE = 160  # pixels of an image that was sampled while training went on
 LONGEST_REPLY = 600  # characters of a reply without a score
+CROSS = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 2 2">'
+    '<path d="M0 0 2 2M2 0 0 2" stroke="#888" stroke-width=".05"/></svg>'
+)
+UNREADABLE = f"data:image/svg+xml;base64,{base64.b64encode(CROSS.encode()).decode()}"  # in place of an image
 
 
 def write_report(run_folder: Path) -> Path:
@@ -187,7 +192,8 @@ def _before_after(folder: Path, arms: Mapping[str, list[CheckedImage]]) -> dict[
 
 def _side(folder: Path, verdict: CheckedImage) -> dict[str, Any]:
     picture = _picture(folder / "images" / f"{verdict.prompt_id}.png", LARGEST_SIDE)
-    return {"arm": folder.name, "correct": verdict.correct, "reasons": "; ".join(verdict.reasons)} | picture
+    reasons = "; ".join([*verdict.reasons, *[picture["problem"]] * bool(picture["problem"])])
+    return {"arm": folder.name, "correct": verdict.correct, "reasons": reasons} | picture
 
 
 # Candidates
@@ -223,15 +229,18 @@ def _group(members: Sequence[tuple[CandidateView, dict[str, Any]]]) -> dict[str,
         "prompt": first.record.prompt,
         "category": str(first.category or ""),
         "spread": _rounded(max(scores) - min(scores)) if len(scores) > 1 else None,
-        "candidates": [_card(view) | picture for view, picture in members],
+        "candidates": [_card(view, picture) for view, picture in members],
     }
 
 
-def _card(view: CandidateView) -> dict[str, Any]:
+def _card(view: CandidateView, picture: Mapping[str, Any]) -> dict[str, Any]:
     """The facts of a candidate; width and height are those of its image, in whose pixels the boxes are."""
     height, width = view.record.size
     reward = view.reward
+    problem = picture["problem"]
     return {
+        "image": picture["image"],
+        "pixelated": picture["pixelated"],
         "id": view.id,
         "width": width,
         "height": height,
@@ -241,8 +250,8 @@ def _card(view: CandidateView) -> dict[str, Any]:
         "mapping": reward.mapping if reward else None,
         "grid": reward.grid if reward else None,
         "reward": _reward_uri(view) if reward else None,
-        "outcomes": _outcomes(view),
-        "lines": list(_lines(view)),
+        "outcomes": ["image unreadable"] * bool(problem) + _outcomes(view),
+        "lines": [_line("image", text=problem)] * bool(problem) + list(_lines(view)),
         "plan": view.record.plan,
     }
 
@@ -316,12 +325,18 @@ def _filters(groups: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
 
 
 def _picture(path: Path, side: int) -> dict[str, Any]:
-    """An image file for the page: a small one exactly, a larger one scaled down to ``side`` pixels and compressed."""
-    image = open_image(path)
+    """An image file for the page: a small one exactly, a larger one scaled down to ``side`` pixels and compressed.
+
+    For one that cannot be read a crossed-out square, and the ``problem``.
+    """
+    try:
+        image = open_image(path)
+    except ImageError as error:
+        return {"image": UNREADABLE, "pixelated": False, "problem": str(error)}
     exact = max(image.size) <= EXACT_SIDE
     if not exact:
         image.thumbnail((side, side))
-    return {"image": _data_uri(image, "webp", lossless=exact, quality=75), "pixelated": exact}
+    return {"image": _data_uri(image, "webp", lossless=exact, quality=75), "pixelated": exact, "problem": ""}
 
 
 def _reward_uri(view: CandidateView) -> str:

@@ -12,19 +12,22 @@ from safetensors.torch import save_file
 from srum.config import RunConfig
 from srum.models.base import Generated, Sampling, UnifiedModel
 from srum.records import Candidate, Prompt
-from srum.run_dir import atomic, read_prompts, run_stage, save_image
+from srum.run_dir import PROMPT_FILES, atomic, read_prompts, run_stage, save_image
 from srum.seeding import seed_for
-from srum.shapes.prompts import prompt_set
+from srum.shapes.prompts import SPLITS, prompt_set
 
 
 def choose_prompts(source: str, count: int, seed: int) -> list[Prompt]:
     """``count`` prompts of a set of the embedded world, or of a .jsonl or .txt file, drawn by ``seed``.
 
     A file that has no more gives all of its prompts; those drawn stay in the order of the file. Raises RunError for a
-    file that cannot be read and ValueError for an unknown set.
+    file that cannot be read and ValueError for what is neither a set nor such a file.
     """
-    if not source.endswith((".jsonl", ".txt")):
+    if source in SPLITS:
         return prompt_set(source, count, seed)
+    if not source.endswith(PROMPT_FILES):
+        sets, files = ", ".join(SPLITS), " or ".join(PROMPT_FILES)
+        raise ValueError(f"prompts: {source!r} is neither a set ({sets}) nor a {files} file")
     prompts = read_prompts(Path(source))
     drawn = random.Random(seed).sample(range(len(prompts)), min(count, len(prompts)))
     return [prompts[index] for index in sorted(drawn)]

@@ -9,11 +9,12 @@
         images/ latents/ rewards/         PNG and safetensors, addressed by candidate id
         train/ARM/                        metrics.jsonl, checkpoints/, model/ (official layout), adapter/ (LoRA)
 
-A stage cuts its items into fixed batches, in order. A finished batch is one shard, ``candidates.parts/00003.jsonl``;
-when all are there they become ``candidates.jsonl``, and the stage is finished. Files and shards appear by rename, so a
-kill at any moment loses at most one batch of every process, and the next attempt, with any number of processes, does
-that batch again with the same members. What is there is asked of the disk by process 0 and told to the others. A stage
-is repeated after its file has been deleted. Lines are records with the schema's version.
+A stage cuts the items that it has no record of into batches, in order. A finished batch is one shard,
+``candidates.parts/00003.jsonl``; when all items are done the shards become ``candidates.jsonl``, and the stage is
+finished. Files and shards appear by rename, so a kill at any moment loses at most one batch of every process, and the
+next attempt, with any number of processes, does that batch again; with the same batch size it has the same members.
+What is there is asked of the disk by process 0 and told to the others. A stage is repeated after its file has been
+deleted. Lines are records with the schema's version.
 """
 
 from __future__ import annotations
@@ -23,25 +24,35 @@ import re
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from filelock import FileLock, Timeout
 from PIL import Image
 from pydantic import ValidationError
-from safetensors.torch import load_file
-from torch import Tensor
 from tqdm import tqdm
 
-from srum.config import RunConfig, differing_fields, dump, load_config
+from srum.config import FREE, RunConfig, differing_fields, dump, load_config
 from srum.processes import Processes
 from srum.records import SCHEMA_VERSION, Prompt, Record
 
 CONFIG = "config.yaml"
 T = TypeVar("T")
 R = TypeVar("R", bound=Record)
+
+STAGE_OF = {
+    "prompts": "rollout",
+    "candidates": "rollout",
+    "regions": "ground",
+    "judgements": "judge",
+    "rewards": "rasterize",
+    "verdicts": "eval",
+}  # the command that writes a file of this name
+NAMED = 3  # ids that an error names
 
 FILE_SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -57,21 +68,54 @@ class ImageError(RunError):
 # --- the folder
 
 
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """No other launch works in ``folder`` meanwhile; it is made where there is none.
+
+    Process 0 of a launch holds a lock on the hidden file ``.lock``; the system takes it back when the process ends, in
+    whatever way. Raises RunError where another launch holds it and, writing nothing, for a folder that is no run's.
+    """
+    processes = Processes.here()
+    lock = FileLock(folder / ".lock")
+
+    def acquire() -> None:
+        if not (folder / CONFIG).exists():
+            _require_empty(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            raise RunError(f"{folder}: another srum is at work in it; wait for it, or choose another folder") from None
+
+    processes.once(acquire)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _require_empty(folder: Path) -> None:
+    if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
+        raise RunError(f"{folder} is not empty and has no {CONFIG}; choose another folder")
+
+
 def claim_run(folder: Path, config: RunConfig, resume: bool = False) -> None:
     """Make ``folder`` the folder of a run with this config, or go on in it where ``resume`` allows that.
 
-    Raises RunError, and writes nothing, for a folder of another config (naming the fields), for an existing run without
+    Fields that change no result (``config.FREE``) may differ; the folder's config is then the one given here. Raises
+    RunError, and writes nothing, for a folder of another config (naming the fields), for an existing run without
     ``resume``, and for a folder that holds something else.
     """
     if (folder / CONFIG).exists():
         existing = load_config(folder / CONFIG)
-        if different := differing_fields(existing, config):
+        if different := differing_fields(existing, config, besides=FREE):
             raise RunError(f"{folder} is a run of another config ({'; '.join(different)}); choose another folder")
         if not resume:
             raise RunError(f"{folder} already holds this run; pass --resume to go on with it")
+        if config != existing:
+            write_text(folder / CONFIG, dump(config))
         return
-    if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
-        raise RunError(f"{folder} is not empty and has no {CONFIG}; choose another folder")
+    _require_empty(folder)
     write_text(folder / CONFIG, dump(config))
 
 
@@ -118,11 +162,44 @@ def write_records(path: Path, records: Iterable[Record]) -> None:
 
 
 def read_records(path: Path, kind: type[R]) -> list[R]:
-    """The records of a file of JSON lines; a torn last line is dropped with a warning.
+    """The records of a file of JSON lines.
 
-    Raises RunError, naming file and line, for a missing file and for any other malformed line.
+    Raises RunError, naming file and line, for a missing file, a torn last line (which only the stage that writes the
+    file can mend, ``run_stage``) and any other malformed line.
     """
-    return _read_whole_lines(path, kind)[0]
+    records, torn = _read_whole_lines(path, kind)
+    if torn:
+        again = f"srum {STAGE_OF[path.stem]}" if path.stem in STAGE_OF else "the stage that writes it"
+        raise RunError(f"{path}:{len(records) + 1} is torn; run `{again}` again, which mends it")
+    return records
+
+
+def read_by_id(path: Path, kind: type[R], ids: Collection[str] | None = None, gaps: bool = False) -> dict[str, R]:
+    """The records of a finished stage by the id of what they are about.
+
+    There must be one for each of ``ids`` (None: any) or, with ``gaps``, at most one; else RunError names file and
+    ids. Raises as ``read_records`` does.
+    """
+    return _by_id(path, read_records(path, kind), ids, gaps)
+
+
+def _by_id(path: Path, records: Sequence[R], ids: Collection[str] | None, gaps: bool) -> dict[str, R]:
+    found = {record_id(record): record for record in records}
+    expected = found if ids is None else ids
+    faults = {
+        "nothing about": [] if gaps else [name for name in expected if name not in found],
+        "records about the unknown": [name for name in found if name not in expected],
+        "several records about": [name for name, count in Counter(map(record_id, records)).items() if count > 1],
+    }
+    if any(faults.values()):
+        said = "; ".join(f"{fault} {_some(names)}" for fault, names in faults.items() if names)
+        raise RunError(f"{path} holds {said}; delete it and what was made of it, and run its stage again")
+    return found
+
+
+def _some(names: Sequence[str]) -> str:
+    rest = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + rest
 
 
 def _read_whole_lines(path: Path, kind: type[R]) -> tuple[list[R], bool]:
@@ -137,7 +214,6 @@ def _read_whole_lines(path: Path, kind: type[R]) -> tuple[list[R], bool]:
             values = json.loads(line)
         except ValueError:
             if number == len(lines) and not line.endswith(b"\n"):
-                warnings.warn(f"{path}:{number}: a torn last line was dropped; its work is done again", stacklevel=3)
                 return records, True
             raise RunError(f"{path}:{number}: not JSON: {line[:80]!r}") from None
         records.append(_parse_record(values, kind, f"{path}:{number}"))
@@ -184,12 +260,6 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def read_tensor(path: Path) -> Tensor:
-    """The one tensor of a safetensors file, as float32."""
-    (values,) = load_file(path).values()
-    return values.float()
-
-
 # --- stages
 
 
@@ -200,30 +270,34 @@ def run_stage(
     items: Mapping[str, T],
     batch_size: int,
     work: Callable[[Mapping[str, T]], list[R]],
+    gaps: bool = False,
 ) -> list[R]:
     """The records of a stage: read from ``NAME.jsonl`` where finished, else computed batch by batch and kept.
 
-    ``items`` are by id, in order; ``work`` turns a batch of them into records, at most one for each. The first field of
-    a record is the id of its item. Several processes share the batches that are missing; all return all records.
+    ``items`` are by id, in order; ``work`` turns a batch of them into a record for each or, with ``gaps``, for some.
+    The first field of a record is the id of its item. Items without a record are tried again after an interruption.
+    Several processes share the batches that are missing; all return all records, in the order of the items. Raises
+    RunError, naming the file, where it holds records of other items or, finished, not of all.
     """
     final, parts = folder / f"{name}.jsonl", folder / f"{name}.parts"
-    pairs = list(items.items())
-    batches = [dict(pairs[start : start + batch_size]) for start in range(0, len(pairs), batch_size)]
     processes = Processes.here()
-    records, done = processes.once(lambda: _what_is_there(final, parts, kind, batches))
-    if records is not None:
-        return records
-    own = [number for number in range(len(batches)) if number not in done][processes.rank :: processes.count]
-    there, ours = (sum(len(batches[number]) for number in numbers) for numbers in (done, own))
-    made: list[tuple[int, list[R]]] = []
+    complete, done, shards = processes.once(lambda: _what_is_there(final, parts, kind, items, batch_size, gaps))
+    if complete:
+        return list(done.values())
+    missing = [(key, item) for key, item in items.items() if key not in done]
+    batches = [dict(missing[start : start + batch_size]) for start in range(0, len(missing), batch_size)]
+    own = range(len(batches))[processes.rank :: processes.count]
+    made: list[R] = []
     first = processes.rank == 0
-    with tqdm(total=there + ours, initial=there, desc=name, disable=None if first else True) as bar:
+    total = len(done) + sum(len(batches[number]) for number in own)
+    with tqdm(total=total, initial=len(done), desc=name, disable=None if first else True) as bar:
         for number in own:
-            made.append((number, work(batches[number])))
-            write_records(_shard(parts, number), made[-1][1])
+            records = work(batches[number])
+            write_records(_shard(parts, shards + number), records)
+            made += records
             bar.update(len(batches[number]))
-    done |= dict(processes.joined(made))
-    merged = [record for number in range(len(batches)) for record in done[number]]
+    done |= {record_id(record): record for record in processes.joined(made)}
+    merged = [done[key] for key in items if key in done]
     processes.once(lambda: _finish(final, parts, merged))
     return merged
 
@@ -233,26 +307,42 @@ def _shard(parts: Path, number: int) -> Path:
 
 
 def _what_is_there(
-    final: Path, parts: Path, kind: type[R], batches: Sequence[Mapping[str, T]]
-) -> tuple[list[R] | None, dict[int, list[R]]]:
-    """The records of a finished stage; of another None, and those of its finished batches, by number."""
+    final: Path, parts: Path, kind: type[R], items: Collection[str], batch_size: int, gaps: bool
+) -> tuple[bool, dict[str, R], int]:
+    """Whether the stage is finished, the records that it has, by id, and from which number on its next shards count.
+
+    A torn file becomes a shard, a torn shard goes.
+    """
     if final.exists():
         records, torn = _read_whole_lines(final, kind)
         if not torn:
             _drop(parts)
-            return records, {}
-        _back_to_parts(final, parts, batches, records)
-    shards = {number: _shard(parts, number) for number in range(len(batches))}
-    read = {number: _read_whole_lines(shard, kind) for number, shard in shards.items() if shard.exists()}
-    return None, {number: records for number, (records, torn) in read.items() if not torn}
+            return True, _by_id(final, records, items, gaps), 0
+        _warn_of_torn(final)
+        _back_to_parts(final, parts, list(items), batch_size, records)
+    done: dict[str, R] = {}
+    last = -1
+    for shard in sorted(parts.glob("*.jsonl")):
+        records, torn = _read_whole_lines(shard, kind)
+        if torn:
+            _warn_of_torn(shard)
+            shard.unlink()
+            continue
+        done |= _by_id(shard, records, items, gaps=True)
+        last = int(shard.stem)
+    return False, done, last + 1
 
 
-def _back_to_parts(final: Path, parts: Path, batches: Sequence[Mapping[str, Any]], records: Sequence[Record]) -> None:
-    """Shards of the batches that a torn file still holds whole: those before the batch of its last record."""
-    number_of = {item: number for number, batch in enumerate(batches) for item in batch}
-    numbers = [number_of[record_id(record)] for record in records]
-    for number in range(max(numbers, default=0)):
-        write_records(_shard(parts, number), [r for r, n in zip(records, numbers, strict=True) if n == number])
+def _warn_of_torn(path: Path) -> None:
+    warnings.warn(f"{path} ends in a torn line; its batch is done again", stacklevel=2)
+
+
+def _back_to_parts(final: Path, parts: Path, ids: Sequence[str], batch_size: int, records: Sequence[Record]) -> None:
+    """One shard of the batches that a torn file still holds whole: those before the batch of its last record."""
+    place = {name: number for number, name in enumerate(ids)}
+    _by_id(final, records, place, gaps=True)
+    end = place[record_id(records[-1])] // batch_size * batch_size if records else 0
+    write_records(_shard(parts, 0), [record for record in records if place[record_id(record)] < end])
     final.unlink()
 
 
@@ -286,6 +376,8 @@ def finished(folder: Path, name: str) -> bool:
 
 # --- prompts
 
+PROMPT_FILES = (".jsonl", ".txt")  # how their names end
+
 
 def read_prompts(path: Path) -> list[Prompt]:
     """The prompts of a user's file, in order; blank lines are passed over.
@@ -294,9 +386,7 @@ def read_prompts(path: Path) -> list[Prompt]:
     (letters, digits and ``._-``; else it is ``line-0007``) and ``metadata``; other fields (GenEval's ``tag`` and
     ``include``) are metadata themselves. Raises RunError, naming the line.
     """
-    parse = {".txt": _text_prompt, ".jsonl": _json_prompt}.get(path.suffix)
-    if parse is None:
-        raise RunError(f"{path}: expected a .jsonl or .txt file of prompts")
+    parse = _text_prompt if path.suffix == ".txt" else _json_prompt
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:

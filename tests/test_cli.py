@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ from typer.testing import CliRunner, Result
 
 from srum import models
 from srum.cli import app
+from srum.config import load_config
+from srum.run_dir import alone_in
 from tests.fakes import FakeModel
 
 SMALL = [
@@ -24,6 +27,7 @@ SMALL = [
     "reward.on_failure=keep",
 ]
 SETS = [part for override in SMALL for part in ("--set", override)]
+ARMS = ["sft", "srum_paper", "srum"]
 GROUNDER = """
 from srum.records import Region
 
@@ -82,6 +86,62 @@ def test_stages_are_the_run() -> None:
         Path("parts/round-000/eval/srum/verdicts.jsonl").read_bytes()
         == Path("parts/eval/srum/verdicts.jsonl").read_bytes()
     )
+
+
+def test_set_changes_the_run_that_is_there_where_no_result_depends_on_it() -> None:
+    assert srum("rollout", "run", *SETS, "--set", "seed=5").exit_code == 0
+    before = load_config(Path("run/config.yaml"))
+    changed = ["--set", "device=cpu", "--set", "ground.batch_size=2"]
+    assert srum("ground", "run", *changed).exit_code == 0
+    assert load_config(Path("run/config.yaml")) == before.model_copy(
+        update={"device": "cpu", "ground": before.ground.model_copy(update={"batch_size": 2})}
+    )
+    refused = "run is a run of another config (train.batch_size: 2 != 8); choose another folder"
+    kept = Path("run/config.yaml").read_bytes()
+    for command in (["judge", "run"], ["run", "--out", "run"], ["run", "--out", "run", "--resume"]):
+        assert error_of(srum(*command, "--set", "device=auto", "--set", "train.batch_size=8")) == refused
+    assert Path("run/config.yaml").read_bytes() == kept
+
+
+def test_two_launches_do_not_work_in_one_folder() -> None:
+    """Nor does the one that is refused change anything; what only reads goes on."""
+    assert srum("rollout", "run", *SETS).exit_code == 0
+    Path("lines.jsonl").touch()
+    before = Path("run/config.yaml").read_bytes()
+    with alone_in(Path("run")):
+        stages = [[stage, "run"] for stage in ("rollout", "ground", "judge", "rasterize", "train", "eval")]
+        for command in (*stages, ["import", "lines.jsonl", "run"], ["run", "--out", "run", "--resume"]):
+            refused = error_of(srum(*command, "--set", "device=cpu"))
+            assert refused == "run: another srum is at work in it; wait for it, or choose another folder"
+        assert srum("report", "run").exit_code == 0
+    assert Path("run/config.yaml").read_bytes() == before
+    assert srum("ground", "run").exit_code == 0
+
+
+def test_an_arm_is_trained_once_and_the_command_says_so() -> None:
+    for stage in ("rollout", "ground", "judge", "rasterize"):
+        assert srum(stage, "run", *SETS).exit_code == 0
+    folder = Path("run/round-000/train")
+    first = srum("train", "run").output
+    assert "training on" in first and "already trained" not in first
+    assert srum("train", "run").output == "".join(f"already trained: {folder / arm}\n" for arm in ARMS)
+    shutil.rmtree(folder / "sft")
+    third = srum("train", "run").output
+    assert third.startswith(f"already trained: {folder / 'srum_paper'}\n") and "training on" in third
+    assert (folder / "sft/model").is_dir()
+
+
+def test_changed_candidates_are_not_trained_on_before_the_old_training_is_deleted() -> None:
+    for stage in ("rollout", "ground", "judge", "rasterize", "train"):
+        assert srum(stage, "run", *SETS, "--set", "compare=false").exit_code == 0
+    folder = Path("run/round-000")
+    lines = (folder / "rewards.jsonl").read_text().splitlines(keepends=True)
+    (folder / "rewards.jsonl").write_text("".join(lines[1:]))
+    shutil.rmtree(folder / "train/srum/model")
+    error = error_of(srum("train", "run"))
+    assert error.endswith(f"or delete {folder / 'train/srum'} to train anew") and "different: " in error
+    shutil.rmtree(folder / "train/srum")
+    assert srum("train", "run").exit_code == 0
 
 
 def test_a_run_goes_through_the_authors_lines_and_trains() -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import platform
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -103,6 +104,19 @@ def test_the_command_ends_well_and_badly(tmp_path: Path) -> None:
     assert run.exit_code == 2 and "llm_config.json is missing" in run.output
     run = CliRunner().invoke(app, ["doctor", str(CHECKPOINT), "--device", "cuda:99"])
     assert run.exit_code == 2 and "device: cuda:99 is not here" in run.output
+
+
+@pytest.mark.parametrize("name", ["ema.safetensors", "ae.safetensors"])
+def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
+    """By the doctor's tables, and where the weights are loaded."""
+    folder = Path(shutil.copytree(CHECKPOINT, tmp_path / "model"))
+    whole = (folder / name).read_bytes()
+    for kept in (len(whole) - 1, 4, 0):
+        (folder / name).write_bytes(whole[:kept])
+        run = CliRunner().invoke(app, ["doctor", str(folder), "--size", "64"])
+        assert run.exit_code == 2 and run.stderr.startswith(f"error: {folder / name} is not a whole safetensors file: ")
+        with pytest.raises(ValueError, match=rf"{name} is not a whole safetensors file"):
+            models.load(str(folder), "cpu")
 
 
 @pytest.mark.parametrize("gpus", [0, 2])

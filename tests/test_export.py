@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from srum import open_run
+from srum.cli import app
 from srum.config import RunConfig
 from srum.interchange import import_round
 from srum.run_dir import RunError, claim_run
@@ -32,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def exported(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("parquet") / "new" / "run.parquet"
-    assert write_export(open_run(folder), out) == 24
+    assert write_export(open_run(folder), out) == (24, 0)
     return out
 
 
@@ -77,6 +79,23 @@ def test_an_imported_round_comes_back_with_every_prompt_once(tmp_path: Path) -> 
     import_round(tmp_path / "lines.jsonl", tmp_path, FakeModel(), run / "round-000")
     write_export(open_run(run), tmp_path / "run.parquet")
     assert contents(read_export(tmp_path / "run.parquet", tmp_path / "back").folder) == contents(run)
+
+
+def test_candidates_whose_image_cannot_be_read_are_left_out(folder: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(folder, tmp_path / "broken")
+    cut, gone, *others = open_run(broken).candidates()
+    (cut.folder / cut.record.image).write_bytes((cut.folder / cut.record.image).read_bytes()[:60])
+    (gone.folder / gone.record.image).unlink()
+    result = CliRunner().invoke(app, ["export", str(broken), str(tmp_path / "out.parquet")])
+    assert result.output.endswith("out.parquet: 22 candidates, 2 whose image cannot be read were left out\n")
+    assert pq.read_table(tmp_path / "out.parquet").column("id").to_pylist() == [view.id for view in others]
+
+
+@pytest.mark.parametrize("name", ["run.csv", "run", "run.JSONL"])
+def test_an_export_under_another_suffix_is_refused(folder: Path, tmp_path: Path, name: str) -> None:
+    result = CliRunner().invoke(app, ["export", str(folder), str(tmp_path / name)])
+    assert result.exit_code == 2 and f"{name}: an export is a .parquet or a .jsonl file" in result.stderr
+    assert not (tmp_path / name).exists()
 
 
 def test_columns_are_structured(folder: Path, exported: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -171,6 +172,36 @@ def test_stages_one_by_one_are_the_round(whole: Path, tmp_path: Path) -> None:
     for name in STAGES:
         perform(run, name, 0)
     assert files_of(tmp_path / "round-000") == files_of(whole / "round-000")
+
+
+def test_a_torn_file_is_mended_by_the_stage_that_writes_it_alone(whole: Path, tmp_path: Path) -> None:
+    run = Run(tmp_path, load_config(None, SMALL))
+    folder = run.round(0)
+    torn = {"candidates": ("rollout", "ground", "regions"), "regions": ("ground", "judge", "judgements")}
+    for name, (owner, reader, made) in torn.items():
+        perform(run, owner, 0)
+        path = folder / f"{name}.jsonl"
+        path.write_bytes(path.read_bytes()[:-40])
+        with pytest.raises(RunError, match=rf"{name}\.jsonl:10 is torn; run `srum {owner}` again"):
+            perform(run, reader, 0)
+        assert not (folder / f"{made}.jsonl").exists()
+        with pytest.warns(UserWarning, match="torn line"):
+            perform(run, owner, 0)
+        assert path.read_bytes() == (whole / f"round-000/{name}.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("stage", "name"), [("judge", "regions"), ("rasterize", "regions"), ("rasterize", "judgements")]
+)
+def test_a_file_that_lacks_a_candidate_is_named(whole: Path, tmp_path: Path, stage: str, name: str) -> None:
+    folder = Path(shutil.copytree(whole / "round-000", tmp_path / "round-000"))
+    (folder / {"judge": "judgements.jsonl", "rasterize": "rewards.jsonl"}[stage]).unlink()
+    *lines, last = (folder / f"{name}.jsonl").read_text().splitlines(keepends=True)
+    (folder / f"{name}.jsonl").write_text("".join(lines))
+    with pytest.raises(
+        RunError, match=rf"{name}\.jsonl holds nothing about {json.loads(last)['candidate_id']}; delete"
+    ):
+        perform(Run(tmp_path, load_config(None, SMALL)), stage, 0)
 
 
 def test_a_stage_needs_the_one_before_it(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from srum.reading import Candidates, RunView
 from srum.records import Candidate, Grounding, Judgement, Prompt, RewardMap
 from srum.run_dir import RunError, read_records
 from tests.fakes import run_on_fakes
+from train.data import load_training_records
 
 MIDDLE = -0.2  # a score with some on either side
 
@@ -180,3 +181,13 @@ def test_verdicts_and_their_images(run: RunView) -> None:
     (first, *_) = verdicts["base"]
     path = run.folder / f"eval/base/images/{first.prompt_id}.png"
     assert np.array_equal(run.checked_image("base", first.prompt_id), Image.open(path))
+
+
+def test_a_damaged_array_is_named(copy: Path) -> None:
+    view = next(view for view in srum.open_run(copy).candidates() if view.reward)
+    for name, read in ((view.record.latent, view.latent), (view.reward.values, view.reward_map)):
+        (view.folder / name).write_bytes((view.folder / name).read_bytes()[:-1])
+        with pytest.raises(ValueError, match=f"{name} is not a whole safetensors file"):
+            read()
+        with pytest.raises(ValueError, match=f"{name} is not a whole safetensors file"):
+            load_training_records(view.folder)

@@ -334,6 +334,25 @@ def test_a_round_that_stopped_between_stages(run: Path, missing: str) -> None:
     )
 
 
+def test_an_unreadable_image_has_a_placeholder_and_its_problem(run: Path) -> None:
+    """In the rounds and before and after; every other picture is as it was."""
+    before = cards(write_report(run), "round-000")
+    name, gone, *others = before
+    (run / f"round-000/images/{name}.png").write_bytes(b"no picture")
+    (run / f"round-000/images/{gone}.png").unlink()
+    for image in (run / "eval/base/images").iterdir():
+        image.write_bytes(b"")
+    page = write_report(run)
+    found = cards(page, "round-000")
+    for broken in (name, gone):
+        assert found[broken]["image"] == report.UNREADABLE
+        assert found[broken]["outcomes"] == ["image unreadable", *before[broken]["outcomes"]]
+        assert found[broken]["lines"][0]["name"] == "image"
+        assert f"{broken}.png is not a readable image" in found[broken]["lines"][0]["text"]
+    assert [found[other] for other in others] == [before[other] for other in others]
+    assert "base/images" in parse(page).text
+
+
 def test_a_metrics_line_that_is_being_written_is_left_out(run: Path) -> None:
     with (run / "round-001/train/srum/metrics.jsonl").open("a") as file:
         file.write('{"step": 40, "lo')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -118,8 +119,12 @@ def test_prompts_are_drawn_from_a_set_or_a_file(tmp_path: Path) -> None:
     assert len(some) == 10 and some == sorted(some, key=lambda p: p.id)
     assert some == choose_prompts(str(path), 10, 0) != choose_prompts(str(path), 10, 1)
     assert len(choose_prompts("development", 5, 3)) == 5
-    with pytest.raises(ValueError, match="no_such_set"):
-        choose_prompts("no_such_set", 5, 0)
+    for name in ("trian", "/data/prompts.csv", "prompts.TXT"):
+        message = (
+            f"prompts: '{name}' is neither a set (train, development, held_out, compositional) nor a .jsonl or .txt"
+        )
+        with pytest.raises(ValueError, match=re.escape(message)):
+            choose_prompts(name, 5, 0)
 
 
 class Painter(FakeModel):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +18,7 @@ from srum.records import Prompt
 from srum.run_dir import (
     RunError,
     StageTimer,
+    alone_in,
     atomic,
     claim_run,
     finished,
@@ -46,8 +49,8 @@ class Work:
         ]
 
 
-def stage(folder: Path, work: Work) -> list[Prompt]:
-    return run_stage(folder, "things", Prompt, ITEMS, 3, work)
+def stage(folder: Path, work: Work, batch_size: int = 3) -> list[Prompt]:
+    return run_stage(folder, "things", Prompt, ITEMS, batch_size, work, gaps=bool(work.skip))
 
 
 def test_a_stage_writes_one_file_and_is_not_done_again(tmp_path: Path) -> None:
@@ -69,21 +72,77 @@ def test_an_interrupted_stage_goes_on_with_the_same_batches(tmp_path: Path) -> N
     assert (tmp_path / "a/things.jsonl").read_bytes() == (tmp_path / "b/things.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize("skip", [frozenset(), frozenset({"p0", "p4"})])
+@pytest.mark.parametrize("place", ["p3", "p6"])
+@pytest.mark.parametrize(("before", "after"), [(3, 2), (3, 1), (3, 4), (1, 3), (2, 7)])
+def test_another_batch_size_goes_on_where_an_interrupted_stage_stopped(
+    tmp_path: Path, place: str, before: int, after: int
+) -> None:
+    """Every item is done once, and the file is that of a stage without interruption."""
+    first, rest = Work(fail_at=place), Work()
+    with pytest.raises(KeyboardInterrupt):
+        stage(tmp_path / "a", first, before)
+    stage(tmp_path / "a", rest, after)
+    assert [name for batch in first.batches + rest.batches for name in batch] == list(ITEMS)
+    assert all(len(batch) == after for batch in rest.batches[:-1])
+    stage(tmp_path / "b", Work())
+    assert (tmp_path / "a/things.jsonl").read_bytes() == (tmp_path / "b/things.jsonl").read_bytes()
+
+
+def test_two_interruptions_keep_the_shards_of_both(tmp_path: Path) -> None:
+    for place, size in (("p4", 2), ("p6", 1)):
+        with pytest.raises(KeyboardInterrupt):
+            stage(tmp_path, Work(fail_at=place), size)
+    rest = Work()
+    assert [record.id for record in stage(tmp_path, rest, 5)] == list(ITEMS) and rest.batches == [["p6"]]
+
+
+def test_a_finished_file_of_other_items_is_refused(tmp_path: Path) -> None:
+    records = stage(tmp_path, Work())
+    path = tmp_path / "things.jsonl"
+    stranger = Prompt(id="q", text="x")
+    for found, message in [
+        (records[:2], "nothing about p2, p3, p4 and 2 more"),
+        ([*records, stranger], "records about the unknown q"),
+        ([*records, records[3]], "several records about p3"),
+    ]:
+        write_records(path, found)
+        with pytest.raises(RunError, match=rf"things\.jsonl holds {message}; delete it"):
+            stage(tmp_path, Work())
+    path.unlink()
+    write_records(tmp_path / "things.parts/00000.jsonl", [stranger])
+    with pytest.raises(RunError, match=r"00000\.jsonl holds records about the unknown q; delete it"):
+        stage(tmp_path, Work())
+
+
+def test_items_without_a_record_are_tried_again_after_an_interruption(tmp_path: Path) -> None:
+    """And a finished file may be without them."""
+    skip = frozenset({"p0", "p4"})
+    with pytest.raises(KeyboardInterrupt):
+        stage(tmp_path, Work(fail_at="p6", skip=skip))
+    again = Work(skip=skip)
+    records = stage(tmp_path, again)
+    assert [record.id for record in records] == ["p1", "p2", "p3", "p5", "p6"]
+    assert again.batches == [["p0", "p4", "p6"]]
+    assert stage(tmp_path, again) == records and len(again.batches) == 1
+
+
 @pytest.mark.parametrize("cut", [1, 20, 90, 150, 300])
-def test_a_torn_last_line_costs_its_batch_and_no_other(tmp_path: Path, skip: frozenset[str], cut: int) -> None:
-    stage(tmp_path, Work(skip=skip))
+def test_a_torn_last_line_costs_its_batch_and_no_other(tmp_path: Path, cut: int) -> None:
+    stage(tmp_path, Work())
     path = tmp_path / "things.jsonl"
     whole = path.read_bytes()
     torn = whole[:-cut]
     assert not torn.endswith(b"\n")
     path.write_bytes(torn)
-    again = Work(skip=skip)
+    again = Work()
     if cut == 1:  # only the line's end is missing: the record is whole
-        assert len(stage(tmp_path, again)) == len(ITEMS) - len(skip) and again.batches == []
+        assert len(stage(tmp_path, again)) == len(ITEMS) and again.batches == []
         return
     assert not finished(tmp_path, "things")
-    with pytest.warns(UserWarning, match="torn last line"):
+    with pytest.raises(RunError, match=r"things\.jsonl:\d is torn; run `the stage that writes it` again"):
+        read_records(path, Prompt)
+    assert path.read_bytes() == torn
+    with pytest.warns(UserWarning, match="ends in a torn line"):
         stage(tmp_path, again)
     assert path.read_bytes() == whole
     kept = [json.loads(line)["id"] for line in torn.split(b"\n")[:-1]]
@@ -113,7 +172,7 @@ def test_a_torn_shard_is_done_again(tmp_path: Path) -> None:
     shard = tmp_path / "things.parts" / "00001.jsonl"
     shard.write_bytes(shard.read_bytes()[:-5])
     again = Work()
-    with pytest.warns(UserWarning, match=r"00001.jsonl:3"):
+    with pytest.warns(UserWarning, match=r"00001.jsonl ends in a torn line"):
         assert len(stage(tmp_path, again)) == len(ITEMS)
     assert again.batches == [["p3", "p4", "p5"], ["p6"]]
 
@@ -170,6 +229,29 @@ def test_claim_run_refuses_what_it_would_overwrite(tmp_path: Path) -> None:
         claim_run(tmp_path / "full", RunConfig(), resume=True)
 
 
+def test_a_launch_is_alone_in_its_folder_until_it_ends_or_is_killed(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    code = "import sys, time; from pathlib import Path; from srum.run_dir import alone_in\n"
+    code += "with alone_in(Path(sys.argv[1])): print('in', flush=True); time.sleep(600)"
+    command = [sys.executable, "-c", code, str(folder)]
+    with subprocess.Popen(command, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"in\n"
+        with pytest.raises(RunError, match="run: another srum is at work in it"), alone_in(folder):
+            pass
+        other.kill()
+    with alone_in(folder), pytest.raises(RunError, match="another srum is at work"), alone_in(folder):
+        pass
+    with alone_in(folder):
+        claim_run(folder, RunConfig())
+
+
+def test_no_lock_is_left_in_a_folder_of_something_else(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(RunError, match="not empty"), alone_in(tmp_path):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
 def test_a_run_killed_before_its_config_was_there_starts(tmp_path: Path) -> None:
     (tmp_path / ".config.yaml.partial").write_text("half")
     claim_run(tmp_path, RunConfig(), resume=True)
@@ -207,7 +289,6 @@ def test_prompts_of_json_lines(tmp_path: Path) -> None:
     [
         ("p.txt", "\n \n", "no prompts in it"),
         ("p.jsonl", "", "no prompts in it"),
-        ("p.csv", "a", "expected a .jsonl or .txt file"),
         ("p.jsonl", '{"prompt": "a"}\n{"prompt": ', r"p\.jsonl:2: not JSON"),
         ("p.jsonl", '{"prompt": "a"}\n"b"', r"p\.jsonl:2: expected an object"),
         ("p.jsonl", '{"prompt": " "}', r"p\.jsonl:1: expected a text"),

@@ -106,7 +106,7 @@ class Checkpoints:
         if set(differing) - ({"model"} if facts["finished"] else set()):
             raise CheckpointMismatch(
                 f"{newest} belongs to another training run (different: {', '.join(differing)}); "
-                "pass what the run was started with, or use another folder"
+                f"pass what it was started with, or delete {self.folder.parent} to train anew"
             )
         if not facts["finished"]:
             start_optimizer(optimizer, {name: parameters[name] for name in facts["optimizer"]})

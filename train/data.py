@@ -13,8 +13,9 @@ from torch import Tensor
 from judging.instructions import load_instructions
 from srum.models.base import Segment
 from srum.records import Candidate, Grounding, Judged, Judgement, RewardMap
-from srum.run_dir import read_records, read_tensor
+from srum.run_dir import read_by_id
 from srum.seeding import seed_for
+from srum.tensors import read_tensor
 
 ROUNDING = 1e-5  # how far float32 arithmetic may carry a reward past its range
 
@@ -47,9 +48,9 @@ def load_training_records(round_dir: Path | str) -> tuple[list[TrainingRecord], 
     RunError for a missing or malformed file and ValueError where a reward map is not what its line says.
     """
     folder = Path(round_dir)
-    candidates = read_records(folder / "candidates.jsonl", Candidate)
-    rewards = {reward.candidate_id: reward for reward in read_records(folder / "rewards.jsonl", RewardMap)}
-    judged = [candidate for candidate in candidates if candidate.id in rewards]
+    candidates = read_by_id(folder / "candidates.jsonl", Candidate)
+    rewards = read_by_id(folder / "rewards.jsonl", RewardMap, candidates, gaps=True)
+    judged = [candidate for name, candidate in candidates.items() if name in rewards]
     return [_load(folder, candidate, rewards[candidate.id]) for candidate in judged], len(candidates) - len(judged)
 
 
@@ -71,12 +72,12 @@ class Reply:
 def load_replies(round_dir: Path | str, instructions: str) -> list[Reply]:
     """The replies of a round's judgements that could be read at once, and their questions by these ``instructions``."""
     folder, asked = Path(round_dir), load_instructions(instructions)
-    candidates = {candidate.id: candidate for candidate in read_records(folder / "candidates.jsonl", Candidate)}
-    proposed = {found.candidate_id: found.regions for found in read_records(folder / "regions.jsonl", Grounding)}
+    candidates = read_by_id(folder / "candidates.jsonl", Candidate)
+    groundings = read_by_id(folder / "regions.jsonl", Grounding, candidates)
     replies = []
-    for judgement in read_records(folder / "judgements.jsonl", Judgement):
-        candidate = candidates[judgement.candidate_id]
-        regions = {region.id: region for region in proposed[candidate.id]}
+    for name, judgement in read_by_id(folder / "judgements.jsonl", Judgement, candidates).items():
+        candidate = candidates[name]
+        regions = {region.id: region for region in groundings[name].regions}
         size = asked.regions_per_question
         topics = [judgement.regions[first : first + size] for first in range(0, len(judgement.regions), size)]
         questions = [asked.about_regions(candidate.prompt, [regions[said.region_id] for said in own]) for own in topics]

@@ -249,6 +249,23 @@ def test_grounders_that_cannot_be_found(here: Path, name: str, message: str) -> 
         load_grounder(name, MODEL)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("raised", "message"),
+    [
+        ("FileNotFoundError(3)", "grounder 'raises_so:Mine': FileNotFoundError: 3"),
+        ("ValueError('two\\nlines')", "grounder 'raises_so:Mine': ValueError: two lines"),
+        ("GrounderError('no weights')", "no weights"),
+    ],
+)
+def test_errors_of_a_constructor_name_the_grounder(here: Path, raised: str, message: str) -> None:
+    code = f"class Mine:\n    def __init__(self): raise {raised}\n    def propose(self, images, prompts): ...\n"
+    (here / "raises_so.py").write_text(f"from grounding.base import GrounderError\n{code}")
+    sys.modules.pop("raises_so", None)
+    with pytest.raises(GrounderError) as error:
+        load_grounder("raises_so:Mine", MODEL)  # type: ignore[arg-type]
+    assert str(error.value) == message
+
+
 def test_an_error_inside_the_users_module_is_shown_as_it_is(here: Path) -> None:
     (here / "needs_something.py").write_text("import no_such_dependency\n")
     with pytest.raises(ModuleNotFoundError, match="no_such_dependency"):

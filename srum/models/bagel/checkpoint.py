@@ -24,8 +24,7 @@ from accelerate.utils import (
 )
 from diffusers import AutoencoderKL
 from huggingface_hub import save_torch_state_dict
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedTokenizerFast
@@ -34,6 +33,7 @@ from srum.models.bagel.autoencoder import build_autoencoder, load_official, offi
 from srum.models.bagel.config import BagelConfig
 from srum.models.bagel.network import BagelNetwork
 from srum.models.bagel.positions import sincos_table
+from srum.tensors import open_tensors, read_tensors
 
 WEIGHT_FILES = ("ema.safetensors", "model.safetensors")
 TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json", "tokenizer.json")
@@ -66,7 +66,7 @@ def load_network(
         return next(place for part, place in device_map.items() if name.startswith(f"{part}."))
 
     for path in weight_files(folder):
-        with safe_open(path, "pt") as tensors:
+        with open_tensors(path) as tensors:
             for name in tensors.keys():  # noqa: SIM118 (not a dict)
                 if place_of(name) == "disk":
                     kind = str(dtype).removeprefix("torch.")
@@ -103,7 +103,7 @@ def read_weights(folder: Path, network: BagelNetwork) -> None:
     lacking = {name.replace(".base_layer.", "."): tensor for name, tensor in network.named_parameters()}
     device = str(next(iter(lacking.values())).device)
     for path in weight_files(folder):
-        with safe_open(path, "pt", device=device) as tensors:
+        with open_tensors(path, device) as tensors:
             for name in tensors.keys():  # noqa: SIM118 (not a dict)
                 _fill(lacking.pop(name), tensors.get_slice(name))
     for name in TABLES:
@@ -161,7 +161,7 @@ def _check_fit(files: Sequence[Path], network: BagelNetwork) -> None:
     """ValueError if the files do not fit the network, but for the position tables. Reads headers."""
     found: dict[str, tuple[int, ...]] = {}
     for path in files:
-        with safe_open(path, "pt") as tensors:
+        with open_tensors(path) as tensors:
             found |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     missing, unexpected = sorted(set(expected) - set(found) - set(TABLES)), sorted(set(found) - set(expected))
@@ -184,7 +184,7 @@ def position_table(config: BagelConfig, name: str) -> Tensor:
 def load_autoencoder(folder: Path, config: BagelConfig) -> AutoencoderKL:
     """The autoencoder in float32."""
     autoencoder = build_autoencoder(config.autoencoder)
-    load_official(autoencoder, {k: v.float() for k, v in load_file(folder / "ae.safetensors").items()})
+    load_official(autoencoder, {k: v.float() for k, v in read_tensors(folder / "ae.safetensors").items()})
     return autoencoder.eval().requires_grad_(False)
 
 

@@ -1,0 +1,36 @@
+"""Safetensors files: how they are opened, so that one that is cut off or none at all is named."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+
+@contextmanager
+def open_tensors(path: Path, device: str = "cpu") -> Iterator[Any]:
+    """The file as safetensors' ``safe_open`` gives it, its tensors on ``device``.
+
+    Raises ValueError, naming the file, where it is damaged, and FileNotFoundError where there is none.
+    """
+    try:
+        with safe_open(path, "pt", device=device) as tensors:
+            yield tensors
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file: {error}") from None
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file by name. Raises as ``open_tensors`` does."""
+    with open_tensors(path) as tensors:
+        return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 (not a dict)
+
+
+def read_tensor(path: Path) -> Tensor:
+    """The one tensor of a file, as float32. Raises as ``open_tensors`` does."""
+    (values,) = read_tensors(path).values()
+    return values.float()
