@@ -14,6 +14,13 @@ Parts, each over all seeds:
     ablations  Eq. 1-3 after one round, on the candidates of round 0, without one of its parts or with another lambda_c
     own     every objective in a loop of its own, which learns from images of its own weights in every round, after one
             round and after three, on the held-out prompts
+    steps   layout, detail and correctness of the images that each denoising step of the arms after one round heads for, on
+            held-out prompts, judged by the base model: means over the first and over the second half of the steps (paper,
+            Fig. 4); lab/steps/ARM/means.json of a seed has every step
+    activation  the strength of the base model's neurons for understanding and for generation, in the base model and in
+            the arms after one round (paper, Algorithm 1)
+    transfer  one round of every arm on prompts of one domain, half as many and half as long, on the held-out prompts of
+            each domain (paper, Table 4)
     after   the judge's scores of the images of round 0 again, after training: by the weights that srum made, and by
             those of one round in which all weights are trained, with the judge's replies among the data and without
 
@@ -34,14 +41,32 @@ from typing import Any
 
 import numpy as np
 from rich.table import Table
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from srum.config import EvalConfig, RunConfig, TrainConfig, load_config
 from srum.evaluation.accuracy import evaluate
+from srum.evaluation.activation import find_clusters, mean_activations, strength
+from srum.evaluation.denoising import JudgedSteps, judge_steps, summarize_steps
 from srum.evaluation.judge_quality import JudgeQuality, flipped_relations, judge_quality
-from srum.loop import BASE, MAIN, STAGES, Run, arms, console, evaluate_arms, load_judge, load_model, perform, run_loop
+from srum.loop import (
+    BASE,
+    MAIN,
+    STAGES,
+    Run,
+    arms,
+    console,
+    evaluate_arms,
+    load_judge,
+    load_model,
+    load_proposer,
+    perform,
+    run_loop,
+)
+from srum.models.base import Sampling
 from srum.records import Candidate, Grounding, Judgement, Prompt
 from srum.rollout import choose_prompts
-from srum.run_dir import claim_run, open_image, read_records, write_json
+from srum.run_dir import atomic, claim_run, open_image, read_records, write_json, write_records
 from srum.seeding import seed_for
 from train.data import load_training_records
 from train.trainer import train
@@ -50,6 +75,10 @@ DEVELOPMENT = 280  # prompts; no more than there are for the evaluation
 FLIPPED = 200  # prompts about positions
 RESAMPLES = 10_000
 OWN_ROUNDS = 3  # of the loops of part own, in a run that has so many
+STEP_PROMPTS = 64  # of part steps, of each of which every step is judged
+SAMPLES = 100  # of part activation: images that are judged, and prompts that are drawn
+PERCENTILE = 50.0  # tau of Algorithm 1, to which the paper gives no value: the more active half of the neurons
+DOMAIN_POOL = 1400  # prompts of all categories, from which those of a domain are taken
 
 # part own: what each objective changes in the config; region-NFT is the run itself
 OBJECTIVES = {
@@ -65,6 +94,12 @@ ABLATIONS = {
     "no-layout": ("train.use_layout=false",),
     **{f"lambda-{value}": (f"train.constraint_weight={value}",) for value in (0.0, 0.1, 0.3, 0.7, 1.0)},
 }
+# part transfer: the categories of each domain
+DOMAINS = {
+    "objects": ("single_object", "two_object"),
+    "attributes": ("colors", "color_attr", "size"),
+    "relations": ("counting", "position"),
+}
 # part after: what is trained for one round
 TRAINED = {
     "all-weights": ("train.trainable=all",),
@@ -78,11 +113,13 @@ FILES = {  # of a round, by the stage that makes them
 
 Verdicts = dict[str, list[bool]]  # what was tried -> correct or not, in the order of the prompts
 Quality = dict[str, dict[str, Any]]  # what was judged -> its numbers
+Strengths = dict[str, dict[str, float]]  # weights -> cluster and task -> average activation strength
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: percent, or points where it is a difference; AUROC times 100; counts as they are."""
+    """One line of the table: percent, or points where it is a difference; AUROC, scores and activations times 100;
+    counts as they are."""
 
     what: str
     mean: float
@@ -104,9 +141,14 @@ def loop(run: Run) -> Verdicts:
 def first(run: Run) -> Verdicts:
     """The arms after one round. From then on all learn from the images of ``srum``, which are better than their own."""
     return {
-        arm: verdicts(run, run.weights(arm, 0 if arm == BASE else 1), run.config.eval, f"first/{arm}")
+        arm: verdicts(run, after_one_round(run, arm), run.config.eval, f"first/{arm}")
         for arm in (BASE, *arms(run.config))
     }
+
+
+def after_one_round(run: Run, arm: str) -> str:
+    """The weights of an arm after round 0, which all arms share; those of the base model stay what they are."""
+    return run.weights(arm, 0 if arm == BASE else 1)
 
 
 def rounds(run: Run) -> Verdicts:
@@ -178,6 +220,99 @@ def own(run: Run) -> Verdicts:
 def own_rounds(config: RunConfig) -> list[int]:
     """After how many rounds ``own`` looks: the first, in which all have the same candidates, and the last."""
     return sorted({1, min(OWN_ROUNDS, config.rounds)})
+
+
+def steps(run: Run) -> dict[str, list[JudgedSteps]]:
+    """The arms after one round, every step of the sampler looked at by the same judge."""
+    config = run.config.eval.model_copy(update={"count": min(STEP_PROMPTS, run.config.eval.count)})
+    prompts = choose_prompts(config.prompts, config.count, seed=0)
+    judge, propose = (
+        load_judge(run.config, run.config.model, run.config.seed),
+        load_proposer(run.config, run.config.model),
+    )
+    found = {}
+    for arm in (BASE, *arms(run.config)):
+        folder, model = run.folder / "lab" / "steps" / arm, load_model(run.config, after_one_round(run, arm))
+        found[arm] = judge_steps(model, judge, propose, prompts, config, folder, run.config.seed)
+        means = summarize_steps(found[arm], Sampling(**config.sampling()))
+        write_json(folder / "means.json", [asdict(step) for step in means])
+    return found
+
+
+def activation(run: Run) -> Strengths:
+    """Algorithm 1: clusters from the base model, and their strengths in it and in the arms after one round."""
+    make_round_0(run)
+    means = {arm: activations_of(run, arm) for arm in (BASE, *arms(run.config))}
+    clusters = asdict(find_clusters(means[BASE]["understanding"], means[BASE]["generation"], PERCENTILE))
+    sizes = {f"{cluster} neurons": float(neurons.sum()) for cluster, neurons in clusters.items()}
+    return {"clusters": sizes} | {
+        arm: {
+            f"{cluster} neurons in {task}": strength(values, neurons)
+            for task, values in own.items()
+            for cluster, neurons in clusters.items()
+        }
+        for arm, own in means.items()
+    }
+
+
+def activations_of(run: Run, arm: str) -> dict[str, Tensor]:
+    """``mean_activations`` of judging round 0's first candidate of each prompt, and of drawing held-out prompts."""
+    path, config = run.folder / "lab" / "activation" / f"{arm}.safetensors", run.config
+    if not path.exists():
+        weights, visible = after_one_round(run, arm), config.model_copy(update={"compile": False})
+        judge, folder = load_judge(visible, weights, config.seed), run.round(0)
+        regions = {g.candidate_id: g.regions for g in read_records(folder / "regions.jsonl", Grounding)}
+        candidates = [c for c in read_records(folder / "candidates.jsonl", Candidate) if c.index == 0][:SAMPLES]
+        model, sampling = load_model(visible, weights), Sampling(**config.eval.sampling())
+        prompts = choose_prompts(config.eval.prompts, min(SAMPLES, config.eval.count), seed=0)
+        found = {
+            "understanding": mean_activations(
+                judge.model.network,
+                candidates,
+                lambda c: judge.judge([open_image(folder / c.image)], [c.prompt], [regions[c.id]]),
+            ),
+            "generation": mean_activations(
+                model.network,
+                prompts,
+                lambda p: model.generate([p.text], sampling, [seed_for(config.seed, p.id, "eval")], config.eval.plan),
+            ),
+        }
+        with atomic(path) as partial:
+            save_file(found, partial)
+    return load_file(path)
+
+
+def transfer(run: Run) -> Verdicts:
+    """Every arm trained on one domain's prompts, and the base model, on the held-out prompts of each domain."""
+    asked = choose_prompts(run.config.eval.prompts, run.config.eval.count, seed=0)
+    found = {BASE: verdicts(run, run.weights(BASE, 0), run.config.eval, f"first/{BASE}")}
+    for domain in DOMAINS:
+        trained = domain_run(run, domain)
+        for stage in STAGES:
+            perform(trained, stage, 0)
+        for arm in arms(trained.config):
+            found[f"{arm} of {domain}"] = verdicts(trained, trained.weights(arm, 1), run.config.eval, f"first/{arm}")
+    return {
+        f"{name} on {domain}": [right for right, prompt in zip(correct, asked, strict=True) if is_of(prompt, domain)]
+        for name, correct in found.items()
+        for domain in DOMAINS
+    }
+
+
+def domain_run(run: Run, domain: str) -> Run:
+    """A run of one round, half as many prompts, all of the domain, and half as many steps."""
+    path = run.folder / "lab" / "transfer" / f"{domain}.jsonl"
+    if not path.exists():
+        pool = choose_prompts(run.config.prompts, DOMAIN_POOL, seed=0)
+        write_records(path, [prompt for prompt in pool if is_of(prompt, domain)])
+    count, steps = max(1, run.config.prompt_count // 2), max(1, run.config.train.steps // 2)
+    changes = ["rounds=1", f"prompts={path}", f"prompt_count={count}", f"train.steps={steps}"]
+    return branch(run, f"transfer/{domain}", changes, ())
+
+
+def is_of(prompt: Prompt, domain: str) -> bool:
+    """Whether a prompt of the embedded world belongs to the domain."""
+    return prompt.metadata["tag"] in DOMAINS[domain]
 
 
 def judge(run: Run) -> Quality:
@@ -294,7 +429,7 @@ def judge_rows(found: Sequence[Quality]) -> list[Row]:
             scale = 100 if name in ("auroc", "rejected", "accepted") else 1
             per_seed = [scale * by_seed[subject][name] for by_seed in found if by_seed[subject][name] is not None]
             if per_seed:
-                rows.append(Row(f"{subject}: {name}", sum(per_seed) / len(per_seed), per_seed))
+                rows.append(mean_row(f"{subject}: {name}", per_seed))
     return rows
 
 
@@ -309,6 +444,47 @@ def own_rows(found: Sequence[Verdicts]) -> list[Row]:
     names = [name for name in found[0] if name != BASE]
     *others, main = [name for name in names if name.rpartition(", ")[2] == names[-1].rpartition(", ")[2]]
     return accuracy_rows(found, [(name, BASE) for name in names] + [(main, name) for name in others])
+
+
+def step_rows(found: Sequence[Mapping[str, Sequence[JudgedSteps]]]) -> list[Row]:
+    """Means over the first and the second half of the steps, where all is drafted and where it is finished."""
+    rows = []
+    for quantity in ("layout", "detail", "correct"):
+        values = {  # (seeds, prompts, steps)
+            arm: np.array(
+                [[[getattr(s, quantity) for s in one.steps] for one in by_seed[arm]] for by_seed in found], dtype=float
+            )
+            for arm in found[0]
+        }
+        middle = values[BASE].shape[2] // 2
+        for half, span in {"first": slice(0, middle), "second": slice(middle, None)}.items():
+            means = {f"{quantity}, {half} half: {arm}": np.nanmean(v[..., span], axis=2) for arm, v in values.items()}
+            rows += [accuracy_row(name, mean) for name, mean in means.items()]
+    return rows
+
+
+def activation_rows(found: Sequence[Strengths]) -> list[Row]:
+    """Sizes of the clusters, strengths, and in percent how much those of the arms differ from the base model's."""
+    rows = []
+    for arm, values in found[0].items():
+        for what in values:
+            per_seed = [by_seed[arm][what] for by_seed in found]
+            scale = 1 if arm == "clusters" else 100
+            rows.append(mean_row(f"{arm}: {what}", [scale * value for value in per_seed]))
+            if arm not in ("clusters", BASE):
+                changes = [100 * (by_seed[arm][what] / by_seed[BASE][what] - 1) for by_seed in found]
+                rows.append(mean_row(f"{arm}: {what}, change in percent", changes))
+    return rows
+
+
+def mean_row(what: str, per_seed: list[float]) -> Row:
+    """A row without an interval."""
+    return Row(what, sum(per_seed) / len(per_seed), per_seed)
+
+
+def transfer_rows(found: Sequence[Verdicts]) -> list[Row]:
+    """Accuracies on each domain, and what training on a domain gains on it and on the others."""
+    return accuracy_rows(found, [(name, f"{BASE} on {name.rpartition(' ')[2]}") for name in found[0] if " of " in name])
 
 
 def after_rows(found: Sequence[Mapping[str, Quality]]) -> list[Row]:
@@ -336,6 +512,9 @@ PARTS: dict[str, tuple[Callable[[Run], Any], Callable[[Sequence[Any]], list[Row]
     "plan": (plan, accuracy_rows),
     "ablations": (ablations, ablation_rows),
     "own": (own, own_rows),
+    "steps": (steps, step_rows),
+    "activation": (activation, activation_rows),
+    "transfer": (transfer, transfer_rows),
     "after": (after, after_rows),
 }
 
