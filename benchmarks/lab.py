@@ -14,9 +14,9 @@ Parts, each over all seeds:
     ablations  Eq. 1-3 after one round, on the candidates of round 0, without one of its parts or with another lambda_c
     own     every objective in a loop of its own, which learns from images of its own weights in every round, after one
             round and after three, on the held-out prompts
-    steps   layout, detail and correctness of the images that each denoising step of the arms after one round heads for, on
-            held-out prompts, judged by the base model: means over the first and over the second half of the steps (paper,
-            Fig. 4); lab/steps/ARM/means.json of a seed has every step
+    steps   layout, detail and correctness of the images that the denoising steps of the arms after one round head for
+            (paper, Fig. 4), judged by the base model, on held-out prompts: means over the first and over the second
+            half of the steps; every step is in lab/steps/ARM/means.json of a seed
     activation  the strength of the base model's neurons for understanding and for generation, in the base model and in
             the arms after one round (paper, Algorithm 1)
     transfer  one round of every arm on prompts of one domain, half as many and half as long, on the held-out prompts of
@@ -78,8 +78,9 @@ OWN_ROUNDS = 3  # of the loops of part own, in a run that has so many
 STEP_PROMPTS = 64  # of part steps, of each of which every step is judged
 SAMPLES = 100  # of part activation: images that are judged, and prompts that are drawn
 PERCENTILE = 50.0  # tau of Algorithm 1, to which the paper gives no value: the more active half of the neurons
-DOMAIN_POOL = 1400  # prompts of all categories, from which those of a domain are taken
+DOMAIN_POOL = 900  # prompts of all categories, from which those of a domain are taken
 
+CLAIMED = ((MAIN, BASE), ("srum_paper", "sft"))  # the first is better than the second
 # part own: what each objective changes in the config; region-NFT is the run itself
 OBJECTIVES = {
     "sft": ("train.objective=sft",),
@@ -447,20 +448,27 @@ def own_rows(found: Sequence[Verdicts]) -> list[Row]:
 
 
 def step_rows(found: Sequence[Mapping[str, Sequence[JudgedSteps]]]) -> list[Row]:
-    """Means over the first and the second half of the steps, where all is drafted and where it is finished."""
+    """Means over the first half of the steps, which draft, and over the second, and the claimed differences."""
     rows = []
     for quantity in ("layout", "detail", "correct"):
-        values = {  # (seeds, prompts, steps)
-            arm: np.array(
-                [[[getattr(s, quantity) for s in one.steps] for one in by_seed[arm]] for by_seed in found], dtype=float
-            )
-            for arm in found[0]
-        }
+        values = {arm: step_values(found, arm, quantity) for arm in found[0]}
         middle = values[BASE].shape[2] // 2
-        for half, span in {"first": slice(0, middle), "second": slice(middle, None)}.items():
-            means = {f"{quantity}, {half} half: {arm}": np.nanmean(v[..., span], axis=2) for arm, v in values.items()}
-            rows += [accuracy_row(name, mean) for name, mean in means.items()]
+        for half, steps in {"first": slice(0, middle), "second": slice(middle, None)}.items():
+            means = {arm: np.nanmean(own[..., steps], axis=2) for arm, own in values.items()}
+            rows += [accuracy_row(f"{quantity}, {half} half: {arm}", own) for arm, own in means.items()]
+            rows += [
+                accuracy_row(f"{quantity}, {half} half: {a} - {b}", means[a] - means[b])
+                for a, b in CLAIMED
+                if a in means and b in means
+            ]
     return rows
+
+
+def step_values(found: Sequence[Mapping[str, Sequence[JudgedSteps]]], arm: str, quantity: str) -> np.ndarray:
+    """(seeds, prompts, steps), NaN where the judge failed."""
+    return np.array(
+        [[[getattr(step, quantity) for step in one.steps] for one in by_seed[arm]] for by_seed in found], dtype=float
+    )
 
 
 def activation_rows(found: Sequence[Strengths]) -> list[Row]:
@@ -500,7 +508,7 @@ def after_rows(found: Sequence[Mapping[str, Quality]]) -> list[Row]:
 
 def loop_rows(found: Sequence[Verdicts]) -> list[Row]:
     """Accuracies of the arms, and the two differences that are claimed."""
-    return accuracy_rows(found, [(MAIN, BASE), ("srum_paper", "sft")])
+    return accuracy_rows(found, CLAIMED)
 
 
 PARTS: dict[str, tuple[Callable[[Run], Any], Callable[[Sequence[Any]], list[Row]]]] = {

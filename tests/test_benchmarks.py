@@ -12,6 +12,8 @@ import torch
 from benchmarks import attention, judge, lab, medium, memory, rasterizer, real_size, report, stages, training
 from srum import models
 from srum.models.bagel import Bagel
+from srum.records import Prompt
+from srum.run_dir import read_records
 from tests.fakes import FakeModel
 
 GOLDEN = Path(__file__).parent / "golden" / "bagel" / "checkpoint"
@@ -137,6 +139,8 @@ def small_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(lab, "FLIPPED", 6)
     monkeypatch.setattr(lab, "OBJECTIVES", {"sft": lab.OBJECTIVES["sft"]})
     monkeypatch.setattr(lab, "ABLATIONS", {name: lab.ABLATIONS[name] for name in ("srum_paper", "binary")})
+    monkeypatch.setattr(lab, "DOMAIN_POOL", 70)
+    monkeypatch.setattr(lab, "STEP_PROMPTS", 4)
     monkeypatch.setattr(lab, "TRAINED", {"all-weights": lab.TRAINED["all-weights"]})  # the fake has no text to learn
     overrides = [argument for override in SMALL for argument in ("--set", override)]
     return ["--seeds", "0", "1", "--rounds", "1", "--out", str(tmp_path / "lab"), *overrides]
@@ -146,9 +150,10 @@ def test_the_lab_measures_every_part(
     small_lab: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lab.main([*small_lab, "--parts", "credit", "judge"])  # in pieces, in any order
-    lab.main([*small_lab, "--parts", "loop", "first", "rounds", "plan", "ablations", "own", "after"])
+    later = ["loop", "first", "rounds", "plan", "ablations", "own", "steps", "activation", "transfer", "after"]
+    lab.main([*small_lab, "--parts", *later])
     report = json.loads((tmp_path / "lab/lab.json").read_text())
-    assert list(report) == ["credit", "judge", "loop", "first", "rounds", "plan", "ablations", "own", "after"]
+    assert list(report) == ["credit", "judge", *later]
     rows = {part: {row["what"]: row for row in found} for part, found in report.items()}
     assert list(rows["loop"]) == ["base", "sft", "srum_paper", "srum", "srum - base", "srum_paper - sft"]
     assert list(rows["first"]) == list(rows["loop"])
@@ -162,6 +167,25 @@ def test_the_lab_measures_every_part(
     assert rows["ablations"]["sft"]["per_seed"] == rows["first"]["sft"]["per_seed"]
     assert rows["ablations"]["srum_paper"]["per_seed"] == rows["first"]["srum_paper"]["per_seed"]
     assert {"before: regions: auroc", "all-weights: relations: rejected"} <= rows["after"].keys()
+    for quantity in ("layout", "detail", "correct"):
+        first, second = (
+            list(rows["steps"][f"{quantity}, {half} half: srum"]["interval"]) for half in ("first", "second")
+        )
+        assert min(first + second) >= -100 and max(first + second) <= 100
+    kept = json.loads((tmp_path / "lab/seed-0/lab/steps/srum/means.json").read_text())
+    assert len(kept) == 15 and kept[0]["t"] == 1.0
+    activation = {what: row["mean"] for what, row in rows["activation"].items()}
+    assert activation["clusters: understanding neurons"] == activation["clusters: generation neurons"] == 1
+    assert activation["srum: understanding neurons in understanding"] == 200  # times 100
+    assert activation["sft: generation neurons in generation"] == 100
+    assert activation["srum_paper: generation neurons in generation, change in percent"] == 0
+    for domain, categories in lab.DOMAINS.items():
+        prompts = read_records(tmp_path / f"lab/seed-1/lab/transfer/{domain}/round-000/prompts.jsonl", Prompt)
+        assert len(prompts) == 3 and {prompt.metadata["tag"] for prompt in prompts} <= set(categories)
+    transferred = (
+        rows["transfer"]["srum of objects on relations"]["mean"] - rows["transfer"]["base on relations"]["mean"]
+    )
+    assert rows["transfer"]["srum of objects on relations - base on relations"]["mean"] == pytest.approx(transferred)
     gain = rows["loop"]["srum - base"]
     assert gain["mean"] == pytest.approx(rows["loop"]["srum"]["mean"] - rows["loop"]["base"]["mean"])
     assert len(gain["per_seed"]) == 2 and gain["interval"][0] <= gain["mean"] <= gain["interval"][1]
