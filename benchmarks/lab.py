@@ -114,6 +114,7 @@ FILES = {  # of a round, by the stage that makes them
 
 Verdicts = dict[str, list[bool]]  # what was tried -> correct or not, in the order of the prompts
 Quality = dict[str, dict[str, Any]]  # what was judged -> its numbers
+Transferred = dict[str, dict[str, Verdicts]]  # arm -> domain of its prompts -> domain of the images -> verdicts
 Strengths = dict[str, dict[str, float]]  # weights -> cluster and task -> average activation strength
 
 
@@ -245,8 +246,8 @@ def activation(run: Run) -> Strengths:
     make_round_0(run)
     means = {arm: activations_of(run, arm) for arm in (BASE, *arms(run.config))}
     clusters = asdict(find_clusters(means[BASE]["understanding"], means[BASE]["generation"], PERCENTILE))
-    sizes = {f"{cluster} neurons": float(neurons.sum()) for cluster, neurons in clusters.items()}
-    return {"clusters": sizes} | {
+    sizes = {f"number of {cluster} neurons": float(neurons.sum()) for cluster, neurons in clusters.items()}
+    return {"sizes": sizes} | {
         arm: {
             f"{cluster} neurons in {task}": strength(values, neurons)
             for task, values in own.items()
@@ -283,21 +284,24 @@ def activations_of(run: Run, arm: str) -> dict[str, Tensor]:
     return load_file(path)
 
 
-def transfer(run: Run) -> Verdicts:
+def transfer(run: Run) -> Transferred:
     """Every arm trained on one domain's prompts, and the base model, on the held-out prompts of each domain."""
     asked = choose_prompts(run.config.eval.prompts, run.config.eval.count, seed=0)
-    found = {BASE: verdicts(run, run.weights(BASE, 0), run.config.eval, f"first/{BASE}")}
+
+    def on_domains(correct: Sequence[bool]) -> Verdicts:
+        judged = list(zip(asked, correct, strict=True))
+        return {domain: [right for prompt, right in judged if is_of(prompt, domain)] for domain in DOMAINS}
+
+    base = verdicts(run, run.weights(BASE, 0), run.config.eval, f"first/{BASE}")
+    found: Transferred = {BASE: {"nothing": on_domains(base)}}
     for domain in DOMAINS:
         trained = domain_run(run, domain)
         for stage in STAGES:
             perform(trained, stage, 0)
         for arm in arms(trained.config):
-            found[f"{arm} of {domain}"] = verdicts(trained, trained.weights(arm, 1), run.config.eval, f"first/{arm}")
-    return {
-        f"{name} on {domain}": [right for right, prompt in zip(correct, asked, strict=True) if is_of(prompt, domain)]
-        for name, correct in found.items()
-        for domain in DOMAINS
-    }
+            correct = verdicts(trained, trained.weights(arm, 1), run.config.eval, f"first/{arm}")
+            found.setdefault(arm, {})[domain] = on_domains(correct)
+    return found
 
 
 def domain_run(run: Run, domain: str) -> Run:
@@ -472,16 +476,16 @@ def step_values(found: Sequence[Mapping[str, Sequence[JudgedSteps]]], arm: str, 
 
 
 def activation_rows(found: Sequence[Strengths]) -> list[Row]:
-    """Sizes of the clusters, strengths, and in percent how much those of the arms differ from the base model's."""
-    rows = []
-    for arm, values in found[0].items():
-        for what in values:
-            per_seed = [by_seed[arm][what] for by_seed in found]
-            scale = 1 if arm == "clusters" else 100
-            rows.append(mean_row(f"{arm}: {what}", [scale * value for value in per_seed]))
-            if arm not in ("clusters", BASE):
-                changes = [100 * (by_seed[arm][what] / by_seed[BASE][what] - 1) for by_seed in found]
-                rows.append(mean_row(f"{arm}: {what}, change in percent", changes))
+    """Sizes of the clusters, strengths, and what each arm changes in those of the base model."""
+    sizes, *weights = found[0]
+    rows = [mean_row(what, [by_seed[sizes][what] for by_seed in found]) for what in found[0][sizes]]
+    for arm in weights:
+        for what in found[0][arm]:
+            rows.append(mean_row(f"{what}: {arm}", [100 * by_seed[arm][what] for by_seed in found]))
+    for arm in weights[1:]:
+        for what in found[0][arm]:
+            changes = [100 * (by_seed[arm][what] - by_seed[BASE][what]) for by_seed in found]
+            rows.append(mean_row(f"{what}: {arm} - {BASE}", changes))
     return rows
 
 
@@ -490,9 +494,22 @@ def mean_row(what: str, per_seed: list[float]) -> Row:
     return Row(what, sum(per_seed) / len(per_seed), per_seed)
 
 
-def transfer_rows(found: Sequence[Verdicts]) -> list[Row]:
-    """Accuracies on each domain, and what training on a domain gains on it and on the others."""
-    return accuracy_rows(found, [(name, f"{BASE} on {name.rpartition(' ')[2]}") for name in found[0] if " of " in name])
+def transfer_rows(found: Sequence[Transferred]) -> list[Row]:
+    """The base model's accuracies, and what training on a domain gains on it and on the others."""
+
+    def values(arm: str, trained: str, tested: str) -> np.ndarray:
+        return np.array([by_seed[arm][trained][tested] for by_seed in found], dtype=float)
+
+    base = {domain: values(BASE, "nothing", domain) for domain in DOMAINS}
+    rows = [accuracy_row(f"{BASE} on {domain}", own) for domain, own in base.items()]
+    for arm in [arm for arm in found[0] if arm != BASE]:
+        gains = {(a, b): values(arm, a, b) - base[b] for a in DOMAINS for b in DOMAINS}
+        rows += [accuracy_row(f"{arm} of {a} on {b} - {BASE}", gain) for (a, b), gain in gains.items()]
+        seen = [gains[domain, domain] for domain in DOMAINS]
+        unseen = [np.mean([gains[a, b] for a in DOMAINS if a != b], axis=0) for b in DOMAINS]
+        for where, parts in {"its own domain": seen, "the others": unseen}.items():
+            rows.append(accuracy_row(f"{arm} on {where} - {BASE}", np.concatenate(parts, axis=1)))
+    return rows
 
 
 def after_rows(found: Sequence[Mapping[str, Quality]]) -> list[Row]:

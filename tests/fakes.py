@@ -87,7 +87,7 @@ class FakeModel(nn.Module):
     def answer(
         self, images: Sequence[Image.Image], questions: Sequence[Sequence[Question]], decoding: Decoding
     ) -> list[list[str]]:
-        self.understanding["down_proj"](torch.tensor([[2.0, 0.0]]))
+        self.understanding["down_proj"](torch.tensor([[1.0, 0.0]]))
         return [[_reply(_draw(image, q), q.text) for q in own] for image, own in zip(images, questions, strict=True)]
 
     def continuation_logprobs(

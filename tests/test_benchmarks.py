@@ -175,10 +175,11 @@ def test_the_lab_measures_every_part(
     kept = json.loads((tmp_path / "lab/seed-0/lab/steps/srum/means.json").read_text())
     assert len(kept) == 15 and kept[0]["t"] == 1.0
     activation = {what: row["mean"] for what, row in rows["activation"].items()}
-    assert activation["clusters: understanding neurons"] == activation["clusters: generation neurons"] == 1
-    assert activation["srum: understanding neurons in understanding"] == 200  # times 100
-    assert activation["sft: generation neurons in generation"] == 100
-    assert activation["srum_paper: generation neurons in generation, change in percent"] == 0
+    assert activation["number of understanding neurons"] == activation["number of generation neurons"] == 1
+    for task in ("understanding", "generation"):
+        for cluster in ("understanding", "generation"):
+            assert activation[f"{cluster} neurons in {task}: sft"] == (100 if cluster == task else 0)
+            assert activation[f"{cluster} neurons in {task}: srum - base"] == 0
     for domain, categories in lab.DOMAINS.items():
         prompts = read_records(tmp_path / f"lab/seed-1/lab/transfer/{domain}/round-000/prompts.jsonl", Prompt)
         assert len(prompts) == 3 and {prompt.metadata["tag"] for prompt in prompts} <= set(categories)
