@@ -183,10 +183,8 @@ def test_the_lab_measures_every_part(
     for domain, categories in lab.DOMAINS.items():
         prompts = read_records(tmp_path / f"lab/seed-1/lab/transfer/{domain}/round-000/prompts.jsonl", Prompt)
         assert len(prompts) == 3 and {prompt.metadata["tag"] for prompt in prompts} <= set(categories)
-    transferred = (
-        rows["transfer"]["srum of objects on relations"]["mean"] - rows["transfer"]["base on relations"]["mean"]
-    )
-    assert rows["transfer"]["srum of objects on relations - base on relations"]["mean"] == pytest.approx(transferred)
+    assert list(rows["transfer"])[:3] == [f"base on {domain}" for domain in lab.DOMAINS]
+    assert {"srum of objects on relations - base", "sft on the others - base"} <= rows["transfer"].keys()
     gain = rows["loop"]["srum - base"]
     assert gain["mean"] == pytest.approx(rows["loop"]["srum"]["mean"] - rows["loop"]["base"]["mean"])
     assert len(gain["per_seed"]) == 2 and gain["interval"][0] <= gain["mean"] <= gain["interval"][1]
@@ -209,3 +207,15 @@ def test_prompts_are_resampled_with_all_their_seeds() -> None:
     alone, thrice = lab.accuracy_row("x", one), lab.accuracy_row("x", np.repeat(one, 3, axis=0))
     assert thrice.interval == alone.interval and thrice.mean == alone.mean == 50.0
     assert alone.interval is not None and 20 < alone.interval[0] < 40 and 60 < alone.interval[1] < 80
+
+
+def test_transfer_is_what_is_gained_on_the_other_domains(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two domains, of one prompt and of three: trained on a the arm wins one of the three in b, trained on b it loses
+    the one of a, so that of four prompts it wins 1 and loses 1 on the others; on its own it wins two of b."""
+    monkeypatch.setattr(lab, "DOMAINS", {"a": (), "b": ()})
+    base = {"nothing": {"a": [True], "b": [False, False, True]}}
+    arm = {"a": {"a": [True], "b": [True, False, True]}, "b": {"a": [False], "b": [True, True, True]}}
+    rows = {row.what: row.mean for row in lab.transfer_rows([{"base": base, "srum": arm}])}
+    assert rows["srum of a on b - base"] == pytest.approx(100 / 3) and rows["srum of b on a - base"] == -100
+    assert rows["srum on the others - base"] == 0 and rows["srum on its own domain - base"] == 50
+    assert rows["base on b"] == pytest.approx(100 / 3)
