@@ -228,10 +228,8 @@ def steps(run: Run) -> dict[str, list[JudgedSteps]]:
     """The arms after one round, every step of the sampler looked at by the same judge."""
     config = run.config.eval.model_copy(update={"count": min(STEP_PROMPTS, run.config.eval.count)})
     prompts = choose_prompts(config.prompts, config.count, seed=0)
-    judge, propose = (
-        load_judge(run.config, run.config.model, run.config.seed),
-        load_proposer(run.config, run.config.model),
-    )
+    judge = load_judge(run.config, run.config.model, run.config.seed)
+    propose = load_proposer(run.config, run.config.model)
     found = {}
     for arm in (BASE, *arms(run.config)):
         folder, model = run.folder / "lab" / "steps" / arm, load_model(run.config, after_one_round(run, arm))
