@@ -120,8 +120,8 @@ Strengths = dict[str, dict[str, float]]  # weights -> cluster and task -> averag
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: percent, or points where it is a difference; AUROC, scores and activations times 100;
-    counts as they are."""
+    """One line of the table: percent, or points where it is a difference; AUROC and scores times 100, activations times
+    1000; counts as they are."""
 
     what: str
     mean: float
@@ -474,15 +474,15 @@ def step_values(found: Sequence[Mapping[str, Sequence[JudgedSteps]]], arm: str, 
 
 
 def activation_rows(found: Sequence[Strengths]) -> list[Row]:
-    """Sizes of the clusters, strengths, and what each arm changes in those of the base model."""
+    """Sizes of the clusters, strengths times 1000, and what each arm changes in those of the base model."""
     sizes, *weights = found[0]
     rows = [mean_row(what, [by_seed[sizes][what] for by_seed in found]) for what in found[0][sizes]]
     for arm in weights:
         for what in found[0][arm]:
-            rows.append(mean_row(f"{what}: {arm}", [100 * by_seed[arm][what] for by_seed in found]))
+            rows.append(mean_row(f"{what}: {arm}", [1000 * by_seed[arm][what] for by_seed in found]))
     for arm in weights[1:]:
         for what in found[0][arm]:
-            changes = [100 * (by_seed[arm][what] - by_seed[BASE][what]) for by_seed in found]
+            changes = [1000 * (by_seed[arm][what] - by_seed[BASE][what]) for by_seed in found]
             rows.append(mean_row(f"{what}: {arm} - {BASE}", changes))
     return rows
 

@@ -178,7 +178,7 @@ def test_the_lab_measures_every_part(
     assert activation["number of understanding neurons"] == activation["number of generation neurons"] == 1
     for task in ("understanding", "generation"):
         for cluster in ("understanding", "generation"):
-            assert activation[f"{cluster} neurons in {task}: sft"] == (100 if cluster == task else 0)
+            assert activation[f"{cluster} neurons in {task}: sft"] == (1000 if cluster == task else 0)
             assert activation[f"{cluster} neurons in {task}: srum - base"] == 0
     for domain, categories in lab.DOMAINS.items():
         prompts = read_records(tmp_path / f"lab/seed-1/lab/transfer/{domain}/round-000/prompts.jsonl", Prompt)
