@@ -14,6 +14,13 @@ Parts, each over all seeds:
     ablations  Eq. 1-3 after one round, on the candidates of round 0, without one of its parts or with another lambda_c
     own     every objective in a loop of its own, which learns from images of its own weights in every round, after one
             round and after three, on the held-out prompts
+    steps   layout, detail and correctness of the images that the denoising steps of the arms after one round head for
+            (paper, Fig. 4), judged by the base model, on held-out prompts: means over the first and over the second
+            half of the steps; every step is in lab/steps/ARM/means.json of a seed
+    activation  the strength of the base model's neurons for understanding and for generation, in the base model and in
+            the arms after one round (paper, Algorithm 1)
+    transfer  one round of every arm on prompts of one domain, half as many and half as long, on the held-out prompts of
+            each domain (paper, Table 4)
     after   the judge's scores of the images of round 0 again, after training: by the weights that srum made, and by
             those of one round in which all weights are trained, with the judge's replies among the data and without
 
@@ -34,14 +41,32 @@ from typing import Any
 
 import numpy as np
 from rich.table import Table
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from srum.config import EvalConfig, RunConfig, TrainConfig, load_config
 from srum.evaluation.accuracy import evaluate
+from srum.evaluation.activation import find_clusters, mean_activations, strength
+from srum.evaluation.denoising import JudgedSteps, judge_steps, summarize_steps
 from srum.evaluation.judge_quality import JudgeQuality, flipped_relations, judge_quality
-from srum.loop import BASE, MAIN, STAGES, Run, arms, console, evaluate_arms, load_judge, load_model, perform, run_loop
+from srum.loop import (
+    BASE,
+    MAIN,
+    STAGES,
+    Run,
+    arms,
+    console,
+    evaluate_arms,
+    load_judge,
+    load_model,
+    load_proposer,
+    perform,
+    run_loop,
+)
+from srum.models.base import Sampling
 from srum.records import Candidate, Grounding, Judgement, Prompt
 from srum.rollout import choose_prompts
-from srum.run_dir import claim_run, open_image, read_records, write_json
+from srum.run_dir import atomic, claim_run, open_image, read_records, write_json, write_records
 from srum.seeding import seed_for
 from train.data import load_training_records
 from train.trainer import train
@@ -50,7 +75,12 @@ DEVELOPMENT = 280  # prompts; no more than there are for the evaluation
 FLIPPED = 200  # prompts about positions
 RESAMPLES = 10_000
 OWN_ROUNDS = 3  # of the loops of part own, in a run that has so many
+STEP_PROMPTS = 64  # of part steps, of each of which every step is judged
+SAMPLES = 100  # of part activation: images that are judged, and prompts that are drawn
+PERCENTILE = 50.0  # tau of Algorithm 1, to which the paper gives no value: the more active half of the neurons
+DOMAIN_POOL = 900  # prompts of all categories, from which those of a domain are taken
 
+CLAIMED = ((MAIN, BASE), ("srum_paper", "sft"))  # the first is better than the second
 # part own: what each objective changes in the config; region-NFT is the run itself
 OBJECTIVES = {
     "sft": ("train.objective=sft",),
@@ -65,6 +95,12 @@ ABLATIONS = {
     "no-layout": ("train.use_layout=false",),
     **{f"lambda-{value}": (f"train.constraint_weight={value}",) for value in (0.0, 0.1, 0.3, 0.7, 1.0)},
 }
+# part transfer: the categories of each domain
+DOMAINS = {
+    "objects": ("single_object", "two_object"),
+    "attributes": ("colors", "color_attr", "size"),
+    "relations": ("counting", "position"),
+}
 # part after: what is trained for one round
 TRAINED = {
     "all-weights": ("train.trainable=all",),
@@ -78,11 +114,14 @@ FILES = {  # of a round, by the stage that makes them
 
 Verdicts = dict[str, list[bool]]  # what was tried -> correct or not, in the order of the prompts
 Quality = dict[str, dict[str, Any]]  # what was judged -> its numbers
+Transferred = dict[str, dict[str, Verdicts]]  # arm -> domain of its prompts -> domain of the images -> verdicts
+Strengths = dict[str, dict[str, float]]  # weights -> cluster and task -> average activation strength
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: percent, or points where it is a difference; AUROC times 100; counts as they are."""
+    """One line of the table: percent, or points where it is a difference; AUROC and scores times 100, activations times
+    1000; counts as they are."""
 
     what: str
     mean: float
@@ -104,9 +143,14 @@ def loop(run: Run) -> Verdicts:
 def first(run: Run) -> Verdicts:
     """The arms after one round. From then on all learn from the images of ``srum``, which are better than their own."""
     return {
-        arm: verdicts(run, run.weights(arm, 0 if arm == BASE else 1), run.config.eval, f"first/{arm}")
+        arm: verdicts(run, after_one_round(run, arm), run.config.eval, f"first/{arm}")
         for arm in (BASE, *arms(run.config))
     }
+
+
+def after_one_round(run: Run, arm: str) -> str:
+    """The weights of an arm after round 0, which all arms share; those of the base model stay what they are."""
+    return run.weights(arm, 0 if arm == BASE else 1)
 
 
 def rounds(run: Run) -> Verdicts:
@@ -178,6 +222,100 @@ def own(run: Run) -> Verdicts:
 def own_rounds(config: RunConfig) -> list[int]:
     """After how many rounds ``own`` looks: the first, in which all have the same candidates, and the last."""
     return sorted({1, min(OWN_ROUNDS, config.rounds)})
+
+
+def steps(run: Run) -> dict[str, list[JudgedSteps]]:
+    """The arms after one round, every step of the sampler looked at by the same judge."""
+    config = run.config.eval.model_copy(update={"count": min(STEP_PROMPTS, run.config.eval.count)})
+    prompts = choose_prompts(config.prompts, config.count, seed=0)
+    judge = load_judge(run.config, run.config.model, run.config.seed)
+    propose = load_proposer(run.config, run.config.model)
+    found = {}
+    for arm in (BASE, *arms(run.config)):
+        folder, model = run.folder / "lab" / "steps" / arm, load_model(run.config, after_one_round(run, arm))
+        found[arm] = judge_steps(model, judge, propose, prompts, config, folder, run.config.seed)
+        means = summarize_steps(found[arm], Sampling(**config.sampling()))
+        write_json(folder / "means.json", [asdict(step) for step in means])
+    return found
+
+
+def activation(run: Run) -> Strengths:
+    """Algorithm 1: clusters from the base model, and their strengths in it and in the arms after one round."""
+    make_round_0(run)
+    means = {arm: activations_of(run, arm) for arm in (BASE, *arms(run.config))}
+    clusters = asdict(find_clusters(means[BASE]["understanding"], means[BASE]["generation"], PERCENTILE))
+    sizes = {f"number of {cluster} neurons": float(neurons.sum()) for cluster, neurons in clusters.items()}
+    return {"sizes": sizes} | {
+        arm: {
+            f"{cluster} neurons in {task}": strength(values, neurons)
+            for task, values in own.items()
+            for cluster, neurons in clusters.items()
+        }
+        for arm, own in means.items()
+    }
+
+
+def activations_of(run: Run, arm: str) -> dict[str, Tensor]:
+    """``mean_activations`` of judging round 0's first candidate of each prompt, and of drawing held-out prompts."""
+    path, config = run.folder / "lab" / "activation" / f"{arm}.safetensors", run.config
+    if not path.exists():
+        weights, visible = after_one_round(run, arm), config.model_copy(update={"compile": False})
+        judge, folder = load_judge(visible, weights, config.seed), run.round(0)
+        regions = {g.candidate_id: g.regions for g in read_records(folder / "regions.jsonl", Grounding)}
+        candidates = [c for c in read_records(folder / "candidates.jsonl", Candidate) if c.index == 0][:SAMPLES]
+        model, sampling = load_model(visible, weights), Sampling(**config.eval.sampling())
+        prompts = choose_prompts(config.eval.prompts, min(SAMPLES, config.eval.count), seed=0)
+        found = {
+            "understanding": mean_activations(
+                judge.model.network,
+                candidates,
+                lambda c: judge.judge([open_image(folder / c.image)], [c.prompt], [regions[c.id]]),
+            ),
+            "generation": mean_activations(
+                model.network,
+                prompts,
+                lambda p: model.generate([p.text], sampling, [seed_for(config.seed, p.id, "eval")], config.eval.plan),
+            ),
+        }
+        with atomic(path) as partial:
+            save_file(found, partial)
+    return load_file(path)
+
+
+def transfer(run: Run) -> Transferred:
+    """Every arm trained on one domain's prompts, and the base model, on the held-out prompts of each domain."""
+    asked = choose_prompts(run.config.eval.prompts, run.config.eval.count, seed=0)
+
+    def on_domains(correct: Sequence[bool]) -> Verdicts:
+        judged = list(zip(asked, correct, strict=True))
+        return {domain: [right for prompt, right in judged if is_of(prompt, domain)] for domain in DOMAINS}
+
+    base = verdicts(run, run.weights(BASE, 0), run.config.eval, f"first/{BASE}")
+    found: Transferred = {BASE: {"nothing": on_domains(base)}}
+    for domain in DOMAINS:
+        trained = domain_run(run, domain)
+        for stage in STAGES:
+            perform(trained, stage, 0)
+        for arm in arms(trained.config):
+            correct = verdicts(trained, trained.weights(arm, 1), run.config.eval, f"first/{arm}")
+            found.setdefault(arm, {})[domain] = on_domains(correct)
+    return found
+
+
+def domain_run(run: Run, domain: str) -> Run:
+    """A run of one round, half as many prompts, all of the domain, and half as many steps."""
+    path = run.folder / "lab" / "transfer" / f"{domain}.jsonl"
+    if not path.exists():
+        pool = choose_prompts(run.config.prompts, DOMAIN_POOL, seed=0)
+        write_records(path, [prompt for prompt in pool if is_of(prompt, domain)])
+    count, steps = max(1, run.config.prompt_count // 2), max(1, run.config.train.steps // 2)
+    changes = ["rounds=1", f"prompts={path}", f"prompt_count={count}", f"train.steps={steps}"]
+    return branch(run, f"transfer/{domain}", changes, ())
+
+
+def is_of(prompt: Prompt, domain: str) -> bool:
+    """Whether a prompt of the embedded world belongs to the domain."""
+    return prompt.metadata["tag"] in DOMAINS[domain]
 
 
 def judge(run: Run) -> Quality:
@@ -294,7 +432,7 @@ def judge_rows(found: Sequence[Quality]) -> list[Row]:
             scale = 100 if name in ("auroc", "rejected", "accepted") else 1
             per_seed = [scale * by_seed[subject][name] for by_seed in found if by_seed[subject][name] is not None]
             if per_seed:
-                rows.append(Row(f"{subject}: {name}", sum(per_seed) / len(per_seed), per_seed))
+                rows.append(mean_row(f"{subject}: {name}", per_seed))
     return rows
 
 
@@ -311,6 +449,67 @@ def own_rows(found: Sequence[Verdicts]) -> list[Row]:
     return accuracy_rows(found, [(name, BASE) for name in names] + [(main, name) for name in others])
 
 
+def step_rows(found: Sequence[Mapping[str, Sequence[JudgedSteps]]]) -> list[Row]:
+    """Means over the first half of the steps, which draft, and over the second, and the claimed differences."""
+    rows = []
+    for quantity in ("layout", "detail", "correct"):
+        values = {arm: step_values(found, arm, quantity) for arm in found[0]}
+        middle = values[BASE].shape[2] // 2
+        for half, steps in {"first": slice(0, middle), "second": slice(middle, None)}.items():
+            means = {arm: np.nanmean(own[..., steps], axis=2) for arm, own in values.items()}
+            rows += [accuracy_row(f"{quantity}, {half} half: {arm}", own) for arm, own in means.items()]
+            rows += [
+                accuracy_row(f"{quantity}, {half} half: {a} - {b}", means[a] - means[b])
+                for a, b in CLAIMED
+                if a in means and b in means
+            ]
+    return rows
+
+
+def step_values(found: Sequence[Mapping[str, Sequence[JudgedSteps]]], arm: str, quantity: str) -> np.ndarray:
+    """(seeds, prompts, steps), NaN where the judge failed."""
+    return np.array(
+        [[[getattr(step, quantity) for step in one.steps] for one in by_seed[arm]] for by_seed in found], dtype=float
+    )
+
+
+def activation_rows(found: Sequence[Strengths]) -> list[Row]:
+    """Sizes of the clusters, strengths times 1000, and what each arm changes in those of the base model."""
+    sizes, *weights = found[0]
+    rows = [mean_row(what, [by_seed[sizes][what] for by_seed in found]) for what in found[0][sizes]]
+    for arm in weights:
+        for what in found[0][arm]:
+            rows.append(mean_row(f"{what}: {arm}", [1000 * by_seed[arm][what] for by_seed in found]))
+    for arm in weights[1:]:
+        for what in found[0][arm]:
+            changes = [1000 * (by_seed[arm][what] - by_seed[BASE][what]) for by_seed in found]
+            rows.append(mean_row(f"{what}: {arm} - {BASE}", changes))
+    return rows
+
+
+def mean_row(what: str, per_seed: list[float]) -> Row:
+    """A row without an interval."""
+    return Row(what, sum(per_seed) / len(per_seed), per_seed)
+
+
+def transfer_rows(found: Sequence[Transferred]) -> list[Row]:
+    """The base model's accuracies, and what training on a domain gains on it and on the others."""
+
+    def values(arm: str, trained: str, tested: str) -> np.ndarray:
+        return np.array([by_seed[arm][trained][tested] for by_seed in found], dtype=float)
+
+    base = {domain: values(BASE, "nothing", domain) for domain in DOMAINS}
+    rows = [accuracy_row(f"{BASE} on {domain}", own) for domain, own in base.items()]
+    for arm in [arm for arm in found[0] if arm != BASE]:
+        gains = {(a, b): values(arm, a, b) - base[b] for a in DOMAINS for b in DOMAINS}
+        rows += [accuracy_row(f"{arm} of {a} on {b} - {BASE}", gain) for (a, b), gain in gains.items()]
+        seen = [gains[domain, domain] for domain in DOMAINS]
+        unseen = [np.mean([gains[a, b] for a in DOMAINS if a != b], axis=0) for b in DOMAINS]
+        for where, parts in {"its own domain": seen, "the others": unseen}.items():
+            rows.append(accuracy_row(f"{arm} on {where} - {BASE}", np.concatenate(parts, axis=1)))
+    return rows
+
+
 def after_rows(found: Sequence[Mapping[str, Quality]]) -> list[Row]:
     """The judge's AUROCs and shares, weights by weights."""
     rows = {name: judge_rows([by_weights[name] for by_weights in found]) for name in found[0]}
@@ -324,7 +523,7 @@ def after_rows(found: Sequence[Mapping[str, Quality]]) -> list[Row]:
 
 def loop_rows(found: Sequence[Verdicts]) -> list[Row]:
     """Accuracies of the arms, and the two differences that are claimed."""
-    return accuracy_rows(found, [(MAIN, BASE), ("srum_paper", "sft")])
+    return accuracy_rows(found, CLAIMED)
 
 
 PARTS: dict[str, tuple[Callable[[Run], Any], Callable[[Sequence[Any]], list[Row]]]] = {
@@ -336,6 +535,9 @@ PARTS: dict[str, tuple[Callable[[Run], Any], Callable[[Sequence[Any]], list[Row]
     "plan": (plan, accuracy_rows),
     "ablations": (ablations, ablation_rows),
     "own": (own, own_rows),
+    "steps": (steps, step_rows),
+    "activation": (activation, activation_rows),
+    "transfer": (transfer, transfer_rows),
     "after": (after, after_rows),
 }
 

@@ -1,6 +1,7 @@
-"""Draw the pictures of the README and of docs/method.md: ``python docs/make_pictures.py runs/demo [--lab lab.json]``.
+"""Draw the pictures of the README and of docs/method.md: ``python docs/make_pictures.py runs/demo [--lab runs/lab]``.
 
-``lab.json`` is what ``benchmarks/lab.py`` wrote, its part ``own`` included; without it that picture stays as it is.
+``runs/lab`` is what ``benchmarks/lab.py`` wrote, its parts ``own`` and ``steps`` included; without it their pictures
+stay as they are.
 """
 
 from __future__ import annotations
@@ -8,10 +9,11 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from statistics import fmean
 from typing import NamedTuple
 
 from srum import open_run
-from srum.plots import reward_map_figure, rounds_figure
+from srum.plots import reward_map_figure, rounds_figure, steps_figure
 from srum.reading import RunView
 
 OUT = Path(__file__).parent / "images"
@@ -53,12 +55,27 @@ def draw_objectives(lab: Path, out: Path) -> None:
     rounds_figure(rounds).savefig(out, dpi=150)
 
 
+def draw_steps(lab: Path, out: Path) -> None:
+    """Write ``out``: layout, detail and correctness at each denoising step, the means over the lab's seeds."""
+    seeds: dict[str, list[list[dict[str, float]]]] = {}
+    for arm in ("base", "sft", "srum_paper", "srum"):
+        seeds[arm] = [json.loads(file.read_text()) for file in sorted(lab.glob(f"seed-*/lab/steps/{arm}/means.json"))]
+    names = {"layout": "layout score", "detail": "detail score", "correct": "share of correct images"}
+    steps = {
+        shown: {
+            arm: [fmean(step[name] for step in same) for same in zip(*own, strict=True)] for arm, own in seeds.items()
+        }
+        for name, shown in names.items()
+    }
+    steps_figure(steps).savefig(out, dpi=150)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="folder of the run")
     parser.add_argument("--round", type=int, default=0)
     parser.add_argument("--candidate", help="id of the candidate (default: the one whose map varies most)")
-    parser.add_argument("--lab", type=Path, help="lab.json of benchmarks/lab.py")
+    parser.add_argument("--lab", type=Path, help="folder that benchmarks/lab.py wrote")
     arguments = parser.parse_args()
     OUT.mkdir(exist_ok=True)
     opened = open_run(arguments.run)
@@ -66,4 +83,5 @@ if __name__ == "__main__":
     draw_gallery(opened, arguments.round, OUT / "gallery.png")
     print(f"{OUT}: reward_map.png (candidate {chosen}), gallery.png")
     if arguments.lab:
-        draw_objectives(arguments.lab, OUT / "objectives.png")
+        draw_objectives(arguments.lab / "lab.json", OUT / "objectives.png")
+        draw_steps(arguments.lab, OUT / "steps.png")

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -37,7 +38,7 @@ from srum.config import RunConfig, TrainConfig
 from srum.evaluation.accuracy import EvalResult, evaluate, paired_bootstrap, require_metadata
 from srum.models.base import Decoding
 from srum.processes import Processes
-from srum.records import Candidate, Failure, Grounding, Judgement, LayoutJudgement, Prompt, RewardMap
+from srum.records import Candidate, Failure, Grounding, Judgement, LayoutJudgement, Prompt, Region, RewardMap
 from srum.report import write_report
 from srum.reward_map import Skipped, binarized, centred, rasterize, sample_score
 from srum.rollout import choose_prompts, rollout
@@ -165,14 +166,12 @@ def ground_stage(run: Run, k: int) -> None:
     if finished(folder, "regions"):
         return
     candidates = read_by_id(folder / "candidates.jsonl", Candidate)
-    model = load_model(run.config, run.weights(MAIN, k))
-    grounder = load_grounder(config.grounder, model, **config.options)
-    relevant = RelevanceFilter(model, config.min_relevance) if config.min_relevance > 0 else None
+    propose = load_proposer(run.config, run.weights(MAIN, k))
 
     def work(batch: Mapping[str, Candidate]) -> list[Grounding]:
         files = [folder / candidate.image for candidate in batch.values()]
         prompts = [candidate.prompt for candidate in batch.values()]
-        found = ground(grounder, files, prompts, **config.limits(), relevant=relevant)
+        found = propose(files, prompts)
         return [
             Grounding(candidate_id=name, regions=regions, error=error)
             for name, (regions, error) in zip(batch, found, strict=True)
@@ -182,6 +181,14 @@ def ground_stage(run: Run, k: int) -> None:
     if all(grounding.error for grounding in found):
         Processes.here().once((folder / "regions.jsonl").unlink)  # else the next attempt would find the stage finished
         raise RunError(f"the grounder {config.grounder} failed on every image; on the first: {found[0].error}")
+
+
+def load_proposer(config: RunConfig, weights: str) -> Callable[..., list[tuple[list[Region], str | None]]]:
+    """``ground`` of images and prompts with the grounder, the limits and the filter that the config names."""
+    model = load_model(config, weights)
+    grounder = load_grounder(config.ground.grounder, model, **config.ground.options)
+    relevant = RelevanceFilter(model, config.ground.min_relevance) if config.ground.min_relevance > 0 else None
+    return partial(ground, grounder, **config.ground.limits(), relevant=relevant)
 
 
 def judge_stage(run: Run, k: int) -> None:

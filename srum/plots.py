@@ -300,6 +300,20 @@ def rounds_figure(rounds: Mapping[str, Mapping[int, Accuracy]]) -> Figure:
     return _finish(figure, axes)
 
 
+def steps_figure(steps: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
+    """Quantities over the denoising steps, a panel for each and a line per arm (``steps[quantity][arm]``)."""
+    figure = Figure(figsize=(2.9 * max(len(steps), 1), 2.9), layout="constrained")
+    panels = figure.subplots(1, max(len(steps), 1), squeeze=False)[0]
+    for axes, (quantity, arms) in zip(panels, steps.items(), strict=False):
+        for index, (arm, values) in enumerate(arms.items()):
+            axes.plot(range(1, len(values) + 1), values, color=arm_colour(arm, index), linewidth=1.3, label=arm)
+        axes.set_xlabel("denoising step")
+        axes.set_ylabel(quantity)
+        _finish(figure, axes)
+    _legend(figure, panels[0], len(next(iter(steps.values()), {})))
+    return figure
+
+
 def arm_colour(arm: str, index: int = 0) -> str:
     """The colour of an arm; the ``index`` picks one for arms without their own."""
     return ARM_COLOURS.get(arm, OTHER_COLOURS[index % len(OTHER_COLOURS)])

@@ -41,7 +41,7 @@ class FakeModel(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.understanding = nn.Linear(2, 2)
+        self.understanding = nn.ModuleDict({"down_proj": nn.Linear(2, 2)})  # a neuron that answers, one that draws
         self.generation = nn.Linear(CHANNELS + 1, CHANNELS)
 
     @classmethod
@@ -68,12 +68,19 @@ class FakeModel(nn.Module):
     def generate(
         self, prompts: Sequence[str], sampling: Sampling, seeds: Sequence[int], plan: bool = False
     ) -> list[Generated]:
+        self.understanding["down_proj"](torch.tensor([[0.0, 1.0]]))
         weights = hashlib.sha256(self.generation.weight.detach().numpy().tobytes()).hexdigest()
         plans = [f"a plan of {prompt}" if plan else None for prompt in prompts]
         return [
             self._draw(seed_for(seed, weights, prompt, repr(sampling)), sampling, text)
             for seed, prompt, text in zip(seeds, prompts, plans, strict=True)
         ]
+
+    def predictions(
+        self, prompts: Sequence[str], sampling: Sampling, seeds: Sequence[int], plan: bool = False
+    ) -> list[Tensor]:
+        latents = [made.latent for made in self.generate(prompts, sampling, seeds, plan)]
+        return [torch.stack([latent * step for step in range(1, sampling.timesteps)]) for latent in latents]
 
     def _draw(self, seed: int, sampling: Sampling, plan: str | None) -> Generated:
         scene = random_scene(1 + seed % 2, np.random.default_rng(seed))
@@ -83,6 +90,7 @@ class FakeModel(nn.Module):
     def answer(
         self, images: Sequence[Image.Image], questions: Sequence[Sequence[Question]], decoding: Decoding
     ) -> list[list[str]]:
+        self.understanding["down_proj"](torch.tensor([[1.0, 0.0]]))
         return [[_reply(_draw(image, q), q.text) for q in own] for image, own in zip(images, questions, strict=True)]
 
     def continuation_logprobs(

@@ -12,6 +12,8 @@ import torch
 from benchmarks import attention, judge, lab, medium, memory, rasterizer, real_size, report, stages, training
 from srum import models
 from srum.models.bagel import Bagel
+from srum.records import Prompt
+from srum.run_dir import read_records
 from tests.fakes import FakeModel
 
 GOLDEN = Path(__file__).parent / "golden" / "bagel" / "checkpoint"
@@ -137,6 +139,8 @@ def small_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(lab, "FLIPPED", 6)
     monkeypatch.setattr(lab, "OBJECTIVES", {"sft": lab.OBJECTIVES["sft"]})
     monkeypatch.setattr(lab, "ABLATIONS", {name: lab.ABLATIONS[name] for name in ("srum_paper", "binary")})
+    monkeypatch.setattr(lab, "DOMAIN_POOL", 70)
+    monkeypatch.setattr(lab, "STEP_PROMPTS", 4)
     monkeypatch.setattr(lab, "TRAINED", {"all-weights": lab.TRAINED["all-weights"]})  # the fake has no text to learn
     overrides = [argument for override in SMALL for argument in ("--set", override)]
     return ["--seeds", "0", "1", "--rounds", "1", "--out", str(tmp_path / "lab"), *overrides]
@@ -146,9 +150,10 @@ def test_the_lab_measures_every_part(
     small_lab: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lab.main([*small_lab, "--parts", "credit", "judge"])  # in pieces, in any order
-    lab.main([*small_lab, "--parts", "loop", "first", "rounds", "plan", "ablations", "own", "after"])
+    later = ["loop", "first", "rounds", "plan", "ablations", "own", "steps", "activation", "transfer", "after"]
+    lab.main([*small_lab, "--parts", *later])
     report = json.loads((tmp_path / "lab/lab.json").read_text())
-    assert list(report) == ["credit", "judge", "loop", "first", "rounds", "plan", "ablations", "own", "after"]
+    assert list(report) == ["credit", "judge", *later]
     rows = {part: {row["what"]: row for row in found} for part, found in report.items()}
     assert list(rows["loop"]) == ["base", "sft", "srum_paper", "srum", "srum - base", "srum_paper - sft"]
     assert list(rows["first"]) == list(rows["loop"])
@@ -162,6 +167,24 @@ def test_the_lab_measures_every_part(
     assert rows["ablations"]["sft"]["per_seed"] == rows["first"]["sft"]["per_seed"]
     assert rows["ablations"]["srum_paper"]["per_seed"] == rows["first"]["srum_paper"]["per_seed"]
     assert {"before: regions: auroc", "all-weights: relations: rejected"} <= rows["after"].keys()
+    for quantity in ("layout", "detail", "correct"):
+        first, second = (
+            list(rows["steps"][f"{quantity}, {half} half: srum"]["interval"]) for half in ("first", "second")
+        )
+        assert min(first + second) >= -100 and max(first + second) <= 100
+    kept = json.loads((tmp_path / "lab/seed-0/lab/steps/srum/means.json").read_text())
+    assert len(kept) == 15 and kept[0]["t"] == 1.0
+    activation = {what: row["mean"] for what, row in rows["activation"].items()}
+    assert activation["number of understanding neurons"] == activation["number of generation neurons"] == 1
+    for task in ("understanding", "generation"):
+        for cluster in ("understanding", "generation"):
+            assert activation[f"{cluster} neurons in {task}: sft"] == (1000 if cluster == task else 0)
+            assert activation[f"{cluster} neurons in {task}: srum - base"] == 0
+    for domain, categories in lab.DOMAINS.items():
+        prompts = read_records(tmp_path / f"lab/seed-1/lab/transfer/{domain}/round-000/prompts.jsonl", Prompt)
+        assert len(prompts) == 3 and {prompt.metadata["tag"] for prompt in prompts} <= set(categories)
+    assert list(rows["transfer"])[:3] == [f"base on {domain}" for domain in lab.DOMAINS]
+    assert {"srum of objects on relations - base", "sft on the others - base"} <= rows["transfer"].keys()
     gain = rows["loop"]["srum - base"]
     assert gain["mean"] == pytest.approx(rows["loop"]["srum"]["mean"] - rows["loop"]["base"]["mean"])
     assert len(gain["per_seed"]) == 2 and gain["interval"][0] <= gain["mean"] <= gain["interval"][1]
@@ -184,3 +207,15 @@ def test_prompts_are_resampled_with_all_their_seeds() -> None:
     alone, thrice = lab.accuracy_row("x", one), lab.accuracy_row("x", np.repeat(one, 3, axis=0))
     assert thrice.interval == alone.interval and thrice.mean == alone.mean == 50.0
     assert alone.interval is not None and 20 < alone.interval[0] < 40 and 60 < alone.interval[1] < 80
+
+
+def test_transfer_is_what_is_gained_on_the_other_domains(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two domains, of one prompt and of three: trained on a the arm wins one of the three in b, trained on b it loses
+    the one of a, so that of four prompts it wins 1 and loses 1 on the others; on its own it wins two of b."""
+    monkeypatch.setattr(lab, "DOMAINS", {"a": (), "b": ()})
+    base = {"nothing": {"a": [True], "b": [False, False, True]}}
+    arm = {"a": {"a": [True], "b": [True, False, True]}, "b": {"a": [False], "b": [True, True, True]}}
+    rows = {row.what: row.mean for row in lab.transfer_rows([{"base": base, "srum": arm}])}
+    assert rows["srum of a on b - base"] == pytest.approx(100 / 3) and rows["srum of b on a - base"] == -100
+    assert rows["srum on the others - base"] == 0 and rows["srum on its own domain - base"] == 50
+    assert rows["base on b"] == pytest.approx(100 / 3)

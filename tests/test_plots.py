@@ -204,6 +204,8 @@ def test_accuracy_bars_have_their_values_and_intervals() -> None:
         plots.loss_figure({"srum": [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.4}]}),
         plots.loss_figure({}),
         plots.rounds_figure({"srum": {0: ACCURACY, 1: ACCURACY}}),
+        plots.steps_figure({"layout": {"base": [-1.0, 0.2], "srum": [-1.0, 0.4]}, "detail": {"base": [0.0, 0.0]}}),
+        plots.steps_figure({}),
         plots.accuracy_figure({}),
         plots.gallery_figure([]),
         plots.score_figure({}),

@@ -93,7 +93,12 @@ def test_the_pictures_are_drawn_from_a_run(tmp_path: Path) -> None:
     lab = {what: {"what": what, "mean": 50.0, "interval": [45.0, 55.0]} for what in ("base", "sft, 1", "sft, 3")}
     (tmp_path / "lab.json").write_text(json.dumps({"own": list(lab.values())}))
     pictures.draw_objectives(tmp_path / "lab.json", tmp_path / "objectives.png")
-    for name in ("a.png", "objectives.png"):
+    for arm in ("base", "sft", "srum_paper", "srum"):
+        means = tmp_path / f"seed-0/lab/steps/{arm}/means.json"
+        means.parent.mkdir(parents=True)
+        means.write_text(json.dumps([{"t": t, "layout": -t, "detail": 1 - t, "correct": 1 - t} for t in (1.0, 0.5)]))
+    pictures.draw_steps(tmp_path, tmp_path / "steps.png")
+    for name in ("a.png", "objectives.png", "steps.png"):
         with Image.open(tmp_path / name) as drawn:
             assert drawn.width > drawn.height > 300
     with Image.open(tmp_path / "gallery.png") as drawn:

@@ -101,6 +101,15 @@ class UnifiedModel(Protocol):
         """Images of ``prompts``; with ``plan`` a planning text is decoded first and conditions the image."""
         ...
 
+    def predictions(
+        self, prompts: Sequence[str], sampling: Sampling, seeds: Sequence[int], plan: bool = False
+    ) -> list[Tensor]:
+        """Where each Euler step of ``generate`` heads for: clean latents (steps, C, h, w) per prompt.
+
+        A step's is x_t - t v, v the guided velocity at x_t; the last is the latent of the image that is generated.
+        """
+        ...
+
     def answer(
         self, images: Sequence[Image], questions: Sequence[Sequence[Question]], decoding: Decoding
     ) -> list[list[str]]:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
+from srum import flow
 from srum.models.bagel import Bagel, checkpoint, network
 from srum.models.bagel.cache import Cache
 from srum.models.bagel.config import BagelConfig
@@ -59,6 +60,22 @@ def test_a_batch_of_images_is_its_images_one_by_one(model: Bagel) -> None:
     for prompt, seed, generated in zip(prompts, [1, 2, 3], together, strict=True):
         (alone,) = model.generate([prompt], SAMPLING, [seed])
         assert torch.allclose(alone.latent, generated.latent, atol=1e-4)
+
+
+@pytest.mark.parametrize("plan", [False, True])
+def test_predictions_lie_on_the_way_to_the_image(model: Bagel, plan: bool) -> None:
+    """x_t and its prediction x_t - t v give v, and so the next x_t: from the noise to the very latent of the image."""
+    prompts, seeds = ["a red fox", "two blue cups"], [1, 2]
+    predicted = model.predictions(prompts, SAMPLING, seeds, plan)
+    timesteps = flow.schedule(SAMPLING.timesteps, SAMPLING.timestep_shift).tolist()
+    noises = model.noise(seeds, [SAMPLING.size] * 2)
+    for own, x, made in zip(predicted, noises, model.generate(prompts, SAMPLING, seeds, plan), strict=True):
+        assert own.shape == (3, *made.latent.shape) and torch.equal(own[-1], made.latent)
+        for clean, t, following in zip(own, timesteps[:-1], timesteps[1:], strict=True):
+            v = (x - model.tokens(clean)) / t
+            x = flow.euler_step(x, v, following - t)
+        assert torch.allclose(x, model.tokens(made.latent), atol=1e-4)
+        assert not torch.allclose(own[0], own[-1], atol=1e-2)
 
 
 def test_a_batch_of_edits_is_its_edits_one_by_one(model: Bagel) -> None:

@@ -201,6 +201,19 @@ class Bagel:
         return self._generate(prompts, None, sizes or [sampling.size] * len(prompts), sampling, seeds, plan)
 
     @torch.no_grad()
+    def predictions(
+        self, prompts: Sequence[str], sampling: Sampling, seeds: Sequence[int], plan: bool = False
+    ) -> list[Tensor]:
+        """Where each step of ``generate`` heads for: clean latents x_t - t v (steps, C, h, w) per image, v guided."""
+        steps: list[tuple[Tensor, Tensor]] = []
+        sizes = [sampling.size] * len(prompts)
+        self._denoised(prompts, None, sizes, sampling, seeds, plan, steps)
+        timesteps = flow.schedule(sampling.timesteps, sampling.timestep_shift)[:-1].tolist()
+        clean = [flow.euler_step(x, v, -t) for (x, v), t in zip(steps, timesteps, strict=True)]  # all the way to 0
+        by_step = [self._latents(x.chunk(len(prompts)), sizes) for x in clean]
+        return [torch.stack(own) for own in zip(*by_step, strict=True)]
+
+    @torch.no_grad()
     def edit(
         self,
         images: Sequence[Image | Sequence[Image]],
@@ -227,17 +240,34 @@ class Bagel:
         seeds: Sequence[int],
         plan: bool,
     ) -> list[Generated]:
+        tokens, plans = self._denoised(prompts, sources, sizes, sampling, seeds, plan)
+        latents = self._latents(tokens, sizes)
+        return [Generated(*made) for made in zip(self.decode(latents), latents, plans, strict=True)]
+
+    def _denoised(
+        self,
+        prompts: Sequence[str],
+        sources: Sequence[Shown] | None,
+        sizes: Sequence[tuple[int, int]],
+        sampling: Sampling,
+        seeds: Sequence[int],
+        plan: bool,
+        steps_out: list[tuple[Tensor, Tensor]] | None = None,
+    ) -> tuple[list[Tensor], list[str | None]]:
+        """Clean latent tokens (h w, D) and planning text per image; ``steps_out`` as in ``denoise``."""
         if not len(prompts) == len(sizes) == len(seeds):
             raise ValueError(f"{len(prompts)} prompts, {len(sizes)} images and {len(seeds)} seeds")
         planning = Decoding(temperature=sampling.plan_temperature) if plan else None
         with self._compute():
             contexts, plans = self.generation_contexts(prompts, planning, seeds, sources)
-            tokens = self.denoise(contexts, self.noise(seeds, sizes), sizes, sampling)
-        latents = [
+            return self.denoise(contexts, self.noise(seeds, sizes), sizes, sampling, steps_out), plans
+
+    def _latents(self, tokens: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
+        """Latents (C, h p, w p) of tokens (h w, D) per image of (H, W) pixels, on the CPU."""
+        return [
             pictures.tokens_to_latent(x, self.latent_grid(size), self.config.latent_patch_size).cpu()
             for x, size in zip(tokens, sizes, strict=True)
         ]
-        return [Generated(*made) for made in zip(self.decode(latents), latents, plans, strict=True)]
 
     def noise(self, seeds: Sequence[int], sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
         """Initial noise in token space (h w, D) per image of (H, W) pixels, from each seed alone."""
