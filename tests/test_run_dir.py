@@ -56,6 +56,8 @@ def test_a_stage_writes_one_file_and_is_not_done_again(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["things.jsonl"]
     again = Work()
     assert stage(tmp_path, again) == records and again.batches == []
+    write_records(tmp_path / "things.jsonl", records[::-1])
+    assert stage(tmp_path, again) == records and again.batches == []
 
 
 def test_an_interrupted_stage_goes_on_with_the_same_batches(tmp_path: Path) -> None:
