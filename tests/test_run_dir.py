@@ -218,10 +218,12 @@ def test_a_launch_is_alone_in_its_folder_until_it_ends_or_is_killed(tmp_path: Pa
     code += "with alone_in(Path(sys.argv[1])): print('in', flush=True); time.sleep(600)"
     command = [sys.executable, "-c", code, str(folder)]
     with subprocess.Popen(command, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE) as other:
-        assert other.stdout is not None and other.stdout.readline() == b"in\n"
-        with pytest.raises(RunError, match="run: another srum is at work in it"), alone_in(folder):
-            pass
-        other.kill()
+        try:
+            assert other.stdout is not None and other.stdout.readline() == b"in\n"
+            with pytest.raises(RunError, match="run: another srum is at work in it"), alone_in(folder):
+                pass
+        finally:
+            other.kill()
     with alone_in(folder), pytest.raises(RunError, match="another srum is at work"), alone_in(folder):
         pass
     with alone_in(folder):
