@@ -283,7 +283,7 @@ def run_stage(
     processes = Processes.here()
     complete, done, shards = processes.once(lambda: _what_is_there(final, parts, kind, items, batch_size, gaps))
     if complete:
-        return list(done.values())
+        return [done[key] for key in items if key in done]
     missing = [(key, item) for key, item in items.items() if key not in done]
     batches = [dict(missing[start : start + batch_size]) for start in range(0, len(missing), batch_size)]
     own = range(len(batches))[processes.rank :: processes.count]

@@ -17,6 +17,7 @@ from srum.config import RunConfig, load_config
 from srum.evaluation.accuracy import Accuracy, EvalResult
 from srum.loop import STAGES, Run, arms, count_outcomes, evaluate_arms, load_judge, perform, run_loop, summarize
 from srum.models.base import Decoding
+from srum.reading import read_round
 from srum.records import Candidate, Failure, Grounding, Judgement, LayoutJudgement, Region, RegionJudgement, RewardMap
 from srum.reward_map import Skipped, centred
 from srum.run_dir import RunError, read_records
@@ -177,6 +178,13 @@ def test_stages_one_by_one_are_the_round(whole: Path, tmp_path: Path) -> None:
 def test_a_torn_file_is_mended_by_the_stage_that_writes_it_alone(whole: Path, tmp_path: Path) -> None:
     run = Run(tmp_path, load_config(None, SMALL))
     folder = run.round(0)
+    perform(run, "rollout", 0)
+    prompts = (folder / "prompts.jsonl").read_bytes()
+    (folder / "prompts.jsonl").write_bytes(prompts[:-40])
+    with pytest.raises(RunError, match=r"prompts\.jsonl:5 is torn; run `srum rollout` again"):
+        list(read_round(folder))
+    perform(run, "rollout", 0)
+    assert (folder / "prompts.jsonl").read_bytes() == prompts
     torn = {"candidates": ("rollout", "ground", "regions"), "regions": ("ground", "judge", "judgements")}
     for name, (owner, reader, made) in torn.items():
         perform(run, owner, 0)

@@ -59,6 +59,8 @@ def test_a_stage_writes_one_file_and_is_not_done_again(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["things.jsonl"]
     again = Work()
     assert stage(tmp_path, again) == records and again.batches == []
+    write_records(tmp_path / "things.jsonl", records[::-1])
+    assert stage(tmp_path, again) == records and again.batches == []
 
 
 def test_an_interrupted_stage_goes_on_with_the_same_batches(tmp_path: Path) -> None:
@@ -235,10 +237,12 @@ def test_a_launch_is_alone_in_its_folder_until_it_ends_or_is_killed(tmp_path: Pa
     code += "with alone_in(Path(sys.argv[1])): print('in', flush=True); time.sleep(600)"
     command = [sys.executable, "-c", code, str(folder)]
     with subprocess.Popen(command, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE) as other:
-        assert other.stdout is not None and other.stdout.readline() == b"in\n"
-        with pytest.raises(RunError, match="run: another srum is at work in it"), alone_in(folder):
-            pass
-        other.kill()
+        try:
+            assert other.stdout is not None and other.stdout.readline() == b"in\n"
+            with pytest.raises(RunError, match="run: another srum is at work in it"), alone_in(folder):
+                pass
+        finally:
+            other.kill()
     with alone_in(folder), pytest.raises(RunError, match="another srum is at work"), alone_in(folder):
         pass
     with alone_in(folder):
