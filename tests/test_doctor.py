@@ -137,16 +137,16 @@ def test_the_device_of_a_name(monkeypatch: pytest.MonkeyPatch, gpus: int) -> Non
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="tells glibc what to do")
 def test_the_memory_of_freed_tensors_is_kept() -> None:
-    """Once it has been taken from the system, no page of it is asked for again; left alone, all are, 16,384 a time."""
+    """Once there is enough, no page is asked for again; left alone, all are every time, 16,384 of them."""
     count = """if True:
         import resource, torch
         from srum.models import keep_memory
         keep_memory()
         faults = []
-        for _ in range(5):
+        for _ in range(10):
             torch.zeros(2**24)  # 64 MiB
             faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
-        print(faults[-1] - faults[0])"""
+        print(faults[-1] - faults[-6])"""
     printed = subprocess.run([sys.executable, "-c", count], capture_output=True, text=True, check=True)
     assert int(printed.stdout) < 1000
 

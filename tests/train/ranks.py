@@ -14,8 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
+from srum import tensors
 from srum.config import RolloutConfig, TrainConfig
-from srum.models.bagel import Bagel, checkpoint
+from srum.models.bagel import Bagel
 from srum.processes import Processes
 from srum.records import Candidate
 from srum.run_dir import atomic
@@ -137,8 +138,8 @@ def reading() -> Iterator[list[int]]:
             return piece
 
     with pytest.MonkeyPatch.context() as patch:
-        opened = checkpoint.safe_open
-        patch.setattr(checkpoint, "safe_open", lambda *args, **options: Noted(opened(*args, **options)))
+        opened = tensors.safe_open
+        patch.setattr(tensors, "safe_open", lambda *args, **options: Noted(opened(*args, **options)))
         yield read
 
 
