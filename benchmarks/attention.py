@@ -4,7 +4,7 @@
 
 Both get the same mask. The default size is that of a pretraining step of srum-tiny, forward and backward; the
 other rows are a denoising step (64 tokens and their markers) and a decoding step (one token) over a cached prompt, and
-a denoising step of four times the tokens, whose float32 scores are formed row by row.
+a denoising step of four times the tokens, whose scores are formed row by row.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.benchmark import Timer
 
+from srum.models import keep_memory
 from srum.models.bagel.network import additive, attend
 
 Attention = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -72,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=2.0, help="for each of the ten measurements")
     args = parser.parse_args(argv)
+    keep_memory()  # as every model on a CPU does
     shape = (args.batch, args.heads, args.length, args.width)
     work = {
         "forward and backward": lambda kind, dtype: forward_backward(kind, shape, dtype),

@@ -82,7 +82,7 @@ def keep_memory() -> None:
     """Have Linux's C library keep the memory of freed tensors, up to 2 GiB at a time, for the tensors that follow.
 
     Left alone it returns large blocks to the system, which clears every page of the next one: a quarter of the time of
-    a layer of width 512 (docs/performance.md). Does nothing where that library is another one.
+    a layer of width 512, 3 to 15% of a rollout (docs/performance.md). Does nothing where the library is another one.
     """
     if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
         library.mallopt(MMAP_THRESHOLD, 2**30)
