@@ -22,6 +22,7 @@ TEXT = 48  # tokens of a prompt, a question or a reply
 QUESTIONS = 6  # about one image
 BRANCHES = 2  # of guided sampling: with the prompt and without
 LIVE = (6, 3)  # tensors of width H and of width I that a layer holds at once
+DECODED = 6  # tensors of full resolution that the autoencoder's decoder holds at once
 SAVED = (14, 4)  # tensors of width H and of width I that a layer keeps for its backward pass
 
 
@@ -84,7 +85,7 @@ def stage_needs(config: BagelConfig, sizes: Sizes, size: tuple[int, int], bfloat
     weights = FLOAT * (sizes.network + sizes.autoencoder)
 
     denoising = BRANCHES * latent * live + BRANCHES * (latent + TEXT) * cached
-    decoding = 2 * FLOAT * config.autoencoder.ch * size[0] * size[1]
+    decoding = DECODED * FLOAT * config.autoencoder.ch * size[0] * size[1]
     asking = QUESTIONS * (seen + 3 * TEXT) * cached + (seen + QUESTIONS * TEXT) * live
     return {
         "rollout": Need(weights + copies * sizes.network, max(denoising, decoding)),
