@@ -25,10 +25,12 @@ from typing import Any
 
 from rich.table import Table
 
+from judging.stage import load_judge
 from srum.config import load_config, parse_config
 from srum.evaluation.judge_quality import JudgeQuality, Separation, judge_quality
-from srum.loop import Run, console, load_judge, perform
+from srum.loop import perform
 from srum.records import Candidate, Grounding, Judgement, Prompt
+from srum.run import Run, console
 from srum.run_dir import claim_run, open_image, read_records, write_json
 
 WAYS: dict[str, dict[str, Any]] = {

@@ -44,31 +44,22 @@ from rich.table import Table
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from grounding.stage import load_proposer
+from judging.stage import load_judge
 from srum.config import EvalConfig, RunConfig, TrainConfig, load_config
 from srum.evaluation.accuracy import evaluate
 from srum.evaluation.activation import find_clusters, mean_activations, strength
 from srum.evaluation.denoising import JudgedSteps, judge_steps, summarize_steps
 from srum.evaluation.judge_quality import JudgeQuality, flipped_relations, judge_quality
-from srum.loop import (
-    BASE,
-    MAIN,
-    STAGES,
-    Run,
-    arms,
-    console,
-    evaluate_arms,
-    load_judge,
-    load_model,
-    load_proposer,
-    perform,
-    run_loop,
-)
+from srum.loop import STAGES, evaluate_arms, perform, run_loop
 from srum.models.base import Sampling
 from srum.records import Candidate, Grounding, Judgement, Prompt
 from srum.rollout import choose_prompts
+from srum.run import BASE, MAIN, Run, console, load_model
 from srum.run_dir import atomic, claim_run, open_image, read_records, write_json, write_records
 from srum.seeding import seed_for
 from train.data import load_training_records
+from train.stage import arms
 from train.trainer import train
 
 DEVELOPMENT = 280  # prompts; no more than there are for the evaluation

@@ -20,7 +20,7 @@ from typer.core import TyperGroup
 
 if TYPE_CHECKING:
     from srum.config import RunConfig
-    from srum.loop import Run
+    from srum.run import Run
 
 
 class OneLineErrors(TyperGroup):
@@ -297,8 +297,9 @@ def _opened(folder: Path, config: Path | None, overrides: list[str] | None, new:
     """The run in ``folder``, to be worked in by this launch alone; where there is none and ``new`` allows it, a new one
     whose prompts and model exist."""
     from srum import models
-    from srum.loop import Run, round_prompts
     from srum.processes import Processes
+    from srum.rollout import round_prompts
+    from srum.run import Run
     from srum.run_dir import CONFIG, RunError, alone_in, claim_run
 
     def wanted_config() -> RunConfig:

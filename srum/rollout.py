@@ -11,8 +11,19 @@ from safetensors.torch import save_file
 
 from srum.config import RunConfig
 from srum.models.base import Generated, Sampling, UnifiedModel
+from srum.processes import Processes
 from srum.records import Candidate, Prompt
-from srum.run_dir import PROMPT_FILES, atomic, read_prompts, run_stage, save_image
+from srum.run import MAIN, Run, Stage, load_model
+from srum.run_dir import (
+    PROMPT_FILES,
+    atomic,
+    finished,
+    read_prompts,
+    read_records,
+    run_stage,
+    save_image,
+    write_records,
+)
 from srum.seeding import seed_for
 from srum.shapes.prompts import SPLITS, prompt_set
 
@@ -84,3 +95,23 @@ def _keep(
     with atomic(folder / candidate.latent) as partial:
         save_file({"latent": generated.latent.detach().cpu().contiguous()}, partial)
     return candidate
+
+
+def rollout_stage(run: Run, k: int) -> None:
+    """prompts.jsonl, candidates.jsonl, images/, latents/: made with the newest weights."""
+    folder, config = run.round(k), run.config
+    if finished(folder, "prompts") and finished(folder, "candidates"):
+        return
+    weights = run.weights(MAIN, k)
+    if not finished(folder, "prompts"):
+        Processes.here().once(lambda: write_records(folder / "prompts.jsonl", round_prompts(config, k)))
+    prompts = read_records(folder / "prompts.jsonl", Prompt)
+    rollout(load_model(config, weights), prompts, config, k, folder)
+
+
+def round_prompts(config: RunConfig, k: int) -> list[Prompt]:
+    """The prompts of round ``k``: drawn anew each round."""
+    return choose_prompts(config.prompts, config.prompt_count, seed_for(config.seed, k, "prompts"))
+
+
+ROLLOUT = Stage("rollout", ("prompts", "candidates"), rollout_stage)

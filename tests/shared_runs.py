@@ -12,10 +12,11 @@ import pytest
 
 from srum import models
 from srum.config import RunConfig, load_config
-from srum.loop import Run, perform, run_loop
+from srum.loop import perform, run_loop
 from srum.models.base import Generated
 from srum.processes import LostProcess, Processes
 from srum.records import Prompt
+from srum.run import Run
 from srum.run_dir import run_stage
 from tests.fakes import FakeModel
 

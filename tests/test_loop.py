@@ -11,19 +11,27 @@ from typing import Any
 
 import pytest
 
+from grounding.base import ground as ground_images
 from grounding.relevance import RelevanceFilter
+from judging.self_judge import SelfJudge
+from judging.stage import load_judge
 from srum import loop, models
 from srum.config import RunConfig, load_config
 from srum.evaluation.accuracy import Accuracy, EvalResult
-from srum.loop import STAGES, Run, arms, count_outcomes, evaluate_arms, load_judge, perform, run_loop, summarize
+from srum.evaluation.comparison import summarize
+from srum.loop import STAGES, evaluate_arms, perform, run_loop
 from srum.models.base import Decoding
+from srum.rasterize import count_outcomes
 from srum.reading import read_round
 from srum.records import Candidate, Failure, Grounding, Judgement, LayoutJudgement, Region, RegionJudgement, RewardMap
 from srum.reward_map import Skipped, centred
+from srum.run import Run
 from srum.run_dir import RunError, read_records
 from tests.fakes import FakeModel, run_on_fakes
 from train import tracking
 from train.sequences import TrainingError
+from train.stage import arms
+from train.trainer import train as train_arm
 
 SMALL = [
     "rounds=2",
@@ -293,7 +301,7 @@ def test_which_weights_each_stage_takes_and_with_which_seeds(tmp_path: Path, mon
     trained: list[tuple[str, bool]] = []
     seeds: dict[str, set[int]] = {"judge": set(), "train": set()}
 
-    class Judge(loop.SelfJudge):
+    class Judge(SelfJudge):
         def __init__(self, *arguments: Any, decoding: Decoding, **options: Any) -> None:
             seeds["judge"].add(decoding.seed)
             super().__init__(*arguments, decoding=decoding, **options)
@@ -306,12 +314,11 @@ def test_which_weights_each_stage_takes_and_with_which_seeds(tmp_path: Path, mon
         _, _, _, folder, seed, *_ = arguments
         trained.append((folder.name, reproduces))
         seeds["train"].add(seed)
-        return original(*arguments, reproduces=reproduces)
+        return train_arm(*arguments, reproduces=reproduces)
 
-    original = loop.train
     monkeypatch.setattr(models, "load", load)
-    monkeypatch.setattr(loop, "train", train)
-    monkeypatch.setattr(loop, "SelfJudge", Judge)
+    monkeypatch.setattr("train.stage.train", train)
+    monkeypatch.setattr("judging.stage.SelfJudge", Judge)
     run = Run(tmp_path, load_config(None, [*SMALL, "train.steps=1", "seed=3", "eval.plan=true"]))
     for k in (0, 1):
         for stage in STAGES:
@@ -348,16 +355,15 @@ def test_no_field_of_grounding_and_rasterizing_is_lost_on_the_way(
 
     def grounding(*images: Any, **given: Any) -> list[Any]:
         limits.append(given)
-        return original(*images, max_regions=8)
+        return ground_images(*images, max_regions=8)
 
     def rasterizing(candidate: Candidate, grounding: Grounding, judgement: Judgement, grid: Any, **given: Any) -> Any:
         assert given == reward and grid == (8, 8)
         made_of[candidate.id] = judgement
         return Skipped.NOTHING_JUDGED
 
-    original = loop.ground
-    monkeypatch.setattr(loop, "ground", grounding)
-    monkeypatch.setattr(loop, "rasterize", rasterizing)
+    monkeypatch.setattr("grounding.stage.ground", grounding)
+    monkeypatch.setattr("srum.rasterize.rasterize", rasterizing)
     for stage in ("rollout", "ground", "judge", "rasterize"):
         perform(run, stage, 0)
     assert len(limits) == 3

@@ -22,9 +22,10 @@ from judging.remote import Server, ServerError
 from judging.self_judge import SelfJudge
 from srum import models
 from srum.config import load_config
-from srum.loop import Run, perform
+from srum.loop import perform
 from srum.models.base import Decoding, Question
 from srum.records import Failure, Judgement, Region
+from srum.run import Run
 from srum.run_dir import read_records
 from tests.fakes import FakeModel
 

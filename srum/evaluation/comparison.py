@@ -1,0 +1,46 @@
+"""The arms of a run, compared: every arm's images of the same prompts, the summary, and its table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from rich.table import Table
+
+from srum.evaluation.accuracy import EvalResult, paired_bootstrap
+from srum.run import BASE
+
+
+def summarize(results: Mapping[str, EvalResult]) -> dict[str, Any]:
+    """Plain values of ``summary.json``: accuracies in percent, intervals of 95%, differences to ``base`` in points."""
+    summary = {
+        arm: asdict(result.overall)
+        | {"seed": result.seed, "per_category": {name: asdict(a) for name, a in result.per_category.items()}}
+        for arm, result in results.items()
+    }
+    for arm, result in results.items():
+        if arm != BASE:
+            points, low, high = paired_bootstrap(result.correct, results[BASE].correct)
+            summary[arm]["difference_to_base"] = {"points": points, "interval": (low, high)}
+    return summary
+
+
+def summary_table(summary: Mapping[str, Any]) -> Table:
+    """The summary as a table of the terminal, a column per arm: percent, points."""
+    table = Table("", *summary, title="held-out prompts, exact checker")
+    table.add_row("accuracy, %", *(f"{values['accuracy']:.1f}" for values in summary.values()))
+    table.add_row("  95% interval", *("{:.1f} to {:.1f}".format(*values["interval"]) for values in summary.values()))
+    table.add_row("against base, points", *(_difference(values) for values in summary.values()))
+    table.add_section()
+    for category in next(iter(summary.values()))["per_category"]:
+        accuracies = (values["per_category"][category]["accuracy"] for values in summary.values())
+        table.add_row(category, *(f"{accuracy:.1f}" for accuracy in accuracies))
+    return table
+
+
+def _difference(values: Mapping[str, Any]) -> str:
+    if "difference_to_base" not in values:
+        return ""
+    low, high = values["difference_to_base"]["interval"]
+    return f"{values['difference_to_base']['points']:+.1f}\n{low:+.1f} to {high:+.1f}"
