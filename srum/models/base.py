@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
 from PIL.Image import Image
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 # ``global_batch`` takes one norm over all images of a call, as the reference does; the others are per image or token.
 Renorm = Literal["global", "channel", "text_channel", "global_batch"]
@@ -57,34 +58,74 @@ class Question:
 
 @dataclass(frozen=True)
 class Segment:
-    """One segment of a training sample (docs/design.md 3).
+    """One segment of a context or of a training example (docs/design.md 3).
 
-    kind ``text``: ``text``; ``seen``: ``image`` through the understanding encoder; ``clean`` / ``noisy``: a scaled
-    latent (C, h, w) as context / as target. ``loss``: cross-entropy on the text, flow matching on a noisy latent.
-    ``droppable``: may be dropped to train guidance. ``branch``: segments of branch 0, the trunk, come first; those of
-    any other branch go on from its end and do not see one another's, such as several questions about one image.
+    kind ``text``: ``text``, or its token ``ids`` as they were sampled (without the markers around a text); ``seen``:
+    ``image`` through the understanding encoder; ``clean`` / ``noisy``: a scaled latent (C, h, w) as context / as
+    target. A noisy segment may bring ``state``, a stored (x_t as tokens (N, D), t), in place of noise that is drawn for
+    it; without a ``latent`` beside it there is no error, only a prediction.
+
+    ``loss``: on a text cross-entropy, on a noisy latent flow matching. ``droppable``: left out for guidance, in training
+    at a rate and in drawing where the guidance asks. ``dropped``: left out here; an image keeps its position.
+    ``branch``: segments of branch 0, the trunk, come first; those of any other branch go on from its end and do not see
+    one another's, such as several questions about one image.
     """
 
     kind: Literal["text", "seen", "clean", "noisy"]
     text: str | None = None
+    ids: Sequence[int] | None = None
     image: Image | Tensor | None = None
     latent: Tensor | None = None
+    state: tuple[Tensor, float] | None = None
     loss: bool = False
     droppable: bool = False
+    dropped: bool = False
     branch: int = 0
+
+
+class Corruption(Protocol):
+    """What a model draws for the noisy segment of an example: noise and t, or masks. Stored, it can be replayed."""
+
+    @property
+    def t(self) -> float:
+        """How far from clean, in [0, 1]."""
+        ...
 
 
 @dataclass(frozen=True)
 class TrainingForward:
-    """Result of the training forward pass.
+    """Result of the training forward pass of a flow model, per predicted token, in the order of the pack.
 
-    ``velocity`` (N, D): prediction per latent token of the noisy segments, in order; ``logits`` (M, V) at the positions
-    whose next token is a target, ``labels`` (M,) those targets.
+    Image tokens: ``velocity`` (N, D) predicted and ``target`` (N, D) (NaN for a segment without a latent), their
+    ``timestep`` (N,), the number of the noisy segment with a loss, counted over the pack, that they are of
+    (``image_segment`` (N,)), and the ``cell`` (N,) of its grid, row-major. Text tokens: ``logits`` (M, V) where the next
+    token is a target, these targets (``labels`` (M,)), the text segment with a loss that they are of
+    (``text_segment`` (M,)). Methods see ``image_error``, ``text_error`` and ``drift`` alone, so that a model that predicts
+    something else than velocities has a class of its own with these.
     """
 
     velocity: Tensor
+    target: Tensor
+    timestep: Tensor
+    image_segment: Tensor
+    cell: Tensor
     logits: Tensor
-    labels: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    labels: Tensor
+    text_segment: Tensor
+
+    @property
+    def image_error(self) -> Tensor:
+        """Squared error of the velocity per image token, (N,): the mean over channels."""
+        return (self.velocity - self.target).square().mean(dim=-1)
+
+    @property
+    def text_error(self) -> Tensor:
+        """Cross-entropy per text token, (M,): minus its log-probability."""
+        return cross_entropy(self.logits, self.labels, reduction="none")
+
+    def drift(self, old: TrainingForward) -> Tensor:
+        """Squared distance of the prediction from that of ``old`` weights on the same pack, per image token (N,)."""
+        return (self.velocity - old.velocity).square().mean(dim=-1)
 
 
 class UnifiedModel(Protocol):
@@ -142,14 +183,24 @@ class UnifiedModel(Protocol):
         """A latent (C, h*p, w*p) as tokens (h*w, p*p*C), row-major, channel fastest."""
         ...
 
-    def pack(self, samples: Sequence[Sequence[Segment]], noise: Sequence[Tensor], t: Sequence[float]) -> Any:
-        """A batch for ``velocity``: samples of segments; noise (h*w, D) and t in [0, 1] for each noisy segment."""
+    def corrupt(
+        self, latent: Tensor, generator: torch.Generator, timestep_shift: float, t: float | None = None
+    ) -> Corruption:
+        """What is drawn for a noisy segment of this clean latent; ``t`` fixes how far from clean it lies."""
         ...
 
-    def length(self, sample: Sequence[Segment]) -> int:
-        """Tokens that a sample takes in a pack, markers included."""
+    def targets(self, segments: Sequence[Segment], corruptions: Sequence[Corruption]) -> tuple[int, int]:
+        """How many image and text tokens of an example are predicted with a loss."""
         ...
 
-    def velocity(self, batch: Any) -> TrainingForward:
+    def length(self, segments: Sequence[Segment]) -> int:
+        """Tokens that an example takes in a pack, markers included."""
+        ...
+
+    def pack(self, samples: Sequence[Sequence[Segment]], corruptions: Sequence[Corruption]) -> Any:
+        """A batch for ``forward``: examples of segments, and a corruption for each noisy segment without ``state``."""
+        ...
+
+    def forward(self, batch: Any) -> TrainingForward:
         """The training forward pass over a packed batch; differentiable."""
         ...
