@@ -10,7 +10,7 @@ from grounding.relevance import RelevanceFilter
 from srum.config import RunConfig
 from srum.processes import Processes
 from srum.records import Candidate, Grounding, Region
-from srum.run import MAIN, Run, Stage, load_model
+from srum.run import Run, load_model
 from srum.run_dir import RunError, finished, read_by_id, run_stage
 
 
@@ -20,7 +20,7 @@ def ground_stage(run: Run, k: int) -> None:
     if finished(folder, "regions"):
         return
     candidates = read_by_id(folder / "candidates.jsonl", Candidate)
-    propose = load_proposer(run.config, run.weights(MAIN, k))
+    propose = load_proposer(run.config, run.newest(k))
 
     def work(batch: Mapping[str, Candidate]) -> list[Grounding]:
         files = [folder / candidate.image for candidate in batch.values()]
@@ -43,6 +43,3 @@ def load_proposer(config: RunConfig, weights: str) -> Callable[..., list[tuple[l
     grounder = load_grounder(config.ground.grounder, model, **config.ground.options)
     relevant = RelevanceFilter(model, config.ground.min_relevance) if config.ground.min_relevance > 0 else None
     return partial(ground, grounder, **config.ground.limits(), relevant=relevant)
-
-
-GROUND = Stage("ground", ("regions",), ground_stage)

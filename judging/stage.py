@@ -10,7 +10,7 @@ from judging.self_judge import SelfJudge
 from srum.config import RunConfig
 from srum.models.base import Decoding
 from srum.records import Candidate, Failure, Grounding, Judgement, LayoutJudgement
-from srum.run import MAIN, Run, Stage, load_model
+from srum.run import Run, load_model
 from srum.run_dir import ImageError, finished, open_image, read_by_id, run_stage
 from srum.seeding import seed_for
 
@@ -22,7 +22,7 @@ def judge_stage(run: Run, k: int) -> None:
         return
     candidates = read_by_id(folder / "candidates.jsonl", Candidate)
     groundings = read_by_id(folder / "regions.jsonl", Grounding, candidates)
-    judge = load_judge(run.config, run.weights(MAIN, k), seed_for(run.config.seed, k, "judge"))
+    judge = load_judge(run.config, run.newest(k), seed_for(run.config.seed, k, "judge"))
 
     def work(batch: Mapping[str, Candidate]) -> list[Judgement]:
         images, judgements = {}, {}
@@ -51,6 +51,3 @@ def load_judge(config: RunConfig, weights: str, seed: int) -> SelfJudge:
         model = load_model(config, {"self": weights, "start": config.model}.get(judge.model, judge.model))
     options = judge.model_dump(include={"instructions", "soft", "retries", "view", "think", "reply"})
     return SelfJudge(model, decoding=Decoding(max_tokens=judge.max_tokens, seed=seed), **options)
-
-
-JUDGE = Stage("judge", ("judgements",), judge_stage)

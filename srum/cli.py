@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+
+from srum.stages import SHIPPED, Stage
 
 if TYPE_CHECKING:
     from srum.config import RunConfig
@@ -61,34 +63,21 @@ ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file; wh
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Override; may be repeated.")]
 
 
-@app.command()
-def rollout(run: RunFolder, round_: Round = 0, config: ConfigFile = None, overrides: Overrides = None) -> None:
-    """Generate the candidates of a round."""
-    _stage("rollout", run, round_, config, overrides, new=True)
+def _stage_command(stage: Stage) -> Callable[..., None]:
+    """The command of a stage. That of the first makes the run where there is none."""
+
+    def command(run: RunFolder, round_: Round = 0, config: ConfigFile = None, overrides: Overrides = None) -> None:
+        from srum.loop import perform
+        from srum.processes import connected
+
+        with connected(), _opened(run, config, overrides, new=stage == SHIPPED[0]) as opened:
+            perform(opened, stage.name, round_)
+
+    return command
 
 
-@app.command()
-def ground(run: RunFolder, round_: Round = 0, config: ConfigFile = None, overrides: Overrides = None) -> None:
-    """Propose the regions of every candidate."""
-    _stage("ground", run, round_, config, overrides)
-
-
-@app.command()
-def judge(run: RunFolder, round_: Round = 0, config: ConfigFile = None, overrides: Overrides = None) -> None:
-    """Let the model score the regions and the layout of its own candidates."""
-    _stage("judge", run, round_, config, overrides)
-
-
-@app.command()
-def rasterize(run: RunFolder, round_: Round = 0, config: ConfigFile = None, overrides: Overrides = None) -> None:
-    """Turn judgements into reward maps on the latent grid."""
-    _stage("rasterize", run, round_, config, overrides)
-
-
-@app.command()
-def train(run: RunFolder, round_: Round = 0, config: ConfigFile = None, overrides: Overrides = None) -> None:
-    """Train every arm on the candidates of a round."""
-    _stage("train", run, round_, config, overrides)
+for _stage in SHIPPED:
+    app.command(_stage.name, help=_stage.summary)(_stage_command(_stage))
 
 
 @app.command("eval")
@@ -153,7 +142,9 @@ def compare(
     run: RunFolder,
     other: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the other run.")],
     image: Annotated[Path | None, typer.Option(help="Save the first 24 held-out images whose verdicts differ.")] = None,
-    arm: Annotated[str, typer.Option(help="Arm whose images are saved.")] = "srum",
+    arm: Annotated[
+        str | None, typer.Option(help="Arm whose images are saved (default: the first run's method).")
+    ] = None,
 ) -> None:
     """Print two runs side by side: configs, rounds, accuracies by the exact checker."""
     from rich.console import Console
@@ -165,6 +156,7 @@ def compare(
     views = open_run(run), open_run(other)
     Console().print(*comparison_tables(*views))
     if image is not None:
+        arm = arm or views[0].method.name
         pairs = list(islice(changed_images(*views, arm), 24))
         if not pairs:
             raise ValueError(f"{image} was not written: no verdict on an image of {arm} differs")
@@ -249,13 +241,16 @@ def run_(
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted.")] = False,
     grounder: Annotated[str | None, typer.Option(help="sam, detector, classical, ... or my_module:MyGrounder.")] = None,
-    objective: Annotated[str | None, typer.Option(help="What the arm srum trains: srum, sft or region_nft.")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(help="srum, region_nft, sft, ... or my_module:MyMethod; its weights draw the next round."),
+    ] = None,
 ) -> None:
-    """Run all rounds, compare base, SFT, the paper's objective and the default; end in a table and a report."""
+    """Run all rounds, compare the method with the base model and others; end in a table and a report."""
     from srum.loop import run_loop
     from srum.processes import connected
 
-    named = {"ground.grounder": grounder, "train.objective": objective}
+    named = {"ground.grounder": grounder, "method": method}
     flags = [f"{name}={value}" for name, value in named.items() if value is not None]
     with connected() as processes:
         wanted = processes.once(lambda: _config(out, config, [*(overrides or []), *flags]))
@@ -280,16 +275,6 @@ def pretrain(
     from train.pretrain import pretrain as run_stages
 
     run_stages(out, seed=seed, minutes=math.inf if minutes is None else minutes, compile_layers=compile_layers)
-
-
-def _stage(
-    name: str, run: Path, round_index: int, config: Path | None, overrides: list[str] | None, new: bool = False
-) -> None:
-    from srum import loop
-    from srum.processes import connected
-
-    with connected(), _opened(run, config, overrides, new) as opened:
-        loop.perform(opened, name, round_index)
 
 
 @contextmanager

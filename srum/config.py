@@ -16,10 +16,17 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from srum.plugins import PluginError, find
+
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 BelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
+NotNegative = Annotated[float, Field(ge=0.0)]
+Signed = Annotated[float, Field(ge=-1.0, le=1.0)]
 Count = Annotated[int, Field(ge=1)]
+
+
+METHOD = "region_nft"  # where a config names none
 
 
 class ConfigError(ValueError):
@@ -194,23 +201,9 @@ class SamplesConfig(Section):
     every: Count = 50  # steps, before the first, and after the last
 
 
-class RepliesConfig(Section):
-    """The judge's own replies, learned as text, so that judging does not decay while it is trained too."""
-
-    weight: Annotated[float, Field(ge=0.0)] = 0.0  # of their cross-entropy, a mean over tokens; 0: none
-    batch_size: Count = 16  # replies per step
-
-
 class TrainConfig(Section):
-    """One training stage: the objective, the optimiser, what is trained."""
+    """One training: the optimiser, what is trained, how it fits. What is minimised is the method's."""
 
-    objective: Literal["sft", "srum", "region_nft"] = "region_nft"
-    constraint_weight: Annotated[float, Field(ge=0.0)] = 0.5  # srum: lambda_c of Eq. 3
-    use_layout: bool = True  # srum: the factor alpha of Eq. 1; False makes it 1
-    beta: Positive = 0.3  # region_nft: width of the trust region
-    old_decay: Fraction = 1.0  # region_nft: v_old follows the trained weights by this decay; 1: is what entered
-    credit: Literal["region", "sample"] = "region"  # where a candidate's score lands: on the blamed cells, or evenly
-    advantage_offset: Annotated[float, Field(ge=-1.0, le=1.0)] = 0.0  # region_nft: added to every advantage
     steps: Count = 120
     batch_size: Count = 64  # samples per optimiser step
     lr: Positive = 3e-4
@@ -220,7 +213,10 @@ class TrainConfig(Section):
     eps: Positive = 1e-15
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
     clip: Positive = 1.0  # norm of the gradient
-    text_dropout: Fraction = 0.1  # share of samples trained without text, for guidance
+    text_dropout: Fraction = 0.1  # share of examples trained without their droppable texts, for guidance
+    image_dropout: Fraction = 0.1  # the same of the images that they begin with
+    text_weight: NotNegative = 1.0  # of the cross-entropy of texts, a mean over their tokens, beside the images' terms
+    replies: Annotated[int, Field(ge=0)] = 0  # of the judge's own, learned as text in each step, so that judging stays
     timestep_shift: Positive = 4.0  # more timesteps near noise, where the text decides what goes where
     trainable: Literal["generation", "all"] = "generation"  # the generation expert only, or every weight
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the device multiplies it natively
@@ -234,7 +230,6 @@ class TrainConfig(Section):
     memory: MemoryConfig = MemoryConfig()
     validation: ValidationConfig = ValidationConfig()
     samples: SamplesConfig = SamplesConfig()
-    replies: RepliesConfig = RepliesConfig()
 
     @model_validator(mode="after")
     def _warmup_ends(self) -> TrainConfig:
@@ -248,8 +243,8 @@ class TrainConfig(Section):
             raise ValueError(f"memory.frozen: bf16 weights need precision=bf16, got {self.precision}")
         if self.memory.frozen == "bf16" and self.trainable == "all" and not self.lora.rank:
             raise ValueError("memory.frozen: nothing is frozen while trainable is all, without lora")
-        if self.replies.weight and self.trainable != "all":
-            raise ValueError("replies.weight: nothing that reads and writes text is trained unless trainable is all")
+        if self.replies and self.trainable != "all":
+            raise ValueError("replies: nothing that reads and writes text is trained unless trainable is all")
         if self.memory.optimizer == "int8" and self.eps < 1e-8:
             raise ValueError(f"eps: {self.eps} is below what averages of 8 bits tell from 0; use 1e-8 or more")
         return self
@@ -263,14 +258,15 @@ class EvalConfig(ImageConfig):
 
 
 class RunConfig(Section):
-    """Everything a run depends on, beside the code."""
+    """Everything a run depends on, beside the code. ``method`` names the class, with fields of its own, that it is."""
 
+    method: str = METHOD  # what is trained, on what: a shipped name, or my_module:MyMethod (train/methods)
     model: str = "srum-tiny"  # a shipped name, or a folder in the official layout
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto: CUDA or else cpu; spread: the layers over GPUs, host, disk
     compile: bool = False  # the model's layers, by torch.compile (docs/performance.md); needs a C++ compiler
     seed: Annotated[int, Field(ge=0)] = 0
     rounds: Count = 4
-    compare: bool = True  # train the arms sft and srum_paper too, beside the configured one
+    compare: tuple[str, ...] = ("sft", "srum")  # methods that are trained on the same candidates beside it
     prompts: str = "train"  # a set of the embedded world, or the path of a .jsonl or .txt file
     prompt_count: Count = 288  # prompts per round, drawn anew each round; all of a file that has no more
     candidates_per_prompt: Count = 4
@@ -285,14 +281,10 @@ class RunConfig(Section):
     def _no_contradiction(self) -> RunConfig:
         if not re.fullmatch(r"auto|spread|cpu|mps|(cuda|xpu)(:\d+)?", self.device):
             raise ValueError(f"device: {self.device!r} is none; expected auto, spread, cpu, mps, cuda or cuda:1")
-        if self.train.objective == "region_nft" and self.candidates_per_prompt < 2:
-            raise ValueError(
-                "candidates_per_prompt: region_nft compares the candidates of a prompt; it needs at least 2"
-            )
-        if self.train.replies.weight and (self.judge.view != "boxes" or self.judge.think):
-            raise ValueError("train.replies.weight: replies are learned with judge.view=boxes and judge.think=false")
-        if self.train.replies.weight and self.judge.reply == "none":
-            raise ValueError("train.replies.weight: there is no reply to learn while judge.reply is none")
+        if self.train.replies and (self.judge.view != "boxes" or self.judge.think):
+            raise ValueError("train.replies: replies are learned with judge.view=boxes and judge.think=false")
+        if self.train.replies and self.judge.reply == "none":
+            raise ValueError("train.replies: there is no reply to learn while judge.reply is none")
         if self.train.plan_in_context and not self.rollout.planned(self.candidates_per_prompt):
             raise ValueError("train.plan_in_context: no plan to train with; rollout.plan is false or planned_share 0")
         return self
@@ -315,11 +307,26 @@ def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -
 
 
 def parse_config(values: Mapping[str, Any]) -> RunConfig:
-    """The config of nested plain values. Raises ConfigError."""
+    """The config of nested plain values, of the class that ``method`` names. Raises ConfigError."""
     try:
-        return RunConfig.model_validate(values)
+        kind = config_class(str(values.get("method", METHOD)))
+        return kind.model_validate(values)
+    except PluginError as error:
+        raise ConfigError(f"method: {error}") from None
     except ValidationError as error:
-        raise ConfigError("; ".join(_explain(detail) for detail in error.errors())) from None
+        raise ConfigError("; ".join(_explain(detail, kind) for detail in error.errors())) from None
+
+
+def config_class(method: str) -> type[RunConfig]:
+    """The config of runs of this method. Raises PluginError for a method that there is not."""
+    kind: type[RunConfig] = find("method", method).Config
+    return kind
+
+
+def config_of(method: str, config: RunConfig) -> RunConfig:
+    """The config as another method has it: what they share stays, its own fields have their defaults."""
+    shared = {name: getattr(config, name) for name in RunConfig.model_fields} | {"method": method}
+    return config_class(method).model_validate(shared)
 
 
 def dump(config: RunConfig) -> str:
@@ -336,7 +343,7 @@ def differing_fields(a: RunConfig, b: RunConfig, besides: Collection[str] = ()) 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read the config {path}: {error.strerror}") from None
     except yaml.YAMLError as error:
@@ -361,25 +368,25 @@ def _apply(values: dict[str, Any], override: str) -> None:
         raise ConfigError(f"{name}: {text!r} is not a YAML value") from None
 
 
-def _explain(detail: Any) -> str:
+def _explain(detail: Any, kind: type[RunConfig]) -> str:
     name = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
-        return f"unknown key {name}{_suggest(name)}"
+        return f"unknown key {name}{_suggest(name, kind)}"
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "value_error":  # ours: the message names the field within its section
         return f"{name}.{message}" if name else message
     return f"{name}: {message}, got {detail['input']!r}"
 
 
-def _suggest(name: str) -> str:
+def _suggest(name: str, kind: type[RunConfig]) -> str:
     """The nearest known key: one that is spelled alike in the same section, else of that name in another."""
     *sections, key = name.split(".")
-    siblings: Any = RunConfig().model_dump()
+    siblings: Any = kind().model_dump()
     for section in sections:
         siblings = siblings[section]
     if near := difflib.get_close_matches(key, siblings, n=1):
         return f"; did you mean {'.'.join([*sections, *near])}?"
-    if elsewhere := [known for known, _ in _leaves(RunConfig().model_dump()) if known.split(".")[-1] == key]:
+    if elsewhere := [known for known, _ in _leaves(kind().model_dump()) if known.split(".")[-1] == key]:
         return f"; did you mean {' or '.join(elsewhere)}?"
     return f"; known here are {', '.join(siblings)}"
 

@@ -1,8 +1,8 @@
 """The loop of the paper's Fig. 2: rollout -> ground -> judge -> rasterize -> train, again with the new weights.
 
-Each stage reads what the stages before it wrote into the round's folder, and writes its own file there. Beside the
-configured objective (arm ``srum``), whose weights make the next round's candidates, two arms train on the same
-candidates from their own weights: ``sft``, and ``srum_paper``, Eq. 1-3 as published.
+Each stage of the run's method reads what the stages before it wrote into the round's folder, and writes its own file
+there. Beside the method, whose weights make the next round's candidates, those that the config compares train on the
+same candidates, each from its own weights.
 
 The processes of one launch (``srum.processes.connected``) call everything here alike and share the work; what is not
 shared, process 0 does, and it alone prints.
@@ -17,30 +17,36 @@ import torch
 from torch.nn import Parameter
 
 from grounding.base import load_grounder
-from grounding.stage import GROUND
-from judging.stage import JUDGE, load_judge
+from judging.stage import load_judge
 from srum import models
-from srum.config import RunConfig
+from srum.config import ConfigError, RunConfig, config_of
 from srum.evaluation.accuracy import EvalResult, evaluate, require_metadata
 from srum.evaluation.comparison import summarize, summary_table
+from srum.plugins import resolve
 from srum.processes import Processes
-from srum.rasterize import RASTERIZE
 from srum.records import Prompt
 from srum.report import write_report
-from srum.rollout import ROLLOUT, choose_prompts
-from srum.run import BASE, Run, Stage, console, load_model
+from srum.rollout import choose_prompts
+from srum.run import BASE, Run, console, load_model
 from srum.run_dir import RunError, alone_in, claim_run, write_json, write_text
+from srum.stages import TRAIN, Stage
 from train.optimizer import make_optimizer
-from train.stage import TRAIN, arms, require_trainable
+from train.stage import require_trainable
 from train.tracking import require_tracker
 
-STAGES: dict[str, Stage] = {stage.name: stage for stage in (ROLLOUT, GROUND, JUDGE, RASTERIZE, TRAIN)}
+
+def stages(run: Run) -> dict[str, Stage]:
+    """The stages of a round by name: those of the method, those that only a compared method has, then training."""
+    of_methods = [stage for arm in reversed(run.arms.values()) for stage in arm.method.stages]
+    return {stage.name: stage for stage in [*of_methods, TRAIN]}
 
 
 def perform(run: Run, name: str, k: int) -> None:
-    """One stage of round ``k``, timed; nothing is done again that is finished."""
+    """One stage of round ``k``, timed; nothing is done again that is finished. Raises RunError for an unknown name."""
+    if name not in stages(run):
+        raise RunError(f"{run.method.name} has no stage {name!r}; its stages are {', '.join(stages(run))}")
     with run.timed(f"{run.round(k).name}/{name}"):
-        STAGES[name].perform(run, k)
+        resolve(stages(run)[name].perform)(run, k)
 
 
 def run_loop(config: RunConfig, folder: Path, resume: bool = False, command: str = "") -> dict[str, Any]:
@@ -64,7 +70,7 @@ def run_loop(config: RunConfig, folder: Path, resume: bool = False, command: str
         processes.once(begin)
         run = Run(folder, config)
         for k in range(config.rounds):
-            for name in STAGES:
+            for name in stages(run):
                 perform(run, name, k)
         return conclude(run)
 
@@ -72,15 +78,25 @@ def run_loop(config: RunConfig, folder: Path, resume: bool = False, command: str
 def check_inputs(config: RunConfig) -> None:
     """Raise now what would else be raised after hours: prompts, model, sizes, grounder, judge, optimiser, tracker."""
     require_trainable(config.device)
+    require_arms(config)
     choose_prompts(config.prompts, config.prompt_count, config.seed)
     if config.eval.count:
         require_metadata(eval_prompts(config))
     require_sizes(config)
     load_grounder(config.ground.grounder, load_model(config, config.model), **config.ground.options)
     load_judge(config, config.model, config.seed)
-    make_optimizer([Parameter(torch.zeros(1))], config.train)
+    make_optimizer({"": Parameter(torch.zeros(1))}, config.train)
     if config.train.tracker:
         require_tracker(config.train.tracker)
+
+
+def require_arms(config: RunConfig) -> None:
+    """ConfigError for a method to compare with that there is not, or that this config contradicts."""
+    for name in config.compare:
+        try:
+            config_of(name, config)
+        except ValueError as error:
+            raise ConfigError(f"compare: {name}: {' '.join(str(error).split())}") from None
 
 
 def require_sizes(config: RunConfig) -> None:
@@ -115,7 +131,7 @@ def conclude(run: Run) -> dict[str, Any]:
 def evaluate_arms(run: Run, rounds: int, folder: Path) -> dict[str, EvalResult]:
     """The base model and every arm after so many rounds, on the same prompts with the same noise, in ``folder/ARM``."""
     prompts, results = eval_prompts(run.config), {}
-    weights = {arm: run.weights(arm, rounds) for arm in (BASE, *arms(run.config))}
+    weights = {arm: run.weights(arm, rounds) for arm in (BASE, *run.arms)}
     for arm in weights:
         with run.timed(f"{folder.relative_to(run.folder)} {arm}"):
             results[arm] = evaluate(  # the model has no name here, which would keep it while the next loads

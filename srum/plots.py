@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from srum.geometry import rle_decode
+from srum.plugins import SHIPPED, find
 from srum.records import Judgement, MaskRLE, Region, RegionJudgement
 
 INK = "#262626"  # text, axes and outlines
@@ -39,7 +40,7 @@ SCORE_BINS = np.linspace(-1, 1, 21)
 WEIGHT_RANGE = Normalize(-1.5, 1.5)  # alpha R + lambda_c with the paper's lambda_c, 0.5, is in [-0.5, 1.5]
 TIME_COLOURS = colormaps["viridis"]
 LABEL_ROOM = 0.1  # of the height of an image: what the label of a region takes
-ARM_COLOURS = {"base": "#8c8c8c", "sft": "#e69f00", "srum_paper": "#56b4e9", "srum": "#0072b2"}
+BASE_COLOUR = "#8c8c8c"
 OTHER_COLOURS = ("#009e73", "#cc79a7", "#d55e00", "#b8a800")
 
 
@@ -140,7 +141,7 @@ def reward_map_figure(
 def weight_figure(image: Image, weight: NDArray[np.floating], *, grid: bool = False) -> Figure:
     """An image beside the weight (h, w) of each latent token in training, on the colours of [-1.5, 1.5].
 
-    The weight of Eq. 3 is alpha R + lambda_c (``train.objectives.srum_weight``). As ``reward_map_figure`` otherwise.
+    The weight of Eq. 3 is alpha R + lambda_c (``train/methods/srum.py``). As ``reward_map_figure`` otherwise.
     """
     return _map_figure(image, weight, WEIGHT_RANGE, "weight", grid)
 
@@ -315,8 +316,10 @@ def steps_figure(steps: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
 
 
 def arm_colour(arm: str, index: int = 0) -> str:
-    """The colour of an arm; the ``index`` picks one for arms without their own."""
-    return ARM_COLOURS.get(arm, OTHER_COLOURS[index % len(OTHER_COLOURS)])
+    """The colour of an arm: a shipped method says its own; the ``index`` picks one for the others."""
+    if arm in SHIPPED["method"]:
+        return str(find("method", arm).colour)
+    return BASE_COLOUR if arm == "base" else OTHER_COLOURS[index % len(OTHER_COLOURS)]
 
 
 def _whiskers(values: Sequence[Accuracy]) -> NDArray[np.floating]:

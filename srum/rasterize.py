@@ -15,7 +15,7 @@ from srum import models
 from srum.processes import Processes
 from srum.records import Candidate, Grounding, Judgement, RewardMap
 from srum.reward_map import Skipped, binarized, centred, rasterize, sample_score
-from srum.run import MAIN, Run, Stage, console
+from srum.run import Run, console
 from srum.run_dir import atomic, finished, read_by_id, run_stage, write_json
 
 RASTERIZE_BATCH = 64  # candidates per shard
@@ -30,7 +30,7 @@ def rasterize_stage(run: Run, k: int) -> None:
     candidates = read_by_id(folder / "candidates.jsonl", Candidate)
     groundings = read_by_id(folder / "regions.jsonl", Grounding, candidates)
     judgements = read_by_id(folder / "judgements.jsonl", Judgement, candidates)
-    model = models.load(run.weights(MAIN, k), run.config.device, empty=True)  # it only knows its grid
+    model = models.load(run.newest(k), run.config.device, empty=True)  # it only knows its grid
     in_map = judgements
     if config.centred:
         ids = list(candidates)
@@ -99,6 +99,3 @@ def count_outcomes(
 
 def _count(kinds: Iterable[str | None]) -> dict[str, int]:
     return {str(kind): number for kind, number in sorted(Counter(kind for kind in kinds if kind is not None).items())}
-
-
-RASTERIZE = Stage("rasterize", ("rewards",), rasterize_stage)

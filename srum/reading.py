@@ -29,11 +29,14 @@ from srum import plots
 from srum.config import load_config
 from srum.evaluation.accuracy import CheckedImage
 from srum.records import Candidate, Grounding, Judgement, Prompt, Record, Region, RewardMap
+from srum.run import find_method
 from srum.run_dir import CONFIG, RunError, open_image, read_by_id, read_records, round_dir
 from srum.tensors import read_tensor
 
 if TYPE_CHECKING:
     import pandas
+
+    from train.methods.base import Method
 
 R = TypeVar("R", bound=Record)
 
@@ -170,6 +173,11 @@ class RunView:
             raise RunError(f"{folder} is not the folder of a run: it has no {CONFIG}")
         self.folder = folder
         self.config = load_config(folder / CONFIG)
+
+    @property
+    def method(self) -> Method:
+        """What was trained."""
+        return find_method(self.config.method)
 
     @property
     def rounds(self) -> list[int]:

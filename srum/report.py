@@ -25,15 +25,15 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from srum import plots
+from srum.config import load_config
 from srum.evaluation.accuracy import Accuracy, CheckedImage, paired_bootstrap, summarize
 from srum.reading import CandidateView, read_round
 from srum.records import Candidate, Judged, Region, RegionJudgement
-from srum.run_dir import ImageError, open_image, read_records, write_text
+from srum.run import BASE, Run
+from srum.run_dir import CONFIG, ImageError, open_image, read_records, write_text
 
 T = TypeVar("T")
 
-BASE = "base"
-BEFORE_AFTER = (BASE, "srum")
 PAIRS_PER_CATEGORY = 4
 EXACT_SIDE = 128  # pixels; images up to this size are kept bit for bit and shown pixel by pixel
 LARGEST_SIDE = 384  # pixels of an image in the page; larger ones are scaled down
@@ -60,7 +60,8 @@ def write_report(run_folder: Path) -> Path:
 
 def _contents(run: Path) -> dict[str, Any]:
     rounds = sorted(path for path in run.glob("round-*") if path.is_dir())
-    arms = _arms(run / "eval")
+    names = [BASE, *Run(run, load_config(run / CONFIG)).arms]
+    arms = _in_order(_arms(run / "eval"), names)
     accuracy = _accuracy(arms)
     groups = _groups(folder for folder in rounds if (folder / "candidates.jsonl").exists())
     return {
@@ -70,9 +71,9 @@ def _contents(run: Path) -> dict[str, Any]:
         "gains": _gains(arms),
         "categories": sorted({category for row in accuracy.values() for category in row if category != "overall"}),
         "accuracy_svg": _svg(plots.accuracy_figure(accuracy)),
-        "rounds_svg": _rounds_svg(rounds, arms),
-        "losses": list(_losses(rounds)),
-        "samples": list(_samples(rounds)),
+        "rounds_svg": _rounds_svg(rounds, arms, names),
+        "losses": list(_losses(rounds, names)),
+        "samples": list(_samples(rounds, names)),
         "timings": list(_flatten(_read_json(run / "timings.json"))),
         "config": _read_text(run / "config.yaml"),
         "command": _read_text(run / "command.txt"),
@@ -84,7 +85,7 @@ def _contents(run: Path) -> dict[str, Any]:
             "missing": plots.MISSING,
             "groups": groups,
         },
-        **_before_after(run / "eval", arms),
+        **_before_after(run / "eval", arms, (BASE, names[-1])),
     }
 
 
@@ -93,8 +94,7 @@ def _contents(run: Path) -> dict[str, Any]:
 
 def _arms(folder: Path) -> dict[str, list[CheckedImage]]:
     """The verdicts of the arms that have been evaluated."""
-    found = {path.parent.name: read_records(path, CheckedImage) for path in sorted(folder.glob("*/verdicts.jsonl"))}
-    return _in_order(found)
+    return {path.parent.name: read_records(path, CheckedImage) for path in sorted(folder.glob("*/verdicts.jsonl"))}
 
 
 def _accuracy(arms: Mapping[str, list[CheckedImage]]) -> dict[str, dict[str, Accuracy]]:
@@ -113,7 +113,7 @@ def _gains(arms: Mapping[str, list[CheckedImage]]) -> dict[str, tuple[float, flo
     }
 
 
-def _rounds_svg(rounds: list[Path], final: Mapping[str, list[CheckedImage]]) -> str:
+def _rounds_svg(rounds: list[Path], final: Mapping[str, list[CheckedImage]], names: Sequence[str]) -> str:
     """Accuracy over the rounds, from the evaluations that were made after single rounds; empty where there are none."""
     evaluated = {number: _arms(folder / "eval") for number, folder in enumerate(rounds, start=1)}
     if not any(evaluated.values()):
@@ -125,22 +125,22 @@ def _rounds_svg(rounds: list[Path], final: Mapping[str, list[CheckedImage]]) -> 
         for arm in overall if BASE in overall else ():
             points.setdefault(arm, {0: overall[BASE]})[number] = overall[arm]
     points.pop(BASE, None)
-    return _svg(plots.rounds_figure(_in_order(points)))
+    return _svg(plots.rounds_figure(_in_order(points, names)))
 
 
-def _losses(rounds: list[Path]) -> Iterator[tuple[str, str]]:
+def _losses(rounds: list[Path], names: Sequence[str]) -> Iterator[tuple[str, str]]:
     for folder in rounds:
         metrics = {path.parent.name: _read_lines(path) for path in sorted(folder.glob("train/*/metrics.jsonl"))}
         if metrics:
-            yield folder.name, _svg(plots.loss_figure(_in_order(metrics)))
+            yield folder.name, _svg(plots.loss_figure(_in_order(metrics, names)))
 
 
-def _samples(rounds: list[Path]) -> Iterator[dict[str, Any]]:
+def _samples(rounds: list[Path], names: Sequence[str]) -> Iterator[dict[str, Any]]:
     """The images sampled while an arm was trained: a row for every prompt, a column for every number of steps."""
     for folder in rounds:
         arms = {path.parent.name: sorted(path.glob("step-*")) for path in sorted(folder.glob("train/*/samples"))}
         prompts = {c.id: c.prompt for c in read_records(folder / "candidates.jsonl", Candidate)} if arms else {}
-        for arm, steps in _in_order(arms).items():
+        for arm, steps in _in_order(arms, names).items():
             rows = []
             for name in sorted({image.stem for step in steps for image in step.glob("*.png")}):
                 files = [step / f"{name}.png" for step in steps]  # the last step's may not all be there yet
@@ -149,9 +149,9 @@ def _samples(rounds: list[Path]) -> Iterator[dict[str, Any]]:
             yield {"title": f"{folder.name}, {arm}", "steps": [int(step.name[5:]) for step in steps], "rows": rows}
 
 
-def _in_order(by_arm: Mapping[str, T]) -> dict[str, T]:
+def _in_order(by_arm: Mapping[str, T], names: Sequence[str]) -> dict[str, T]:
     """The arms in the order in which they are compared, unknown ones last."""
-    known = [arm for arm in plots.ARM_COLOURS if arm in by_arm]
+    known = [arm for arm in names if arm in by_arm]
     return {arm: by_arm[arm] for arm in [*known, *by_arm]}
 
 
@@ -170,14 +170,14 @@ def _svg(figure: Figure) -> str:
 # Before and after
 
 
-def _before_after(folder: Path, arms: Mapping[str, list[CheckedImage]]) -> dict[str, Any]:
-    before, after = ({v.prompt_id: v for v in arms.get(arm, [])} for arm in BEFORE_AFTER)
+def _before_after(folder: Path, arms: Mapping[str, list[CheckedImage]], names: tuple[str, str]) -> dict[str, Any]:
+    before, after = ({v.prompt_id: v for v in arms.get(arm, [])} for arm in names)
     both = [(before[key], after[key]) for key in before if key in after]
     shown: dict[str, list[dict[str, Any]]] = {}
     for pair in both:
         of_category = shown.setdefault(pair[0].category, [])
         if len(of_category) < PAIRS_PER_CATEGORY:
-            sides = [_side(folder / arm, verdict) for arm, verdict in zip(BEFORE_AFTER, pair, strict=True)]
+            sides = [_side(folder / arm, verdict) for arm, verdict in zip(names, pair, strict=True)]
             of_category.append({"prompt": pair[0].prompt, "sides": sides})
     return {
         "pairs": [pair for of_category in shown.values() for pair in of_category],

@@ -13,7 +13,7 @@ from srum.config import RunConfig
 from srum.models.base import Generated, Sampling, UnifiedModel
 from srum.processes import Processes
 from srum.records import Candidate, Prompt
-from srum.run import MAIN, Run, Stage, load_model
+from srum.run import Run, load_model
 from srum.run_dir import (
     PROMPT_FILES,
     atomic,
@@ -102,7 +102,7 @@ def rollout_stage(run: Run, k: int) -> None:
     folder, config = run.round(k), run.config
     if finished(folder, "prompts") and finished(folder, "candidates"):
         return
-    weights = run.weights(MAIN, k)
+    weights = run.newest(k)
     if not finished(folder, "prompts"):
         Processes.here().once(lambda: write_records(folder / "prompts.jsonl", round_prompts(config, k)))
     prompts = read_records(folder / "prompts.jsonl", Prompt)
@@ -112,6 +112,3 @@ def rollout_stage(run: Run, k: int) -> None:
 def round_prompts(config: RunConfig, k: int) -> list[Prompt]:
     """The prompts of round ``k``: drawn anew each round."""
     return choose_prompts(config.prompts, config.prompt_count, seed_for(config.seed, k, "prompts"))
-
-
-ROLLOUT = Stage("rollout", ("prompts", "candidates"), rollout_stage)

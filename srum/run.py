@@ -1,11 +1,12 @@
-"""An open run: its folder, its config, the weights in it; and what a stage is."""
+"""An open run: its folder, its config, its arms and their weights."""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,14 +14,17 @@ import torch
 from rich.console import Console
 
 from srum import models
-from srum.config import RunConfig
+from srum.config import RunConfig, config_of
+from srum.plugins import find
 from srum.processes import Processes
 from srum.run_dir import RunError, StageTimer, round_dir
+from srum.seeding import seed_for
 
 if TYPE_CHECKING:
     from srum.models.bagel import Bagel
+    from train.methods.base import Method
 
-BASE, MAIN = "base", "srum"  # the model that entered; the arm whose weights make the candidates
+BASE = "base"  # the model that entered
 console = Console()
 
 
@@ -30,6 +34,30 @@ class Run:
 
     folder: Path
     config: RunConfig
+
+    @cached_property
+    def method(self) -> Method:
+        """What is trained, on what; its arm's weights make the next round's candidates."""
+        return find_method(self.config.method)
+
+    @property
+    def arms(self) -> dict[str, Arm]:
+        """What is trained in each round on the same candidates, by the methods' names; the run's own comes last."""
+        compared = [find_method(name) for name in self.config.compare]
+        others = {
+            m.name: Arm(m, config_of(name, self.config)) for m, name in zip(compared, self.config.compare, strict=True)
+        }
+        return {name: arm for name, arm in others.items() if name != self.method.name} | {
+            self.method.name: Arm(self.method, self.config)
+        }
+
+    def seed(self, *parts: int | str) -> int:
+        """The seed of what ``parts`` name, such as (round, record id, purpose)."""
+        return seed_for(self.config.seed, *parts)
+
+    def newest(self, k: int) -> str:
+        """The weights that make and judge the candidates of round ``k``: those of the run's own arm."""
+        return self.weights(self.method.name, k)
 
     def round(self, k: int) -> Path:
         """The folder of round ``k``."""
@@ -62,15 +90,17 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Stage:
-    """A stage of a round: its name, also that of its command; the files NAME.jsonl that it writes; what it does.
+class Arm:
+    """A method with the config that it has in this run."""
 
-    ``perform`` works on round k of a run; what is finished it does not do again.
-    """
+    method: Method
+    config: RunConfig
 
-    name: str
-    writes: tuple[str, ...]
-    perform: Callable[[Run, int], None]
+
+def find_method(name: str) -> Method:
+    """The method of that name, or ``module:Name``. Raises PluginError."""
+    method: Method = find("method", name)()
+    return method
 
 
 def load_model(config: RunConfig, weights: str, dtype: torch.dtype = torch.float32, empty: bool = False) -> Bagel:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from train.sequences import TrainingError
 
 from grounding.base import ground as ground_images
 from grounding.relevance import RelevanceFilter
@@ -29,7 +30,6 @@ from srum.run import Run
 from srum.run_dir import RunError, read_records
 from tests.fakes import FakeModel, run_on_fakes
 from train import tracking
-from train.sequences import TrainingError
 from train.stage import arms
 from train.trainer import train as train_arm
 

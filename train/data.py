@@ -1,21 +1,25 @@
-"""What training reads of a round: candidates, their latents, their reward maps, the judge's replies."""
+"""What training reads of a round, as examples: candidates with their latents and reward maps, the judge's replies."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from PIL.Image import Image
 from torch import Tensor
 
-from judging.instructions import load_instructions
+from judging.instructions import Instructions, load_instructions
+from srum.config import RunConfig
 from srum.models.base import Segment
 from srum.records import Candidate, Grounding, Judged, Judgement, RewardMap
 from srum.run_dir import read_by_id
-from srum.seeding import seed_for
 from srum.tensors import read_tensor
+from train.examples import Example, Mix, Part, TrainingError, hold_out
+
+if TYPE_CHECKING:
+    from srum.run import Run
 
 ROUNDING = 1e-5  # how far float32 arithmetic may carry a reward past its range
 
@@ -41,68 +45,103 @@ class TrainingRecord:
         return self.sample_score if self.mapping == "signed" else (self.sample_score + 1) / 2
 
 
-def load_training_records(round_dir: Path | str) -> tuple[list[TrainingRecord], int]:
-    """The training records of a round in the order of its candidates, and how many candidates have no reward map.
+def load_training_records(folder: Path) -> list[TrainingRecord]:
+    """The training records in the folder of a round, in the order of its candidates.
 
     Reads ``candidates.jsonl`` and ``rewards.jsonl``; a candidate whose judgement failed is in the first only. Raises
     RunError for a missing or malformed file and ValueError where a reward map is not what its line says.
     """
-    folder = Path(round_dir)
     candidates = read_by_id(folder / "candidates.jsonl", Candidate)
     rewards = read_by_id(folder / "rewards.jsonl", RewardMap, candidates, gaps=True)
-    judged = [candidate for name, candidate in candidates.items() if name in rewards]
-    return [_load(folder, candidate, rewards[candidate.id]) for candidate in judged], len(candidates) - len(judged)
+    return [_load(folder, candidate, rewards[name]) for name, candidate in candidates.items() if name in rewards]
 
 
-@dataclass(frozen=True)
-class Reply:
-    """What the judge was asked about an image (a file), and what it replied."""
+def candidate_mix(
+    records: Sequence[TrainingRecord], credits: Sequence[Tensor] | None, run: Run, k: int, config: RunConfig
+) -> Mix:
+    """Candidates with their credits (h, w) each (None: ones), ``train.batch_size`` a step; and ``train.replies``.
 
-    id: str
-    image: Path
-    question: str
-    text: str
+    Those of a share ``validation.share`` of the prompts are held out.
+    """
+    if not records:
+        skipped = json.loads((run.round(k) / "counts.json").read_text())["skipped"]
+        raise TrainingError(
+            f"nothing to train on: no candidate of {run.round(k)} has a reward map, because of {skipped}"
+        )
+    train = config.train
+    examples = candidate_examples(records, credits, train.plan_in_context)
+    training, held_out = hold_out(examples, train.validation.share, run.seed(k, "train"))
+    parts = [Part("", training, train.batch_size)]
+    if train.replies:
+        parts.append(Part("replies", load_replies(run, k), train.replies))
+    return Mix(parts, held_out)
 
-    def segments(self, image: Image | None = None) -> list[Segment]:
-        """The image as it was seen (left out where None), the question, and the reply with its loss."""
-        seen = [Segment("seen", image=image)] if image is not None else []
-        return [*seen, Segment("text", text=self.question), Segment("text", text=self.text, loss=True)]
+
+def candidate_examples(
+    records: Sequence[TrainingRecord], credits: Sequence[Tensor] | None, plan_in_context: bool = False
+) -> list[Example]:
+    """Text -> image: the prompt, its plan where wanted and made, and the latent with its loss and credit.
+
+    Texts drop together.
+    """
+    return [
+        Example(
+            id=record.candidate.id,
+            group=record.candidate.prompt_id,
+            segments=[
+                *(Segment("text", text=text, droppable=True) for text in texts_of(record.candidate, plan_in_context)),
+                Segment("noisy", latent=record.latent, loss=True),
+            ],
+            credit=() if credits is None else (credits[number],),
+        )
+        for number, record in enumerate(records)
+    ]
 
 
-def load_replies(round_dir: Path | str, instructions: str) -> list[Reply]:
-    """The replies of a round's judgements that could be read at once, and their questions by these ``instructions``."""
-    folder, asked = Path(round_dir), load_instructions(instructions)
+def texts_of(candidate: Candidate, plan_in_context: bool) -> list[str]:
+    """What the candidate's image was drawn from: its prompt and, where wanted, its plan."""
+    return [candidate.prompt] if candidate.plan is None or not plan_in_context else [candidate.prompt, candidate.plan]
+
+
+def load_replies(run: Run, k: int) -> list[Example]:
+    """The replies of round ``k``'s judgements that could be read at once: image, question, reply with its loss.
+
+    Questions are those of the run's instructions. Raises TrainingError where there are none.
+    """
+    folder, asked = run.round(k), load_instructions(run.config.judge.instructions)
     candidates = read_by_id(folder / "candidates.jsonl", Candidate)
     groundings = read_by_id(folder / "regions.jsonl", Grounding, candidates)
     replies = []
     for name, judgement in read_by_id(folder / "judgements.jsonl", Judgement, candidates).items():
-        candidate = candidates[name]
-        regions = {region.id: region for region in groundings[name].regions}
-        size = asked.regions_per_question
-        topics = [judgement.regions[first : first + size] for first in range(0, len(judgement.regions), size)]
-        questions = [asked.about_regions(candidate.prompt, [regions[said.region_id] for said in own]) for own in topics]
-        said: list[Sequence[Judged]] = [*topics, [judgement.layout]]
-        for number, (question, own) in enumerate(
-            zip([*questions, asked.about_layout(candidate.prompt)], said, strict=True)
-        ):
-            if all(one.failure is None and one.attempts == 1 and one.raw for one in own):
-                replies.append(Reply(f"{candidate.id}/{number}", folder / candidate.image, question, own[0].raw))
+        for number, (question, judged) in enumerate(_questions(asked, candidates[name], groundings[name], judgement)):
+            if all(one.failure is None and one.attempts == 1 and one.raw for one in judged):
+                image = folder / candidates[name].image
+                replies.append(_reply(f"{name}/{number}", image, question, judged[0].raw))
+    if not replies:
+        raise TrainingError("train.replies: there is no reply to learn; the judge's were unreadable, or forced")
     return replies
 
 
-def hold_out(
-    records: Sequence[TrainingRecord], share: float, seed: int
-) -> tuple[list[TrainingRecord], list[TrainingRecord]]:
-    """The records to train on, and those of a ``share`` of the prompts, drawn by ``seed``, to validate with.
+def _questions(
+    asked: Instructions, candidate: Candidate, grounding: Grounding, judgement: Judgement
+) -> list[tuple[str, Sequence[Judged]]]:
+    """Each question about a candidate, and what was judged in the reply to it."""
+    regions = {region.id: region for region in grounding.regions}
+    size = asked.regions_per_question
+    topics = [judgement.regions[first : first + size] for first in range(0, len(judgement.regions), size)]
+    about = [
+        (asked.about_regions(candidate.prompt, [regions[one.region_id] for one in topic]), topic) for topic in topics
+    ]
+    return [*about, (asked.about_layout(candidate.prompt), [judgement.layout])]
 
-    A share above 0 is at least one prompt.
-    """
-    prompts = sorted({r.candidate.prompt_id for r in records}, key=lambda name: seed_for(seed, "validation", name))
-    chosen = set(prompts[: max(1, round(share * len(prompts))) if share else 0])
-    return (
-        [record for record in records if record.candidate.prompt_id not in chosen],
-        [record for record in records if record.candidate.prompt_id in chosen],
-    )
+
+def _reply(name: str, image: Path, question: str, reply: str) -> Example:
+    segments = [
+        Segment("seen", image=image),
+        Segment("text", text=question),
+        Segment("text", text=reply, loss=True),
+    ]
+    return Example(id=name, segments=segments)
 
 
 def _load(folder: Path, candidate: Candidate, reward: RewardMap) -> TrainingRecord:

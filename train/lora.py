@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from srum.config import LoraConfig
-from train.sequences import TrainingError, generator_for
+from train.examples import TrainingError, generator_for
 from train.sharding import local, part, whole
 from train.weights import TrainableModel
 

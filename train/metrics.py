@@ -17,27 +17,41 @@ from srum.run_dir import write_text
 TIMESTEP_BINS = 4
 
 
-def token_sums(parts: dict[str, Tensor], weight: Tensor, t: Tensor) -> Tensor:
-    """What ``token_means`` needs of the tokens of a pack, to be added over packs and processes; float64, on the CPU.
+def image_sums(terms: dict[str, Tensor], credit: Tensor, t: Tensor) -> Tensor:
+    """What ``step_means`` needs of a pack's image tokens, to be added over packs and processes; float64, on the CPU.
 
-    ``parts`` of the objective, ``weight`` and ``t`` in [0, 1]: (N,) each.
+    ``terms`` of the objective, ``credit`` and ``t`` in [0, 1]: (N,) each.
     """
-    rows = torch.stack([*parts.values(), weight]).detach().double()
+    rows = torch.stack([*terms.values(), credit]).detach().double()
     bins = one_hot((t * TIMESTEP_BINS).long().clamp(max=TIMESTEP_BINS - 1), TIMESTEP_BINS).double()
     return torch.cat([rows.sum(dim=1), rows[:-1].sum(dim=0) @ bins, bins.sum(dim=0)]).cpu()
 
 
-def token_means(sums: Tensor, names: list[str]) -> dict[str, Any]:
-    """Means over the tokens: the loss, its parts by ``names``, the weight, and the loss by timestep.
+def text_sums(terms: dict[str, Tensor]) -> Tensor:
+    """The same of the text tokens, terms (M,) each."""
+    return torch.stack([*terms.values()]).detach().double().sum(dim=1).cpu()
 
-    The latter in each quarter of the timestep range, from clean to noise; None where no token fell.
+
+def step_means(images: Tensor, texts: Tensor, names: tuple[list[str], list[str]], text_tokens: int) -> dict[str, Any]:
+    """Means over the tokens: the loss, its parts by ``names``, the credit, and the images' loss by timestep.
+
+    The loss is the mean over image tokens and that over text tokens, added; parts of a kind of which there is no token
+    are left out. The loss by timestep is that in each quarter of the range, from clean to noise; None where no token
+    fell.
     """
-    *parts, weight = (sums[: -2 * TIMESTEP_BINS] / (tokens := sums[-TIMESTEP_BINS:].sum())).tolist()
-    losses, counts = sums[-2 * TIMESTEP_BINS :].view(2, TIMESTEP_BINS).tolist()
+    losses, counts = images[-2 * TIMESTEP_BINS :].view(2, TIMESTEP_BINS).tolist()
+    of_images, of_texts = names
+    parts: dict[str, float] = {}
+    credit = None
+    if tokens := sum(counts):
+        *means, credit = (images[: -2 * TIMESTEP_BINS] / tokens).tolist()
+        parts |= zip(of_images, means, strict=True)
+    if text_tokens:
+        parts |= zip(of_texts, (texts / text_tokens).tolist(), strict=True)
     return {
-        "loss": (sums[-2 * TIMESTEP_BINS : -TIMESTEP_BINS].sum() / tokens).item(),
-        "parts": dict(zip(names, parts, strict=True)),
-        "mean_weight": weight,
+        "loss": sum(parts.values()),
+        "parts": parts,
+        "mean_credit": credit,
         "loss_by_timestep": [loss / count if count else None for loss, count in zip(losses, counts, strict=True)],
     }
 

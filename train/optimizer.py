@@ -10,11 +10,12 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from srum.config import TrainConfig
-from train.sequences import TrainingError
+from train.examples import TrainingError
 
 
-def make_optimizer(parameters: list[Parameter], config: TrainConfig) -> Optimizer:
+def make_optimizer(named: Mapping[str, Parameter], config: TrainConfig) -> Optimizer:
     """AdamW by ``memory.optimizer``. Raises TrainingError where what it needs is not installed."""
+    parameters = list(named.values())
     if config.memory.optimizer == "fp32":
         # foreach: loops over many tensors at once do not take sharded ones
         return torch.optim.AdamW(parameters, config.lr, config.betas, config.eps, config.weight_decay, foreach=False)

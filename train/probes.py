@@ -9,7 +9,7 @@ from srum.config import RolloutConfig
 from srum.models.base import Generated, Sampling, UnifiedModel
 from srum.run_dir import save_image
 from train.data import TrainingRecord
-from train.sequences import TrainingError
+from train.examples import TrainingError
 
 FAR = 0.5  # of the latent's own norm; rounding stays far below, and latents of another model are about as far as noise
 

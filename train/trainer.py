@@ -1,8 +1,8 @@
-"""The trainer: one loop, in which an objective is data (segments) and per-token weights.
+"""The trainer: one loop for every method, which hands it examples (segments, credit) and per-token terms.
 
-Time runs from 0 (clean) to 1 (noise), the target is u = eps - x (``srum.flow``). A step's samples run in packs, one
-after the other and side by side in several processes; the loss is the mean over all tokens of the step, so that
-neither changes it (``train.sequences``, ``train.sharding``).
+A step's examples run in packs, one after the other and side by side in several processes. The loss is the mean of the
+terms over all image tokens of the step plus that over all its text tokens, so that neither changes it
+(``train.packs``, ``train.sharding``). What a model predicts, and how that is wrong, is the model's to say.
 """
 
 from __future__ import annotations
@@ -11,55 +11,31 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from srum.config import TrainConfig
 from srum.models import native_bfloat16
-from srum.models.base import Generated
+from srum.models.base import Generated, TrainingForward
 from srum.processes import Processes
-from srum.run_dir import open_image
 from train import lora
 from train.checkpoint import Checkpoints, State
-from train.data import Reply, TrainingRecord, hold_out
-from train.metrics import TIMESTEP_BINS, Log, token_means, token_sums
-from train.objectives import Terms, region_nft_terms, sft_terms, srum_terms, srum_weight
+from train.data import TrainingRecord
+from train.examples import Example, Source, TrainingError, generator_for
+from train.metrics import TIMESTEP_BINS, Log, image_sums, step_means, text_sums
+from train.objective import Objective, Terms, Tokens
 from train.optimizer import make_optimizer, optimizer_state, set_rate
+from train.packs import Pack, Sample, at_every_timestep, cut, draw, make_pack, opened
 from train.probes import check_reproduction, probed, sample_again, save_samples, shown
-from train.sequences import (
-    Pack,
-    Sample,
-    TrainingError,
-    at_every_timestep,
-    cut,
-    draw,
-    draw_order,
-    generator_for,
-    make_pack,
-    segments,
-    token_credits,
-)
 from train.sharding import shard, whole
 from train.tracking import tracked
 from train.weights import Copy, TrainableModel, digest, publish, recomputed, trainable_parameters
-
-__all__ = [
-    "NonFiniteError",
-    "TrainResult",
-    "Trainer",
-    "TrainingError",
-    "token_credits",
-    "train",
-    "trainable_parameters",
-]
-
 
 T = TypeVar("T")
 IN_BACKGROUND = frozenset({"cuda"})  # devices that compute while a checkpoint is written
@@ -67,11 +43,11 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class NonFiniteError(TrainingError):
-    """A loss or gradient is NaN or infinite; ``candidate_ids`` are the samples it came from. No weight has taken it."""
+    """A loss or gradient is NaN or infinite; ``ids`` are the examples it came from. No weight has taken it."""
 
-    def __init__(self, what: str, step: int, candidate_ids: Sequence[str]) -> None:
-        super().__init__(f"non-finite {what} in step {step}, candidates {', '.join(candidate_ids)}")
-        self.candidate_ids = list(candidate_ids)
+    def __init__(self, what: str, step: int, ids: Sequence[str]) -> None:
+        super().__init__(f"non-finite {what} in step {step}, examples {', '.join(ids)}")
+        self.ids = list(ids)
 
 
 @dataclass(frozen=True)
@@ -89,12 +65,13 @@ class TrainResult:
 
 def train(
     model: TrainableModel,
-    records: Sequence[TrainingRecord],
+    source: Source,
+    objective: Objective,
     config: TrainConfig,
     folder: Path | str,
     seed: int,
     progress: bool = True,
-    replies: Sequence[Reply] = (),
+    candidates: Sequence[TrainingRecord] = (),
     reproduces: bool = False,
 ) -> TrainResult:
     """Train ``model`` in place and write ``metrics.jsonl``, ``checkpoints/`` and at the end ``model/`` into ``folder``.
@@ -104,27 +81,22 @@ def train(
 
     An interrupted folder goes on from its newest checkpoint as if it had not stopped, bit for bit where the device's
     kernels are deterministic and the number of processes is the same; ``model`` must again be the one that entered,
-    since region_nft compares with it. A finished folder returns at once, its weights in ``model``.
+    since an objective may compare with it. A finished folder returns at once, its weights in ``model``.
 
-    ``replies`` are learned as text where ``replies.weight`` is above zero. ``reproduces``: these weights made the
-    candidates, and have to make the probes again.
+    ``candidates`` are those that probes and samples are of. ``reproduces``: these weights made the candidates, and have
+    to make the probes again.
 
     In several processes (a process group of torch) all call this alike, with a folder that they share; the network of
     ``model`` is then shared among them, and only ``model/`` has it whole.
 
-    Raises NonFiniteError, TrainingError (no records, a map that does not fit its latent, probes that come out
-    otherwise, no weight changed, nor what is sampled) and CheckpointMismatch.
+    Raises NonFiniteError, TrainingError (credit that does not fit its latent, probes that come out otherwise, no weight
+    changed, nor what is sampled) and CheckpointMismatch.
     """
-    training, held_out = hold_out(records, config.validation.share, seed)
-    if not training:
-        raise TrainingError("there is nothing to train on: no candidate has a reward map")
-    if config.replies.weight and not replies:
-        raise TrainingError("train.replies.weight: there is no reply to learn; the judge's were unreadable, or forced")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     processes = Processes.here()
     first = processes.rank == 0
-    probes, pictured = probed(records, config.probes), shown(records, config.samples.count)
+    probes, pictured = probed(candidates, config.probes), shown(candidates, config.samples.count)
     with ExitStack() as stack:
         tell = stack.enter_context(tracked(config.tracker, folder / "tracker")) if config.tracker and first else None
         log = Log(folder if first else None, tell)
@@ -134,14 +106,15 @@ def train(
             trained = stack.enter_context(lora.adapted(model, chosen, config.lora))
         if config.memory.checkpoint_activations:
             stack.enter_context(recomputed(model.layers()))
-        trainer = Trainer(model, training, config, seed, trained, held_out, replies, processes)
+        trainer = Trainer(model, source, objective, config, seed, trained, processes)
         sampled = trainer.sample(probes)
         if reproduces:
             check_reproduction(probes, sampled)
+        settings = (objective.name, dict(objective.settings), config.model_dump_json())
         identity = {
-            "config": hashlib.sha256(config.model_dump_json().encode()).hexdigest(),
+            "config": hashlib.sha256(repr(settings).encode()).hexdigest(),
             "seed": str(seed),
-            "records": records_digest(records, replies if config.replies.weight else ()),
+            "examples": source.digest(),
             "model": digest({n: p for n, p in lora.beneath(model.network).items() if n in chosen}, processes),
         }
         before = digest(trainer.parameters, processes)
@@ -153,7 +126,7 @@ def train(
 
         def look(done: int, last: bool) -> None:
             """What is wanted of the weights after so many steps: validation, samples."""
-            if held_out and (last or done % config.validation.every == 0):
+            if source.held_out and (last or done % config.validation.every == 0):
                 log.append("validation", {"step": done} | trainer.validate())
             if pictured and (last or done % config.samples.every == 0):
                 made = trainer.sample(pictured)
@@ -186,8 +159,35 @@ def train(
     return TrainResult(steps=config.steps, start=start, losses=losses, model=folder / "model")
 
 
+@dataclass(frozen=True)
+class Losses:
+    """The terms of a pack's tokens, image (N,) and text (M,) by name, and what they were computed from."""
+
+    image: Terms
+    text: Terms
+    forward: TrainingForward
+    pack: Pack
+    credit: Tensor  # (N,)
+
+    def mean(self, image_tokens: int, text_tokens: int) -> Tensor:
+        """The pack's share of the loss of a step with so many tokens."""
+        of_images = torch.stack(list(self.image.values())).sum() / max(1, image_tokens)
+        return of_images + torch.stack(list(self.text.values())).sum() / max(1, text_tokens)
+
+    def non_finite(self) -> list[str]:
+        """The examples of which a term is not a finite number."""
+        bad: set[int] = set()
+        for terms, credits, segment in (
+            (self.image, self.pack.image, self.forward.image_segment),
+            (self.text, self.pack.text, self.forward.text_segment),
+        ):
+            wrong = ~torch.isfinite(torch.stack(list(terms.values())).sum(dim=0))
+            bad |= set(credits.sample[segment[wrong]].tolist())
+        return [self.pack.ids[number] for number in sorted(bad)]
+
+
 class Trainer:
-    """A model on its way: the trained ``parameters`` by name, the optimiser, the weights of v_old and the average.
+    """A model on its way: the trained ``parameters`` by name, the optimiser, the old weights and the average.
 
     The model must require gradients of the parameters ``trained`` alone, which become float32 here; in several
     processes it is sharded here, and where it is empty, filled: each process reads its own part.
@@ -196,24 +196,15 @@ class Trainer:
     def __init__(
         self,
         model: TrainableModel,
-        records: Sequence[TrainingRecord],
+        source: Source,
+        objective: Objective,
         config: TrainConfig,
         seed: int,
         trained: Sequence[str],
-        held_out: Sequence[TrainingRecord] = (),
-        replies: Sequence[Reply] = (),
         processes: Processes = Processes(),  # noqa: B008 (frozen)
     ) -> None:
-        self.model, self.records, self.config, self.seed, self.processes = model, records, config, seed, processes
-        self.replies = replies
-        credits = token_credits([*records, *held_out], config)
-        self.credits = credits[: len(records)]
-        self.lengths = [model.length(segments(record, config.plan_in_context)) for record in records]
-        self.held_out = [
-            sample
-            for record, credit in zip(held_out, credits[len(records) :], strict=True)
-            for sample in at_every_timestep(model, record, credit, config, seed)
-        ]
+        self.model, self.source, self.objective = model, source, objective
+        self.config, self.seed, self.processes = config, seed, processes
         auto = native_bfloat16(model.device)
         self.bfloat16 = auto if config.precision == "auto" else config.precision == "bf16"
         named = dict(model.named_parameters())
@@ -230,13 +221,13 @@ class Trainer:
         self.average = Copy(self.parameters) if config.ema else None
         self.old: Copy | None = None
         self.as_old: Callable[[], AbstractContextManager[None]] | None = None
-        if config.objective == "region_nft":
-            if config.lora.rank and config.old_decay == 1:
+        if objective.old_decay is not None:
+            if config.lora.rank and objective.old_decay == 1:
                 self.as_old = partial(lora.disabled, model.network)
             else:
                 self.old = Copy(self.parameters)
                 self.as_old = self.old.in_place
-        self.optimizer = make_optimizer(list(self.parameters.values()), config)
+        self.optimizer = make_optimizer(self.parameters, config)
 
     def state(self, with_optimizer: bool = False) -> State:
         """What a checkpoint holds: the trained weights and those that follow them, shared, the optimiser's tensors."""
@@ -246,7 +237,7 @@ class Trainer:
 
     def followers(self) -> dict[str, tuple[Copy, float]]:
         """The second sets of weights that follow the trained ones, and the decay of each."""
-        copies = {"average": (self.average, self.config.ema), "old": (self.old, self.config.old_decay)}
+        copies = {"average": (self.average, self.config.ema), "old": (self.old, self.objective.old_decay or 0.0)}
         return {name: (copy, decay) for name, (copy, decay) in copies.items() if copy is not None and decay < 1}
 
     def settle(self) -> dict[str, Tensor]:
@@ -264,67 +255,56 @@ class Trainer:
 
         Where a loss or gradient is not finite no weight changes: NonFiniteError, or a row that says what was left out.
         """
-        config, size = self.config, self.config.batch_size
+        config = self.config
         lr = config.lr * lr_factor(step, config)
         set_rate(self.optimizer, lr)
-        order = draw_order(len(self.records), step * size, (step + 1) * size, self.seed)
-        tokens = sum(self.credits[index].numel() for _, index in order)
+        drawn = [(epoch, opened(self.model, example)) for epoch, example in self.source.at(step, self.seed)]
+        packs = self.own_packs([self.model.length(example.segments) for _, example in drawn])
+        samples = [([self.draw(*drawn[k]) for k in members], counted) for members, counted in packs]
+        tokens = self.count(samples)
         self.optimizer.zero_grad()
-        sums: Tensor | float = 0.0
-        for members, counted in self.own_packs([self.lengths[index] for _, index in order]):
-            parts, weight, pack = self.terms([self.draw(*order[k]) for k in members])
-            terms = torch.stack(list(parts.values())).sum(dim=0)
-            loss = terms.sum() / tokens
-            bad = [] if torch.isfinite(loss) else pack.sample[~torch.isfinite(terms)].unique().tolist()
-            if named := self.processes.joined([pack.ids[index] for index in bad]):
+        sums: list[Tensor] = []
+        for of_pack, counted in samples:
+            losses = self.losses(of_pack)
+            loss = losses.mean(*tokens)
+            bad = [] if torch.isfinite(loss) else losses.non_finite()
+            if named := self.processes.joined(bad):
                 return self.leave_out("loss", step, named)
             (loss * (self.processes.count * counted)).backward()  # gradients become means over the processes
-            sums = sums + counted * token_sums(parts, weight, pack.t)
-        of_replies = self.learn_replies(step) if config.replies.weight else {}
+            sums = self.added(sums, losses, counted)
         norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters.values(), config.clip, foreach=False))
         if not torch.isfinite(norm):
-            return self.leave_out("gradient", step, [self.records[index].candidate.id for _, index in order])
+            return self.leave_out("gradient", step, [example.id for _, example in drawn])
         self.optimizer.step()
         for copy, decay in self.followers().values():
             copy.follow(decay)
-        assert isinstance(sums, Tensor)
-        means = token_means(self.processes.total(sums), list(parts))
-        return {"step": step + 1, "loss": means.pop("loss"), "grad_norm": norm.item(), "lr": lr} | of_replies | means
+        means = self.means(sums, losses, tokens[1])
+        return {"step": step + 1, "loss": means.pop("loss"), "grad_norm": norm.item(), "lr": lr} | means
 
-    def learn_replies(self, step: int) -> dict[str, float]:
-        """Gradients of the cross-entropy of the step's replies, a mean over their tokens, times its weight."""
-        settings = self.config.replies
-        order = draw_order(len(self.replies), step * settings.batch_size, (step + 1) * settings.batch_size, self.seed)
-        chosen = [self.replies[index] for _, index in order]
-        samples = [reply.segments(self.model.resized(open_image(reply.image))) for reply in chosen]
-        tokens = sum(self.model.length(sample[-1:]) - 1 for sample in samples)  # every token but the first is a target
-        total = torch.zeros(1, dtype=torch.float64)
-        for members, counted in self.own_packs([self.model.length(sample) for sample in samples]):
-            _, logits, labels = self.forward(self.model.pack([samples[k] for k in members], [], []))
-            loss = cross_entropy(logits, labels, reduction="sum") / tokens
-            (loss * (settings.weight * self.processes.count * counted)).backward()
-            total += counted * loss.detach().double().cpu()
-        return {"cross_entropy": self.processes.total(total).item()}
-
-    def leave_out(self, what: str, step: int, candidates: list[str]) -> dict[str, Any]:
+    def leave_out(self, what: str, step: int, ids: list[str]) -> dict[str, Any]:
         """The row of a step that was left out, or NonFiniteError."""
         if self.config.on_nonfinite == "stop":
-            raise NonFiniteError(what, step, candidates)
+            raise NonFiniteError(what, step, ids)
         self.optimizer.zero_grad()
         nothing = {"loss": None, "loss_by_timestep": [None] * TIMESTEP_BINS}
-        return {"step": step + 1, "non_finite": what, "candidates": candidates} | nothing
+        return {"step": step + 1, "non_finite": what, "examples": ids} | nothing
 
     @torch.no_grad()
     def validate(self) -> dict[str, Any]:
-        """Means of the objective over the samples that are held out, each at one timestep of every bin."""
-        sums: Tensor | float = 0.0
-        for start in range(0, len(self.held_out), self.config.batch_size):
-            samples = self.held_out[start : start + self.config.batch_size]
-            for members, counted in self.own_packs([self.model.length(sample.segments) for sample in samples]):
-                parts, weight, pack = self.terms([samples[k] for k in members])
-                sums = sums + counted * token_sums(parts, weight, pack.t)
-        assert isinstance(sums, Tensor)
-        return token_means(self.processes.total(sums), list(parts))
+        """Means of the objective over the examples that are held out, each at one timestep of every bin."""
+        held_out = [opened(self.model, example) for example in self.source.held_out]
+        all_samples = [s for e in held_out for s in at_every_timestep(self.model, e, self.config, self.seed)]
+        sums: list[Tensor] = []
+        text_tokens = 0
+        for start in range(0, len(all_samples), self.config.batch_size):
+            batch = all_samples[start : start + self.config.batch_size]
+            packs = self.own_packs([self.model.length(sample.segments) for sample in batch])
+            samples = [([batch[k] for k in members], counted) for members, counted in packs]
+            text_tokens += self.count(samples)[1]
+            for of_pack, counted in samples:
+                losses = self.losses(of_pack)
+                sums = self.added(sums, losses, counted)
+        return self.means(sums, losses, text_tokens)
 
     def own_packs(self, lengths: Sequence[int]) -> list[tuple[list[int], bool]]:
         """This process's packs of samples of ``lengths``, the places of each, and whether a pack counts.
@@ -336,34 +316,61 @@ class Trainer:
         own = packs[self.processes.rank :: self.processes.count]
         return [(pack or packs[0], bool(pack)) for pack in own]
 
-    def draw(self, epoch: int, index: int) -> Sample:
-        """The record as this epoch sees it."""
-        record = self.records[index]
-        generator = generator_for(self.seed, epoch, record.candidate.id)
-        return draw(self.model, record, self.credits[index], self.config, generator)
+    def count(self, packs: Sequence[tuple[Sequence[Sample], bool]]) -> tuple[int, int]:
+        """How many image and text tokens all processes predict in these packs, of each its own, that count."""
+        counts = torch.tensor(
+            [self.model.targets(s.segments, s.corruptions) for pack, counted in packs if counted for s in pack]
+            or [(0, 0)]
+        )
+        image, text = self.processes.total(counts.sum(dim=0)).tolist()
+        return image, text
 
-    def terms(self, samples: Sequence[Sample]) -> tuple[Terms, Tensor, Pack]:
-        """The parts of the objective and the weight of the squared error in it, (N,) each, and the pack they are of."""
-        pack = make_pack(self.model, samples, self.config.use_layout)
-        v_old = None
+    def draw(self, epoch: int, example: Example) -> Sample:
+        """The example as this epoch sees it."""
+        return draw(self.model, example, self.config, generator_for(self.seed, epoch, example.id))
+
+    def losses(self, samples: Sequence[Sample]) -> Losses:
+        """The terms of the objective on samples that run together."""
+        pack = make_pack(self.model, samples)
+        old = None
         if self.as_old is not None:
             with torch.no_grad(), self.as_old():
-                v_old = self.predict(pack)
-        return *objective_terms(self.predict(pack), v_old, pack, self.config), pack
+                old = self.forward(pack.packed)
+        new = self.forward(pack.packed)
+        credit = pack.image_credit(new)
+        image = Tokens(
+            "image",
+            new.image_error,
+            credit,
+            old_error=None if old is None else old.image_error,
+            drift=None if old is None else new.drift(old),
+        )
+        text = Tokens("text", new.text_error, pack.text_credit(new))
+        return Losses(self.objective.terms(image), self.objective.terms(text), new, pack, credit)
 
-    def predict(self, pack: Pack) -> Tensor:
-        """The model's velocity (N, D) in float32."""
-        return self.forward(pack.packed)[0]
+    def forward(self, packed: object) -> TrainingForward:
+        """What the model predicts of a pack, in float32."""
+        kinds: list[type[TrainingForward]] = []
 
-    def forward(self, packed: object) -> tuple[Tensor, Tensor, Tensor]:
-        """Velocity (N, D) and logits (M, V) in float32, and the labels (M,) of these."""
-
-        def work() -> tuple[Tensor, Tensor, Tensor]:
+        def work() -> tuple[Tensor, ...]:  # FSDP notices the backward pass of tensors in tuples alone
             with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bfloat16):
-                found = self.model.velocity(packed)
-                return found.velocity.float(), found.logits.float(), found.labels
+                predicted = self.model.forward(packed)
+            kinds.append(type(predicted))
+            return tuple(getattr(predicted, field.name) for field in fields(predicted))
 
-        return self.run(work)
+        values = self.run(work)
+        return kinds[0](*values)
+
+    def added(self, sums: list[Tensor], losses: Losses, counted: bool) -> list[Tensor]:
+        """The sums of the metrics with those of one more pack."""
+        own = [image_sums(losses.image, losses.credit, losses.forward.timestep), text_sums(losses.text)]
+        own = [counted * each for each in own]
+        return [total + each for total, each in zip(sums, own, strict=True)] if sums else own
+
+    def means(self, sums: list[Tensor], losses: Losses, text_tokens: int) -> dict[str, Any]:
+        """The means of the metrics over the tokens of all processes; ``losses`` names the terms."""
+        images, texts = (self.processes.total(each) for each in sums)
+        return step_means(images, texts, (list(losses.image), list(losses.text)), text_tokens)
 
     @torch.no_grad()
     def sample(self, records: Sequence[TrainingRecord]) -> list[Generated]:
@@ -373,17 +380,6 @@ class Trainer:
     def run(self, work: Callable[[], T]) -> T:
         """Do ``work`` with the network, gathered where it is sharded."""
         return work() if self.root is None else self.root(work)
-
-
-def objective_terms(v_pred: Tensor, v_old: Tensor | None, pack: Pack, config: TrainConfig) -> tuple[Terms, Tensor]:
-    """The parts of the objective and the weight of the squared error in it, each (N,)."""
-    if config.objective == "sft":
-        return sft_terms(v_pred, pack.v_target), pack.credit
-    if config.objective == "srum":
-        parts = srum_terms(v_pred, pack.v_target, pack.credit, pack.alpha, config.constraint_weight)
-        return parts, srum_weight(pack.credit, pack.alpha, config.constraint_weight)
-    assert v_old is not None, "region_nft compares with the model that entered"
-    return region_nft_terms(v_pred, v_old, pack.v_target, pack.credit, config.beta), pack.credit
 
 
 def lr_factor(step: int, config: TrainConfig) -> float:
@@ -398,14 +394,3 @@ def lr_factor(step: int, config: TrainConfig) -> float:
             return 1.0 - progress
         case "cosine":
             return 0.5 * (1.0 + math.cos(math.pi * progress))
-
-
-def records_digest(records: Sequence[TrainingRecord], replies: Sequence[Reply] = ()) -> str:
-    """A checksum of which candidates there are, in order, and what was judged of them."""
-    total = hashlib.sha256()
-    for record in records:
-        total.update(repr((record.candidate.id, record.alpha, record.sample_score, record.mapping)).encode())
-        total.update(record.reward_map.numpy().tobytes())
-    for reply in replies:
-        total.update(repr((reply.id, reply.question, reply.text)).encode())
-    return total.hexdigest()

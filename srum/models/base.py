@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
@@ -61,12 +62,12 @@ class Segment:
     """One segment of a context or of a training example (docs/design.md 3).
 
     kind ``text``: ``text``, or its token ``ids`` as they were sampled (without the markers around a text); ``seen``:
-    ``image`` through the understanding encoder; ``clean`` / ``noisy``: a scaled latent (C, h, w) as context / as
-    target. A noisy segment may bring ``state``, a stored (x_t as tokens (N, D), t), in place of noise that is drawn for
-    it; without a ``latent`` beside it there is no error, only a prediction.
+    ``image`` through the understanding encoder (a file only in an example, whose images are read step by step);
+    ``clean`` / ``noisy``: a scaled latent (C, h, w) as context / as target. A noisy segment may bring ``state``, a stored
+    (x_t as tokens (N, D), t), in place of noise that is drawn for it; without a ``latent`` beside it there is no error, only a prediction.
 
-    ``loss``: on a text cross-entropy, on a noisy latent flow matching. ``droppable``: left out for guidance, in training
-    at a rate and in drawing where the guidance asks. ``dropped``: left out here; an image keeps its position.
+    ``loss``: on a text cross-entropy, on a noisy latent flow matching. ``droppable``: left out for guidance, in
+    training at a rate and in drawing where the guidance asks. ``dropped``: left out here; an image keeps its position.
     ``branch``: segments of branch 0, the trunk, come first; those of any other branch go on from its end and do not see
     one another's, such as several questions about one image.
     """
@@ -74,7 +75,7 @@ class Segment:
     kind: Literal["text", "seen", "clean", "noisy"]
     text: str | None = None
     ids: Sequence[int] | None = None
-    image: Image | Tensor | None = None
+    image: Image | Tensor | Path | None = None
     latent: Tensor | None = None
     state: tuple[Tensor, float] | None = None
     loss: bool = False
@@ -98,10 +99,10 @@ class TrainingForward:
 
     Image tokens: ``velocity`` (N, D) predicted and ``target`` (N, D) (NaN for a segment without a latent), their
     ``timestep`` (N,), the number of the noisy segment with a loss, counted over the pack, that they are of
-    (``image_segment`` (N,)), and the ``cell`` (N,) of its grid, row-major. Text tokens: ``logits`` (M, V) where the next
-    token is a target, these targets (``labels`` (M,)), the text segment with a loss that they are of
-    (``text_segment`` (M,)). Methods see ``image_error``, ``text_error`` and ``drift`` alone, so that a model that predicts
-    something else than velocities has a class of its own with these.
+    (``image_segment`` (N,)), and the ``cell`` (N,) of its grid, row-major. Text tokens: ``logits`` (M, V) where the
+    next token is a target, these targets (``labels`` (M,)), the text segment with a loss that they are of
+    (``text_segment`` (M,)). Methods see ``image_error``, ``text_error`` and ``drift`` alone, so that a model that
+    predicts something else than velocities has a class of its own with these.
     """
 
     velocity: Tensor

@@ -1,0 +1,137 @@
+"""Examples: what a method has the trainer learn, and which of them a step has.
+
+An example holds neither noise nor timesteps; the trainer draws these from the example's own seed (run, epoch, id), so
+that the batch size, the packs, the number of processes and an interruption change none of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from srum.models.base import Segment
+from srum.seeding import seed_for
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on, or has done nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """What is learned from one thing: ``segments``, any number of them with a loss.
+
+    ``credit``: what the tokens of each segment with a loss are weighted with, in the order of the segments: a value per
+    token (on a latent per cell of its grid, row-major), or one for all; none at all stand for ones. ``id`` is unique
+    among the examples of a training and seeds what is drawn; ``group`` is what is held out together (a prompt).
+    """
+
+    id: str
+    segments: Sequence[Segment]
+    credit: Sequence[Tensor] = ()
+    group: str = ""
+
+
+class Source(Protocol):
+    """Where the examples of a step come from."""
+
+    @property
+    def held_out(self) -> Sequence[Example]:
+        """Those to validate with."""
+        ...
+
+    def at(self, step: int, seed: int) -> list[tuple[int, Example]]:
+        """(epoch, example) of a step, counted from 0: a function of the step and the seed alone."""
+        ...
+
+    def digest(self) -> str:
+        """A checksum of what is learned, for resuming."""
+        ...
+
+
+@dataclass(frozen=True)
+class Part:
+    """Examples of one kind, ``per_step`` of them in each step, from an endless stream of seeded permutations.
+
+    ``name`` tells the streams of a mix apart.
+    """
+
+    name: str
+    examples: Sequence[Example]
+    per_step: int
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Examples of several kinds, exactly so many of each in every step."""
+
+    parts: Sequence[Part]
+    held_out: Sequence[Example] = ()
+
+    def __post_init__(self) -> None:
+        for part in self.parts:
+            if part.per_step and not part.examples:
+                raise TrainingError(f"there is nothing to train on: no {part.name} among the examples")
+
+    @classmethod
+    def of_shares(cls, kinds: Mapping[str, Sequence[Example]], shares: Mapping[str, int], batch_size: int) -> Mix:
+        """The kinds by their ``shares`` (2 : 1 : 1) of a batch. Raises TrainingError for one that does not divide so."""
+        whole = sum(shares.values())
+        if batch_size % whole:
+            raise TrainingError(
+                f"train.batch_size: {batch_size} is no multiple of {whole}, the sum of the shares {shares}"
+            )
+        return cls([Part(name, kinds[name], batch_size // whole * share) for name, share in shares.items()])
+
+    def at(self, step: int, seed: int) -> list[tuple[int, Example]]:
+        """(epoch, example) of a step: of each part in turn."""
+        return [
+            (epoch, part.examples[index])
+            for part in self.parts
+            for epoch, index in draw_order(
+                len(part.examples), step * part.per_step, (step + 1) * part.per_step, seed, part.name
+            )
+        ]
+
+    def digest(self) -> str:
+        """A checksum of the examples in order: ids, credits, texts."""
+        total = hashlib.sha256()
+        for example in (*(e for part in self.parts for e in part.examples), *self.held_out):
+            total.update(repr((example.id, [(s.kind, s.text, s.loss) for s in example.segments])).encode())
+            for credit in example.credit:
+                total.update(credit.numpy().tobytes())
+        return total.hexdigest()
+
+
+def hold_out(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
+    """The examples to train on, and those of a ``share`` of the groups, drawn by ``seed``, to validate with.
+
+    A share above 0 is at least one group.
+    """
+    groups = sorted({example.group for example in examples}, key=lambda name: seed_for(seed, "validation", name))
+    chosen = set(groups[: max(1, round(share * len(groups))) if share else 0])
+    kept, held = ([example for example in examples if (example.group in chosen) == out] for out in (False, True))
+    return kept, held
+
+
+def draw_order(count: int, start: int, stop: int, seed: int, name: str = "") -> list[tuple[int, int]]:
+    """(epoch, index) of places start <= k < stop in the endless stream ``name`` of seeded permutations of ``count``."""
+    if start == stop:
+        return []
+    epochs = range(start // count, (stop - 1) // count + 1)
+    stream = [
+        (epoch, int(index))
+        for epoch in epochs
+        for index in torch.randperm(count, generator=generator_for(seed, "order", epoch, *([name] if name else [])))
+    ]
+    return stream[start - epochs[0] * count : stop - epochs[0] * count]
+
+
+def generator_for(*parts: int | str) -> torch.Generator:
+    """A CPU generator seeded by ``parts``: the same numbers on every device."""
+    return torch.Generator().manual_seed(seed_for(*parts))

@@ -1,0 +1,57 @@
+"""The protocol of a method: one page per method, beside its paper.
+
+A page says what is trained on (``examples``), what is minimised (``terms``), the fields of its own and the stages of a
+round. Pages import nothing of weight at their top, so that a config is parsed at once: tensors do their own arithmetic,
+and what reads records is imported where it is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from srum.config import RunConfig
+from srum.stages import GROUND, JUDGE, RASTERIZE, ROLLOUT, Stage
+from train.objective import Objective, Tokens
+
+if TYPE_CHECKING:
+    from srum.run import Run
+    from train.examples import Mix
+    from train.objective import Terms
+
+
+class Method:
+    """A way to learn from a round. ``name`` is also that of its arm; ``Config`` holds the fields of its own.
+
+    A user's method is a class like this one in a file of its own, named ``module:Name`` (docs/extending.md).
+    """
+
+    name: ClassVar[str]
+    Config: ClassVar[type[RunConfig]]
+    label: ClassVar[str]  # in tables and plots
+    colour: ClassVar[str]  # of its curves
+    stages: ClassVar[Sequence[Stage]] = (ROLLOUT, GROUND, JUDGE, RASTERIZE)  # of a round, before training
+    needs: ClassVar[frozenset[str]] = frozenset({"velocity"})  # abilities of the model
+
+    def examples(self, run: Run, k: int, config: Any) -> Mix:
+        """What is learned from round ``k``."""
+        raise NotImplementedError
+
+    def terms(self, tokens: Tokens, config: Any) -> Terms:
+        """The parts of the objective per token, by name; of text tokens most methods' are ``cross_entropy``."""
+        raise NotImplementedError
+
+    def old_decay(self, config: Any) -> float | None:
+        """How the old weights follow (``Objective``); None where none are wanted."""
+        return None
+
+    def objective(self, config: RunConfig) -> Objective:
+        """What the trainer asks for."""
+        own = config.model_dump(mode="json", exclude=set(RunConfig.model_fields))
+        return Objective(self.name, partial(self.terms, config=config), own, self.old_decay(config))
+
+
+def cross_entropy(tokens: Tokens, config: RunConfig) -> Terms:
+    """The terms of text tokens that are learned as they are: replies, plans."""
+    return {"cross_entropy": config.train.text_weight * tokens.credit * tokens.error}

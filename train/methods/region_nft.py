@@ -1,0 +1,87 @@
+"""Region-NFT (docs/specs/srum.md, 6), beyond the paper: a push away from bad regions that is bounded.
+
+    stages    ROLLOUT GROUND JUDGE RASTERIZE
+    examples  [prompt, (plan,) noisy]        credit A: the candidate's advantage in its group, spread by blame
+    loss      (r |v+ - u|^2 + (1 - r) |v- - u|^2) / beta,    r = (1 + A) / 2,    v+- = v_old +- beta (v - v_old)
+              = |e|^2 / beta  +  2 A e.d  +  beta |d|^2      with e = v_old - u, d = v - v_old
+
+The terms of the last line are ``error``, ``push`` and ``trust``. Since |v - u|^2 = |e + d|^2, the middle one is
+A (|v - u|^2 - |e|^2 - |d|^2): errors and a distance are all that is asked of the model. At v = v_old with A = 0 the
+gradient is exactly zero; with A = 1 and beta = 1 the sum is the squared error of SFT.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import model_validator
+
+from srum.config import Fraction, Positive, RunConfig, Signed
+from train.methods.base import Method, cross_entropy
+from train.objective import Tokens
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from srum.run import Run
+    from train.data import TrainingRecord
+    from train.examples import Mix
+    from train.objective import Terms
+
+
+class RegionNftConfig(RunConfig):
+    """The trust region, and how advantages become credit."""
+
+    method: str = "region_nft"
+    beta: Positive = 0.3  # width of the trust region
+    old_decay: Fraction = 1.0  # v_old follows the trained weights by this decay; 1: is what entered
+    credit: Literal["region", "sample"] = "region"  # where an advantage lands: on the blamed cells, or evenly
+    advantage_offset: Signed = 0.0  # added to every advantage
+
+    @model_validator(mode="after")
+    def _has_groups(self) -> RegionNftConfig:
+        if self.candidates_per_prompt < 2:
+            raise ValueError(
+                "candidates_per_prompt: region_nft compares the candidates of a prompt; it needs at least 2"
+            )
+        return self
+
+
+class RegionNft(Method):
+    """Towards what was judged better than its siblings, away from what was judged worse, within a trust region."""
+
+    name, label, colour = "region_nft", "region-NFT", "#0072b2"
+    Config = RegionNftConfig
+
+    def examples(self, run: Run, k: int, config: RegionNftConfig) -> Mix:
+        """Every candidate with its advantage on its cells."""
+        from train.data import candidate_mix, load_training_records
+
+        records = load_training_records(run.round(k))
+        return candidate_mix(records, advantages(records, config), run, k, config)
+
+    def terms(self, tokens: Tokens, config: RegionNftConfig) -> Terms:
+        """The three terms above; ``credit`` is A."""
+        if tokens.kind == "text":
+            return cross_entropy(tokens, config)
+        assert tokens.old_error is not None and tokens.drift is not None
+        return {
+            "error": tokens.old_error / config.beta,
+            "push": tokens.credit * (tokens.error - tokens.old_error - tokens.drift),
+            "trust": config.beta * tokens.drift,
+        }
+
+    def old_decay(self, config: RegionNftConfig) -> float:
+        """v_old is wanted."""
+        return config.old_decay
+
+
+def advantages(records: list[TrainingRecord], config: RegionNftConfig) -> list[Tensor]:
+    """A (h, w) in [-1, 1] of every candidate: of its score among those of its prompt, evenly or by blame."""
+    from train.advantages import sample_advantages, spread_by_blame
+
+    groups = [record.candidate.prompt_id for record in records]
+    of_samples = sample_advantages([r.sample_score for r in records], groups, config.advantage_offset)
+    if config.credit == "sample":
+        return [r.reward_map.new_full(r.reward_map.shape, a) for a, r in zip(of_samples, records, strict=True)]
+    return [spread_by_blame(a, record.reward_map) for a, record in zip(of_samples, records, strict=True)]

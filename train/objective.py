@@ -1,0 +1,48 @@
+"""What the trainer asks of a method: per-token terms of what the model predicted.
+
+A method is written over errors, credits and the distance from old weights, never over velocities, so that it does not
+depend on what a model predicts. Terms are never reduced here; the objective is their sum, reduced where the weighting
+is visible (``train.trainer``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Terms = dict[str, Tensor]  # name -> (N,)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The predicted tokens of one kind in a pack, (N,) each.
+
+    ``error``: of image tokens what their model minimises (for flow the squared error of the velocity, its mean over
+    channels), of text tokens the cross-entropy. ``credit``: that of the example (``train.examples``). Of image tokens,
+    where the objective compares with old weights: ``old_error`` of these, and ``drift``, the squared distance between
+    the two predictions; neither has a gradient but through the new prediction.
+    """
+
+    kind: Literal["image", "text"]
+    error: Tensor
+    credit: Tensor
+    old_error: Tensor | None = None
+    drift: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The ``terms`` of a method with its ``settings``.
+
+    ``old_decay``: where it compares with old weights, how these follow the trained ones after each step; at 1 they are
+    those that entered. None: it does not compare.
+    """
+
+    name: str
+    terms: Callable[[Tokens], Terms]
+    settings: Mapping[str, Any]
+    old_decay: float | None = None

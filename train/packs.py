@@ -1,0 +1,174 @@
+"""Packs: what is drawn for an example, how the examples of a step are cut into packs, and what a pack holds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from srum.config import TrainConfig
+from srum.models.base import Corruption, Segment, TrainingForward, UnifiedModel
+from srum.run_dir import open_image
+from train.examples import Example, TrainingError, generator_for
+from train.metrics import TIMESTEP_BINS
+
+ONES = torch.ones(1)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An example with what was drawn for it: which segments are dropped, and a corruption for each noisy latent."""
+
+    example: Example
+    segments: Sequence[Segment]
+    corruptions: Sequence[Corruption]
+
+
+def opened(model: UnifiedModel, example: Example) -> Example:
+    """The example with the images of its files. Raises ImageError where one cannot be read."""
+    if not any(isinstance(segment.image, Path) for segment in example.segments):
+        return example
+    segments = [
+        replace(segment, image=model.resized(open_image(segment.image))) if isinstance(segment.image, Path) else segment
+        for segment in example.segments
+    ]
+    return replace(example, segments=segments)
+
+
+def draw(model: UnifiedModel, example: Example, config: TrainConfig, generator: torch.Generator) -> Sample:
+    """The example with its dropout, timesteps and noise.
+
+    Its droppable texts drop together, and so do its droppable images, which keep their position.
+    """
+    check_credit(model, example)
+    drop_text = torch.rand((), generator=generator).item() < config.text_dropout
+    images = any(segment.droppable and segment.kind != "text" for segment in example.segments)
+    drop_images = images and torch.rand((), generator=generator).item() < config.image_dropout
+    segments = [
+        replace(segment, dropped=segment.droppable and (drop_text if segment.kind == "text" else drop_images))
+        for segment in example.segments
+    ]
+    return Sample(example, segments, _corruptions(model, segments, config.timestep_shift, generator))
+
+
+def at_every_timestep(model: UnifiedModel, example: Example, config: TrainConfig, seed: int) -> list[Sample]:
+    """The example whole, at the middle timestep of every bin, its noise drawn by ``seed`` and its id alone."""
+    check_credit(model, example)
+    generators = [generator_for(seed, "validation", example.id, number) for number in range(TIMESTEP_BINS)]
+    times = [(number + 0.5) / TIMESTEP_BINS for number in range(TIMESTEP_BINS)]
+    return [
+        Sample(example, example.segments, _corruptions(model, example.segments, config.timestep_shift, generator, t))
+        for generator, t in zip(generators, times, strict=True)
+    ]
+
+
+def _corruptions(
+    model: UnifiedModel, segments: Sequence[Segment], shift: float, generator: torch.Generator, t: float | None = None
+) -> list[Corruption]:
+    return [
+        model.corrupt(segment.latent, generator, shift, t)
+        for segment in segments
+        if segment.kind == "noisy" and segment.state is None and segment.latent is not None
+    ]
+
+
+def check_credit(model: UnifiedModel, example: Example) -> None:
+    """Raises TrainingError for credits that are not one per segment with a loss, or a map of another size."""
+    learned = [segment for segment in example.segments if segment.loss]
+    if example.credit and len(example.credit) != len(learned):
+        raise TrainingError(f"{example.id}: {len(example.credit)} credits for {len(learned)} segments with a loss")
+    for segment, credit in zip(learned, example.credit, strict=False):
+        if segment.latent is not None and credit.numel() not in (1, tokens := len(model.tokens(segment.latent))):
+            raise TrainingError(f"{example.id}: a reward map of {tuple(credit.shape)} on {tokens} latent tokens")
+
+
+def cut(lengths: Sequence[int], budget: int | None, processes: int = 1) -> list[list[int]]:
+    """The samples of a step, by ``lengths`` in tokens, in packs of at most ``budget``; the k-th is process k mod P's.
+
+    As few packs as the longest-first rule finds, the same number for every process, nearly equal in tokens; samples
+    keep their order within a pack. Packs are empty only where there are fewer samples than processes. Raises
+    TrainingError for a sample longer than the budget.
+    """
+    budget = sum(lengths) if budget is None else budget
+    if max(lengths) > budget:
+        raise TrainingError(f"train.memory.pack_tokens: {budget} is less than the {max(lengths)} tokens of a sample")
+    count = processes * math.ceil(sum(lengths) / (budget * processes))
+    while True:
+        packs: list[list[int]] = [[] for _ in range(count)]
+        loads = [0] * count
+        for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+            lightest = loads.index(min(loads))
+            packs[lightest].append(index)
+            loads[lightest] += lengths[index]
+        if max(loads) <= budget:
+            return [sorted(pack) for pack in packs]
+        count += processes
+
+
+@dataclass(frozen=True)
+class Credits:
+    """The credits of the segments with a loss of a pack, of one kind, end to end.
+
+    Of segment s they begin at ``start[s]`` and stand ``stride[s]`` apart: 1, or 0 where one is for all of its tokens.
+    ``sample[s]`` is the sample of the pack that it belongs to.
+    """
+
+    values: Tensor
+    start: Tensor
+    stride: Tensor
+    sample: Tensor
+
+    @classmethod
+    def of(cls, credits: Sequence[Tensor], sample: Sequence[int], device: torch.device) -> Credits:
+        sizes = torch.tensor([credit.numel() for credit in credits], dtype=torch.long)
+        return cls(
+            torch.cat([credit.flatten().float() for credit in credits] or [ONES]).to(device),
+            (sizes.cumsum(0) - sizes).to(device),
+            (sizes > 1).long().to(device),
+            torch.tensor(sample, dtype=torch.long).to(device),
+        )
+
+    def at(self, segment: Tensor, place: Tensor) -> Tensor:
+        """The credits of tokens (N,) by their segment and their place in it."""
+        return self.values[self.start[segment] + self.stride[segment] * place]
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Samples that run together, as the model ``packed`` them, and the credits of their tokens."""
+
+    ids: list[str]
+    packed: Any
+    image: Credits
+    text: Credits
+
+    def image_credit(self, forward: TrainingForward) -> Tensor:
+        """(N,) in the order of the image tokens that the model predicted."""
+        return self.image.at(forward.image_segment, forward.cell)
+
+    def text_credit(self, forward: TrainingForward) -> Tensor:
+        """(M,) in the order of the text tokens that the model predicted."""
+        owner = forward.text_segment
+        place = torch.arange(len(owner), device=owner.device) - torch.searchsorted(owner, owner)
+        return self.text.at(owner, place)
+
+
+def make_pack(model: UnifiedModel, samples: Sequence[Sample]) -> Pack:
+    """Samples packed by the model, with their credits."""
+    credits: dict[bool, list[tuple[Tensor, int]]] = {True: [], False: []}  # by whether of a text
+    for number, sample in enumerate(samples):
+        learned = [segment for segment in sample.segments if segment.loss]
+        own = sample.example.credit or [ONES] * len(learned)
+        for segment, credit in zip(learned, own, strict=True):
+            if not segment.dropped:
+                credits[segment.kind == "text"].append((credit, number))
+    text, image = (
+        Credits.of([c for c, _ in own], [n for _, n in own], model.device) for own in (credits[True], credits[False])
+    )
+    packed = model.pack([sample.segments for sample in samples], [c for sample in samples for c in sample.corruptions])
+    return Pack([sample.example.id for sample in samples], packed, image, text)
