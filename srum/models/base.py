@@ -63,10 +63,10 @@ class Segment:
     kind ``text``: ``text``, or its token ``ids`` as they were sampled (without the markers around a text); ``seen``:
     ``image`` through the understanding encoder; ``clean`` / ``noisy``: a scaled latent (C, h, w) as context / as
     target. A noisy segment may bring ``state``, a stored (x_t as tokens (N, D), t), in place of noise that is drawn for
-    it; without a ``latent`` beside it there is no error, only a prediction.
+    it; without a ``latent`` beside it there is no error, only a prediction, and its ``grid`` (h, w) has to be given.
 
-    ``loss``: on a text cross-entropy, on a noisy latent flow matching. ``droppable``: left out for guidance, in training
-    at a rate and in drawing where the guidance asks. ``dropped``: left out here; an image keeps its position.
+    ``loss``: on a text cross-entropy, on a noisy latent flow matching. ``droppable``: left out for guidance, in
+    training at a rate and in drawing where the guidance asks. ``dropped``: left out here; an image keeps its position.
     ``branch``: segments of branch 0, the trunk, come first; those of any other branch go on from its end and do not see
     one another's, such as several questions about one image.
     """
@@ -77,6 +77,7 @@ class Segment:
     image: Image | Tensor | None = None
     latent: Tensor | None = None
     state: tuple[Tensor, float] | None = None
+    grid: tuple[int, int] | None = None
     loss: bool = False
     droppable: bool = False
     dropped: bool = False
@@ -98,10 +99,10 @@ class TrainingForward:
 
     Image tokens: ``velocity`` (N, D) predicted and ``target`` (N, D) (NaN for a segment without a latent), their
     ``timestep`` (N,), the number of the noisy segment with a loss, counted over the pack, that they are of
-    (``image_segment`` (N,)), and the ``cell`` (N,) of its grid, row-major. Text tokens: ``logits`` (M, V) where the next
-    token is a target, these targets (``labels`` (M,)), the text segment with a loss that they are of
-    (``text_segment`` (M,)). Methods see ``image_error``, ``text_error`` and ``drift`` alone, so that a model that predicts
-    something else than velocities has a class of its own with these.
+    (``image_segment`` (N,)), and the ``cell`` (N,) of its grid, row-major. Text tokens: ``logits`` (M, V) where the
+    next token is a target, these targets (``labels`` (M,)), the text segment with a loss that they are of
+    (``text_segment`` (M,)). Methods see ``image_error``, ``text_error`` and ``drift`` alone, so that a model that
+    predicts something else than velocities has a class of its own with these.
     """
 
     velocity: Tensor
@@ -197,7 +198,7 @@ class UnifiedModel(Protocol):
         """Tokens that an example takes in a pack, markers included."""
         ...
 
-    def pack(self, samples: Sequence[Sequence[Segment]], corruptions: Sequence[Corruption]) -> Any:
+    def pack(self, samples: Sequence[Sequence[Segment]], corruptions: Sequence[Any]) -> Any:
         """A batch for ``forward``: examples of segments, and a corruption for each noisy segment without ``state``."""
         ...
 
