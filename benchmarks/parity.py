@@ -30,6 +30,7 @@ from rich.table import Table
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from train.objectives import sft_terms, srum_terms
 
 from srum import flow
 from srum.evaluation.released import (
@@ -48,7 +49,6 @@ from srum.models.bagel.positions import grid_ids, interpolated_grid_ids, rotary,
 from srum.models.bagel.sequence import Batch, Span, Split, lay_out, sight_of
 from srum.models.base import Decoding, Sampling, Segment, TrainingForward
 from srum.reward_map import reference_grid
-from train.objectives import sft_terms, srum_terms
 
 Facts = Any  # the content of a fixture's JSON file
 UNCOMPARED = {"README.md", "sensitivity.json", "timings.json"}  # about the recording, not recorded quantities
@@ -310,7 +310,7 @@ def train_forward(model: Bagel, facts: Facts, numbers: Tensors) -> Iterator[Devi
     """The losses and their gradients at every shift; at shift 1 also the sequence and what each part hands on."""
     for settings in (key for key in facts if key.startswith("shift_")):
         batch, target = training_batch(model, facts, numbers, float(settings.removeprefix("shift_")))
-        out = model.velocity(batch)
+        out = model.forward(batch)
         squared, ce = errors(out, target)
         suffix = "" if settings == "shift_1" else "_" + settings.replace("_", "")
         yield close("velocity", out.velocity, numbers["predicted_velocity" + suffix], 1e-4, settings)
@@ -332,7 +332,7 @@ def train_forward(model: Bagel, facts: Facts, numbers: Tensors) -> Iterator[Devi
     for name, pixels, recorded in seen_images(facts, numbers):
         yield close("patches", patchify(pixels, model.config.vit.patch_size), recorded, 1e-6, name)
     with observed(model, batch) as states:
-        out = model.velocity(batch)
+        out = model.forward(batch)
     for name, state in states.items():
         yield close("layer outputs" if name.startswith("layer") else name, state, numbers[name], 1e-4, name)
     squared, ce = errors(out, target)
@@ -343,7 +343,7 @@ def train_forward(model: Bagel, facts: Facts, numbers: Tensors) -> Iterator[Devi
     yield close("losses", (ce * weights).sum() / weights.sum(), facts["ce_reweighted"], 1e-4, "ce_reweighted")
     yield from recorded_gradients(gradients_of(squared.mean() + ce.mean(), model.network), numbers)
     with constant_understanding(model):
-        squared, ce = errors(model.velocity(batch), target)
+        squared, ce = errors(model.forward(batch), target)
     yield from same_losses(squared, ce, facts["freeze_und"], "freeze_und")
     learns = {name for name, _ in model.generation_parameters()} | {"language_model.lm_head.weight"}
     gradients = gradients_of(squared.mean() + ce.mean(), model.network)
@@ -672,7 +672,8 @@ def srum_loss(model: Bagel, facts: Facts, numbers: Tensors) -> Iterator[Deviatio
         [Segment("text", text=sample["prompt"]), Segment("noisy", latent=latent, loss=True)]
         for sample, latent in zip(facts["samples"], bad, strict=True)
     ]
-    batch = model.pack(samples, noise.split(sizes), [t[0].item() for t in times])
+    drawn = zip(noise.split(sizes), times, strict=True)
+    batch = model.pack(samples, [flow.FlowNoise(eps, t[0].item()) for eps, t in drawn])
     yield from same_sequence(batch, facts, numbers)
     tokens = {name: torch.cat([model.tokens(x) for x in latents]) for name, latents in (("bad", bad), ("gt", good))}
     for name, ours in tokens.items():
@@ -680,7 +681,7 @@ def srum_loss(model: Bagel, facts: Facts, numbers: Tensors) -> Iterator[Deviatio
     maps = zip(numbers["regional_reward_map"], grids, strict=True)
     rewards = torch.cat([reference_grid(pixels, grid).flatten() for pixels, grid in maps])
     yield close("rewards of tokens", rewards, numbers["reward_tokens"], 1e-6)
-    v = model.velocity(batch).velocity
+    v = model.forward(batch).velocity
     yield close("velocity", v, numbers["predicted_velocity"], 1e-4)
     targets = {name: flow.velocity_target(x0, noise) for name, x0 in tokens.items()}
     for name, case in facts["cases"].items():

@@ -28,18 +28,18 @@ import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+from train.objectives import flow_error
 
 from benchmarks.medium import medium_model
 from benchmarks.stages import make_items, matmul_rate, operations
 from srum.config import TrainConfig
-from srum.flow import sample_timesteps, velocity_target
+from srum.flow import FlowNoise, sample_timesteps, velocity_target
 from srum.models import native_bfloat16
 from srum.models.bagel import Bagel
 from srum.models.bagel.autoencoder import encode_mean
 from srum.models.base import Segment
 from srum.records import Candidate
 from train.data import TrainingRecord
-from train.objectives import flow_error
 from train.trainer import Trainer, trainable_parameters
 
 SIZES = ((256, 256), (128, 256), (192, 192), (256, 128), (128, 128))  # (H, W) in pixels
@@ -101,7 +101,8 @@ def plain_step(
         for prompt, latent in zip(batch.prompts, bad, strict=True)
     ]
     with torch.autocast("cpu", torch.bfloat16, enabled=PRECISION == "bf16"):
-        v = model.velocity(model.pack(samples, list(noise), times)).velocity
+        corruptions = [FlowNoise(eps, t) for eps, t in zip(noise, times, strict=True)]
+        v = model.forward(model.pack(samples, corruptions)).velocity
     repel, keep = (flow_error(v, velocity_target(x, noise).flatten(0, 1)) for x in (clean, target_image))
     loss = ((maps.flatten() * repel + 0.5 * keep) * there).sum() / there.sum()
     optimizer.zero_grad()

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
+from srum.flow import FlowNoise
 from srum.models import find_device, native_bfloat16
 from srum.models.bagel import Bagel
 from srum.models.bagel.checkpoint import TOKENIZER_FILES, weight_files
@@ -150,6 +151,6 @@ def self_check(model: Bagel, size: tuple[int, int]) -> tuple[float, float]:
         contexts, _ = model.generation_contexts([prompt], None, [0])
         model.denoise(contexts, [noise], [size], CHECK, steps)
         sample = [Segment("text", text=prompt), Segment("noisy", latent=latent, loss=True)]
-        packed = model.velocity(model.pack([sample], [noise], [1.0])).velocity
+        packed = model.forward(model.pack([sample], [FlowNoise(noise, 1.0)])).velocity
     ((_, cached),) = steps
     return float((packed - cached).abs().max() / cached.abs().max()), TOLERANCE[model.precision]

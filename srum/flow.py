@@ -7,8 +7,18 @@ x_(t + dt) = x_t + v dt        sampling runs from t = 1 to t = 0, so dt < 0
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class FlowNoise:
+    """What corrupts a latent of N tokens: ``noise`` (N, D), standard normal, and the timestep ``t`` in (0, 1]."""
+
+    noise: Tensor
+    t: float
 
 
 def interpolate(clean: Tensor, noise: Tensor, t: Tensor | float) -> Tensor:
@@ -22,6 +32,11 @@ def interpolate(clean: Tensor, noise: Tensor, t: Tensor | float) -> Tensor:
 def velocity_target(clean: Tensor, noise: Tensor) -> Tensor:
     """The velocity of the path, ``eps - x``: the same at every t. Shapes as in :func:`interpolate`."""
     return noise - clean
+
+
+def velocity_through(clean: Tensor, x_t: Tensor, t: float) -> Tensor:
+    """The velocity ``(x_t - x) / t`` of the path from ``clean`` that is at ``x_t`` (same shape) at t in (0, 1]."""
+    return (x_t - clean) / t
 
 
 def shift_timestep(t: Tensor, shift: float) -> Tensor:

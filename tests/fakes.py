@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from judging.instructions import layout_reply, region_reply
 from srum import models
 from srum.config import load_config
-from srum.flow import interpolate
+from srum.flow import FlowNoise, interpolate, sample_timesteps
 from srum.loop import run_loop
 from srum.models.bagel.config import BagelConfig
 from srum.models.base import Decoding, Generated, Question, Sampling, Segment, TrainingForward
@@ -28,6 +28,7 @@ from srum.shapes.render import render
 from srum.shapes.scenes import random_scene
 
 CHANNELS, PATCH = 3, 8  # latent channels; pixels per latent token and side
+LETTERS = 32  # that texts are made of
 
 
 class FakeModel(nn.Module):
@@ -43,6 +44,7 @@ class FakeModel(nn.Module):
         torch.manual_seed(0)
         self.understanding = nn.ModuleDict({"down_proj": nn.Linear(2, 2)})  # a neuron that answers, one that draws
         self.generation = nn.Linear(CHANNELS + 1, CHANNELS)
+        self.letters = nn.Embedding(LETTERS, LETTERS)  # logits of the letter that follows
 
     @classmethod
     def load(
@@ -120,19 +122,46 @@ class FakeModel(nn.Module):
     def tokens(self, latent: Tensor) -> Tensor:
         return latent.flatten(1).T
 
-    def pack(self, samples: Sequence[Sequence[Segment]], noise: Sequence[Tensor], t: Sequence[float]) -> Tensor:
-        latents = [segment.latent for sample in samples for segment in sample if segment.latent is not None]
-        rows = [
-            torch.cat([interpolate(self.tokens(latent), eps, time), torch.full((len(eps), 1), time)], dim=1)
-            for latent, eps, time in zip(latents, noise, t, strict=True)
-        ]
-        return torch.cat(rows)
+    def corrupt(
+        self, latent: Tensor, generator: torch.Generator, timestep_shift: float, t: float | None = None
+    ) -> FlowNoise:
+        if t is None:
+            t = sample_timesteps(1, timestep_shift, generator).item()
+        return FlowNoise(torch.randn(self.tokens(latent).shape, generator=generator), t)
 
-    def length(self, sample: Sequence[Segment]) -> int:
-        return sum(len(self.tokens(segment.latent)) for segment in sample if segment.latent is not None)
+    def targets(self, segments: Sequence[Segment], corruptions: Sequence[Any]) -> tuple[int, int]:
+        image, text = (
+            [s for s in segments if s.loss and not s.dropped and s.kind == kind] for kind in ("noisy", "text")
+        )
+        return self.length(image), self.length(text)
 
-    def velocity(self, batch: Any) -> TrainingForward:
-        return TrainingForward(self.generation(batch), torch.empty(0))
+    def length(self, segments: Sequence[Segment]) -> int:
+        return sum(
+            len(self.tokens(s.latent)) if s.latent is not None else len(s.text or "") for s in segments if not s.dropped
+        )
+
+    def pack(self, samples: Sequence[Sequence[Segment]], corruptions: Sequence[FlowNoise]) -> dict[str, Any]:
+        kept = [segment for sample in samples for segment in sample if segment.loss and not segment.dropped]
+        clean = [self.tokens(segment.latent) for segment in kept if segment.latent is not None]
+        texts = [torch.tensor([ord(c) % LETTERS for c in segment.text]) for segment in kept if segment.text]
+        counts, letters = ([len(x) for x in own] for own in (clean, texts))
+        times = [torch.full((len(x), 1), own.t) for x, own in zip(clean, corruptions, strict=True)]
+        x_t = [interpolate(x, own.noise, own.t) for x, own in zip(clean, corruptions, strict=True)]
+        none = torch.zeros(0, dtype=torch.long)
+        return {
+            "x_t": torch.cat([*x_t, torch.zeros(0, CHANNELS)]),
+            "target": torch.cat([*(e.noise - x for x, e in zip(clean, corruptions, strict=True)), torch.zeros(0, 3)]),
+            "timestep": torch.cat([*times, torch.zeros(0, 1)])[:, 0],
+            "image_segment": torch.arange(len(clean)).repeat_interleave(torch.tensor(counts, dtype=torch.long)),
+            "cell": torch.cat([*(torch.arange(n) for n in counts), none]),
+            "labels": torch.cat([*texts, none]),
+            "text_segment": torch.arange(len(texts)).repeat_interleave(torch.tensor(letters, dtype=torch.long)),
+        }
+
+    def forward(self, batch: Any) -> TrainingForward:
+        x_t, rest = batch["x_t"], {name: value for name, value in batch.items() if name != "x_t"}
+        velocity = self.generation(torch.cat([x_t, batch["timestep"][:, None]], dim=1))
+        return TrainingForward(velocity=velocity, logits=self.letters(batch["labels"].roll(1)), **rest)
 
     def generation_parameters(self) -> list[tuple[str, nn.Parameter]]:
         return [(f"generation.{name}", parameter) for name, parameter in self.generation.named_parameters()]

@@ -23,7 +23,8 @@ def sample_advantages(scores: Sequence[float], groups: Sequence[str], offset: fl
     sums, counts = torch.zeros(2, len(numbers), dtype=torch.float64).index_add_(
         1, index, torch.stack([all_scores, torch.ones_like(all_scores)])
     )
-    centred = (all_scores - (sums / counts)[index]).round(decimals=12)  # equal scores: zero, no rounding error
+    # equal scores: zero, not the rounding error of their mean
+    centred = (all_scores - (sums / counts)[index]).round(decimals=12)
     spread = (2 * all_scores.std(correction=0)).clamp(min=1e-8)
     return (centred / spread + offset).clamp(-1, 1).float().tolist()
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from torch import Tensor
 
 from judging.instructions import Instructions, load_instructions
-from srum.config import RunConfig
+from srum.config import TrainConfig
 from srum.models.base import Segment
 from srum.records import Candidate, Grounding, Judged, Judgement, RewardMap
 from srum.run_dir import read_by_id
@@ -49,36 +49,35 @@ def load_training_records(folder: Path) -> list[TrainingRecord]:
     """The training records in the folder of a round, in the order of its candidates.
 
     Reads ``candidates.jsonl`` and ``rewards.jsonl``; a candidate whose judgement failed is in the first only. Raises
-    RunError for a missing or malformed file and ValueError where a reward map is not what its line says.
+    RunError for a missing or malformed file, ValueError where a reward map is not what its line says, and TrainingError
+    where there are none.
     """
     candidates = read_by_id(folder / "candidates.jsonl", Candidate)
     rewards = read_by_id(folder / "rewards.jsonl", RewardMap, candidates, gaps=True)
+    if not rewards:
+        skipped = json.loads((folder / "counts.json").read_text())["skipped"]
+        raise TrainingError(f"nothing to train on: no candidate of {folder} has a reward map, because of {skipped}")
     return [_load(folder, candidate, rewards[name]) for name, candidate in candidates.items() if name in rewards]
 
 
 def candidate_mix(
-    records: Sequence[TrainingRecord], credits: Sequence[Tensor] | None, run: Run, k: int, config: RunConfig
+    records: Sequence[TrainingRecord],
+    credits: Sequence[Tensor],
+    train: TrainConfig,
+    seed: int,
+    replies: Sequence[Example] = (),
 ) -> Mix:
-    """Candidates with their credits (h, w) each (None: ones), ``train.batch_size`` a step; and ``train.replies``.
+    """Candidates with their ``credits`` (h, w) each, ``train.batch_size`` a step; and ``train.replies`` of the replies.
 
-    Those of a share ``validation.share`` of the prompts are held out.
+    Those of a share ``validation.share`` of the prompts are held out, drawn by ``seed``.
     """
-    if not records:
-        skipped = json.loads((run.round(k) / "counts.json").read_text())["skipped"]
-        raise TrainingError(
-            f"nothing to train on: no candidate of {run.round(k)} has a reward map, because of {skipped}"
-        )
-    train = config.train
     examples = candidate_examples(records, credits, train.plan_in_context)
-    training, held_out = hold_out(examples, train.validation.share, run.seed(k, "train"))
-    parts = [Part("", training, train.batch_size)]
-    if train.replies:
-        parts.append(Part("replies", load_replies(run, k), train.replies))
-    return Mix(parts, held_out)
+    training, held_out = hold_out(examples, train.validation.share, seed)
+    return Mix([Part("", training, train.batch_size), Part("replies", replies, train.replies)], held_out)
 
 
 def candidate_examples(
-    records: Sequence[TrainingRecord], credits: Sequence[Tensor] | None, plan_in_context: bool = False
+    records: Sequence[TrainingRecord], credits: Sequence[Tensor], plan_in_context: bool = False
 ) -> list[Example]:
     """Text -> image: the prompt, its plan where wanted and made, and the latent with its loss and credit.
 
@@ -92,9 +91,9 @@ def candidate_examples(
                 *(Segment("text", text=text, droppable=True) for text in texts_of(record.candidate, plan_in_context)),
                 Segment("noisy", latent=record.latent, loss=True),
             ],
-            credit=() if credits is None else (credits[number],),
+            credit=(credit,),
         )
-        for number, record in enumerate(records)
+        for record, credit in zip(records, credits, strict=True)
     ]
 
 

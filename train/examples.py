@@ -80,7 +80,7 @@ class Mix:
 
     @classmethod
     def of_shares(cls, kinds: Mapping[str, Sequence[Example]], shares: Mapping[str, int], batch_size: int) -> Mix:
-        """The kinds by their ``shares`` (2 : 1 : 1) of a batch. Raises TrainingError for one that does not divide so."""
+        """The kinds by their ``shares`` (2 : 1 : 1) of a batch. Raises TrainingError where that does not divide."""
         whole = sum(shares.values())
         if batch_size % whole:
             raise TrainingError(

@@ -63,8 +63,9 @@ class Segment:
 
     kind ``text``: ``text``, or its token ``ids`` as they were sampled (without the markers around a text); ``seen``:
     ``image`` through the understanding encoder (a file only in an example, whose images are read step by step);
-    ``clean`` / ``noisy``: a scaled latent (C, h, w) as context / as target. A noisy segment may bring ``state``, a stored
-    (x_t as tokens (N, D), t), in place of noise that is drawn for it; without a ``latent`` beside it there is no error, only a prediction.
+    ``clean`` / ``noisy``: a scaled latent (C, h, w) as context / as target. A noisy segment may bring ``state``, a
+    stored (x_t as tokens (N, D), t), in place of noise that is drawn for it; without a ``latent`` beside it there is no
+    error, only a prediction, and its ``grid`` (h, w) has to be given.
 
     ``loss``: on a text cross-entropy, on a noisy latent flow matching. ``droppable``: left out for guidance, in
     training at a rate and in drawing where the guidance asks. ``dropped``: left out here; an image keeps its position.
@@ -78,6 +79,7 @@ class Segment:
     image: Image | Tensor | Path | None = None
     latent: Tensor | None = None
     state: tuple[Tensor, float] | None = None
+    grid: tuple[int, int] | None = None
     loss: bool = False
     droppable: bool = False
     dropped: bool = False
@@ -198,7 +200,7 @@ class UnifiedModel(Protocol):
         """Tokens that an example takes in a pack, markers included."""
         ...
 
-    def pack(self, samples: Sequence[Sequence[Segment]], corruptions: Sequence[Corruption]) -> Any:
+    def pack(self, samples: Sequence[Sequence[Segment]], corruptions: Sequence[Any]) -> Any:
         """A batch for ``forward``: examples of segments, and a corruption for each noisy segment without ``state``."""
         ...
 

@@ -16,6 +16,7 @@ from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
 from srum import flow
+from srum.flow import FlowNoise
 from srum.models.bagel import Bagel, checkpoint, network
 from srum.models.bagel.cache import Cache
 from srum.models.bagel.config import BagelConfig
@@ -209,8 +210,8 @@ def test_branches_of_a_sample_are_samples_of_their_own(model: Bagel) -> None:
         [Segment("text", text=text, branch=branch), Segment("text", text=reply, loss=True, branch=branch)]
         for branch, (text, reply) in enumerate([("Score it.", "Score: 1.0"), ("What is it, then?", "A cat.")], 1)
     ]
-    together = model.velocity(model.pack([[image, *asked[0], *asked[1]]], [], []))
-    alone = [model.velocity(model.pack([[image, *own]], [], [])) for own in asked]
+    together = model.forward(model.pack([[image, *asked[0], *asked[1]]], []))
+    alone = [model.forward(model.pack([[image, *own]], [])) for own in asked]
     assert together.labels.tolist() == [label for one in alone for label in one.labels.tolist()]
     assert torch.allclose(together.logits, torch.cat([one.logits for one in alone]), atol=1e-4)
 
@@ -228,7 +229,7 @@ def test_blocks_are_the_bias(model: Bagel, monkeypatch: pytest.MonkeyPatch) -> N
             *(Segment("text", text=text, branch=n, loss=True) for n, text in enumerate(["Why?", "Where is it?"], 1)),
         ],
     ]
-    batch = model.pack(samples, [torch.randn(24, 64), torch.randn(6, 64)], [0.3, 0.9])
+    batch = model.pack(samples, [FlowNoise(torch.randn(24, 64), 0.3), FlowNoise(torch.randn(6, 64), 0.9)])
     with torch.no_grad():
         expected = model._forward(batch, None)
         monkeypatch.setattr(network, "takes_blocks", lambda layout, cache: True)
@@ -244,16 +245,96 @@ def test_a_long_row_trains_without_a_dense_mask(model: Bagel) -> None:
     on_gpu = Bagel.load(CHECKPOINT, "cuda")
     parts = [Segment("text", text="a red fox " * 40), Segment("seen", image=picture(3, (80, 60)))]
     samples = [[*parts * 220, Segment("noisy", latent=torch.randn(16, 8, 12), loss=True)]]
-    batch = on_gpu.pack(samples, [torch.randn(24, 64)], [0.3])
+    batch = on_gpu.pack(samples, [FlowNoise(torch.randn(24, 64), 0.3)])
     assert len(batch.row) > 32_000
     torch.cuda.reset_peak_memory_stats()
-    on_gpu.velocity(batch).velocity.square().mean().backward()
+    on_gpu.forward(batch).velocity.square().mean().backward()
     assert torch.cuda.max_memory_allocated() < 4e9
+
+
+def test_several_predicted_segments_have_owners_and_cells(model: Bagel) -> None:
+    """Two samples, three noisy segments with a loss and one without, two such texts: each token says whose it is."""
+    latents = [torch.randn(16, 2 * h, 2 * w) for h, w in ((1, 2), (2, 2), (1, 1), (2, 1))]
+    drawn = [model.corrupt(x, torch.Generator().manual_seed(i), 4.0) for i, x in enumerate(latents)]
+    noisy = [Segment("noisy", latent=x, loss=i != 1) for i, x in enumerate(latents)]
+    learned, told = Segment("text", text="a fox", loss=True), Segment("text", text="a boat")
+    samples = [[told, noisy[0], noisy[1], learned, noisy[2]], [learned, noisy[3]]]
+    with torch.no_grad():
+        out = model.forward(model.pack(samples, drawn))
+    assert out.image_segment.tolist() == [0, 0, 1, 2, 2] and out.cell.tolist() == [0, 1, 0, 0, 1]
+    words = len(model._ids("a fox")) + 1
+    assert out.text_segment.tolist() == [0] * words + [1] * words
+    assert [model.targets(sample, drawn) for sample in samples] == [(3, words), (2, words)]
+    assert [model.length(sample) for sample in samples] == model.pack(samples, drawn).layout.present.sum(1).tolist()
+    kept = [0, 2, 3]
+    expected = torch.cat([drawn[i].noise - model.tokens(latents[i]) for i in kept])
+    assert torch.equal(out.target, expected)
+    assert out.timestep.tolist() == pytest.approx([drawn[i].t for i in (0, 0, 2, 3, 3)])
+    assert torch.allclose(out.image_error, (out.velocity - expected).square().mean(1))
+
+
+def test_a_stored_state_is_the_noise_it_came_from(model: Bagel) -> None:
+    """(x_t, t) in place of noise: the same prediction and target; without the latent there is no target."""
+    latent, told = torch.randn(16, 4, 6), Segment("text", text="a fox")
+    drawn = model.corrupt(latent, torch.Generator().manual_seed(0), 1.0)
+    state = (flow.interpolate(model.tokens(latent), drawn.noise, drawn.t), drawn.t)
+    with torch.no_grad():
+        fresh = model.forward(model.pack([[told, Segment("noisy", latent=latent, loss=True)]], [drawn]))
+        stored, alone = (
+            model.forward(model.pack([[told, Segment("noisy", loss=True, state=state, **more)]], []))
+            for more in ({"latent": latent}, {"grid": (2, 3)})
+        )
+    assert torch.equal(fresh.velocity, stored.velocity) and torch.equal(fresh.velocity, alone.velocity)
+    assert torch.allclose(fresh.target, stored.target, atol=1e-4) and alone.target.isnan().all()
+    with pytest.raises(ValueError, match="a noisy segment needs a latent, or with its state a grid"):
+        model.pack([[Segment("noisy", loss=True, state=state)]], [])
+
+
+def test_what_is_drawn_for_an_example_is_drawn_in_order(model: Bagel) -> None:
+    """First the timestep, then the noise; a timestep that is given is not drawn."""
+    latent = torch.zeros(16, 4, 6)
+    first, second = (torch.Generator().manual_seed(5) for _ in range(2))
+    drawn = model.corrupt(latent, first, 4.0)
+    assert drawn.t == flow.sample_timesteps(1, 4.0, second).item()
+    assert torch.equal(drawn.noise, torch.randn(6, 64, generator=second))
+    fixed = model.corrupt(latent, torch.Generator().manual_seed(5), 4.0, t=0.25)
+    assert fixed.t == 0.25
+    assert torch.equal(fixed.noise, torch.randn(6, 64, generator=torch.Generator().manual_seed(5)))
+
+
+def test_a_text_may_come_as_its_tokens(model: Bagel) -> None:
+    texts = (
+        Segment("text", text="two blue cups", loss=True),
+        Segment("text", ids=model._ids("two blue cups"), loss=True),
+    )
+    by_text, by_ids = (model.forward(model.pack([[one]], [])) for one in texts)
+    assert torch.equal(by_text.logits, by_ids.logits) and torch.equal(by_text.labels, by_ids.labels)
+
+
+def test_what_is_dropped_is_not_there(model: Bagel) -> None:
+    """A dropped text leaves no trace; a dropped image takes no tokens and keeps its position, as in the reference."""
+    image, text = Segment("seen", image=picture(3, (80, 60))), Segment("text", text="a red fox", loss=True)
+    gone = [replace(Segment("text", text="told"), dropped=True), replace(image, dropped=True)]
+    alone, without_text, without_image = (model.pack([[*before, text]], []) for before in ([], gone[:1], gone[1:]))
+    length = model.length([text])
+    assert length == model.length([*gone, text]) == len(without_image.row)
+    assert torch.equal(without_text.layout.positions, alone.layout.positions)
+    assert torch.equal(without_image.layout.positions, alone.layout.positions + 1)
+    assert model.targets([replace(text, dropped=True)], []) == (0, 0)
+
+
+def test_corruptions_and_noisy_segments_are_as_many(model: Bagel) -> None:
+    noisy = Segment("noisy", latent=torch.zeros(16, 2, 2))
+    drawn = model.corrupt(torch.zeros(16, 2, 2), torch.Generator(), 1.0)
+    with pytest.raises(ValueError, match="a noisy segment needs a corruption or a state"):
+        model.pack([[noisy]], [])
+    with pytest.raises(ValueError, match="1 of 2 corruptions have no noisy segment"):
+        model.pack([[noisy]], [drawn, drawn])
 
 
 def test_the_trunk_comes_first(model: Bagel) -> None:
     with pytest.raises(ValueError, match="row 0: a segment of the trunk after branch 1"):
-        model.pack([[Segment("text", text="a", branch=1), Segment("text", text="b")]], [], [])
+        model.pack([[Segment("text", text="a", branch=1), Segment("text", text="b")]], [])
 
 
 def test_training_and_sampling_predict_the_same_velocity(model: Bagel) -> None:
@@ -261,7 +342,7 @@ def test_training_and_sampling_predict_the_same_velocity(model: Bagel) -> None:
     latent, noise, t = torch.randn(16, 8, 12), torch.randn(24, 64), 0.7
     sample = [Segment("text", text="a red fox"), Segment("noisy", latent=latent, loss=True)]
     with torch.no_grad():
-        trained = model.velocity(model.pack([sample], [noise], [t])).velocity
+        trained = model.forward(model.pack([sample], [FlowNoise(noise, t)])).velocity
         context = model.empty_context(1)
         model.add_text(context, ["a red fox"])
         x_t = (1 - t) * model.tokens(latent) + t * noise

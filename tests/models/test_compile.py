@@ -17,6 +17,7 @@ from torch._dynamo import config as dynamo
 from torch._dynamo.utils import counters
 from torch._inductor import config as inductor
 
+from srum.flow import FlowNoise
 from srum.models.bagel import Bagel
 from srum.models.bagel.cache import Cache
 from srum.models.bagel.config import LlmConfig
@@ -48,8 +49,8 @@ def velocities(model: Bagel, rows: int, words: str) -> Tensor:
         [Segment("text", text=words[: 9 + row]), Segment("noisy", latent=torch.ones(channels, side * h, side * w))]
         for row, (h, w) in enumerate(sizes)
     ]
-    noise = [torch.zeros(h * w, model.config.latent_dim) for h, w in sizes]
-    states = model._forward(model.pack(samples, noise, [0.5] * rows), None)[1]
+    noise = [FlowNoise(torch.zeros(h * w, model.config.latent_dim), 0.5) for h, w in sizes]
+    states = model._forward(model.pack(samples, noise), None)[1]
     velocity = model.network.llm2vae(states)
     velocity.square().sum().backward()
     return velocity.detach()

@@ -16,7 +16,10 @@ from srum.stages import GROUND, JUDGE, RASTERIZE, ROLLOUT, Stage
 from train.objective import Objective, Tokens
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from srum.run import Run
+    from train.data import TrainingRecord
     from train.examples import Mix
     from train.objective import Terms
 
@@ -31,7 +34,7 @@ class Method:
     Config: ClassVar[type[RunConfig]]
     label: ClassVar[str]  # in tables and plots
     colour: ClassVar[str]  # of its curves
-    stages: ClassVar[Sequence[Stage]] = (ROLLOUT, GROUND, JUDGE, RASTERIZE)  # of a round, before training
+    stages: ClassVar[Sequence[Stage]]  # of a round, before training
     needs: ClassVar[frozenset[str]] = frozenset({"velocity"})  # abilities of the model
 
     def examples(self, run: Run, k: int, config: Any) -> Mix:
@@ -50,6 +53,24 @@ class Method:
         """What the trainer asks for."""
         own = config.model_dump(mode="json", exclude=set(RunConfig.model_fields))
         return Objective(self.name, partial(self.terms, config=config), own, self.old_decay(config))
+
+
+class CandidateMethod(Method):
+    """A method that learns from the round's judged candidates, each from its prompt, with a credit per latent cell."""
+
+    stages = (ROLLOUT, GROUND, JUDGE, RASTERIZE)
+
+    def credits(self, records: Sequence[TrainingRecord], config: Any) -> Sequence[Tensor]:
+        """What the cells (h, w) of each candidate are weighted with."""
+        raise NotImplementedError
+
+    def examples(self, run: Run, k: int, config: Any) -> Mix:
+        """The candidates that have a reward map, and the judge's replies where they are wanted."""
+        from train.data import candidate_mix, load_replies, load_training_records
+
+        records = load_training_records(run.round(k))
+        replies = load_replies(run, k) if config.train.replies else ()
+        return candidate_mix(records, self.credits(records, config), config.train, run.seed(k, "train"), replies)
 
 
 def cross_entropy(tokens: Tokens, config: RunConfig) -> Terms:

@@ -12,20 +12,19 @@ gradient is exactly zero; with A = 1 and beta = 1 the sum is the squared error o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import model_validator
 
 from srum.config import Fraction, Positive, RunConfig, Signed
-from train.methods.base import Method, cross_entropy
+from train.methods.base import CandidateMethod, cross_entropy
 from train.objective import Tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from srum.run import Run
     from train.data import TrainingRecord
-    from train.examples import Mix
     from train.objective import Terms
 
 
@@ -47,18 +46,15 @@ class RegionNftConfig(RunConfig):
         return self
 
 
-class RegionNft(Method):
+class RegionNft(CandidateMethod):
     """Towards what was judged better than its siblings, away from what was judged worse, within a trust region."""
 
     name, label, colour = "region_nft", "region-NFT", "#0072b2"
     Config = RegionNftConfig
 
-    def examples(self, run: Run, k: int, config: RegionNftConfig) -> Mix:
-        """Every candidate with its advantage on its cells."""
-        from train.data import candidate_mix, load_training_records
-
-        records = load_training_records(run.round(k))
-        return candidate_mix(records, advantages(records, config), run, k, config)
+    def credits(self, records: Sequence[TrainingRecord], config: RegionNftConfig) -> list[Tensor]:
+        """Every candidate's advantage on its cells."""
+        return advantages(records, config)
 
     def terms(self, tokens: Tokens, config: RegionNftConfig) -> Terms:
         """The three terms above; ``credit`` is A."""
@@ -76,7 +72,7 @@ class RegionNft(Method):
         return config.old_decay
 
 
-def advantages(records: list[TrainingRecord], config: RegionNftConfig) -> list[Tensor]:
+def advantages(records: Sequence[TrainingRecord], config: RegionNftConfig) -> list[Tensor]:
     """A (h, w) in [-1, 1] of every candidate: of its score among those of its prompt, evenly or by blame."""
     from train.advantages import sample_advantages, spread_by_blame
 

@@ -9,15 +9,17 @@ The control of every method that judges: the same candidates, the same steps, no
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from srum.config import RunConfig
-from train.methods.base import Method, cross_entropy
+from train.methods.base import CandidateMethod, cross_entropy
 from train.objective import Tokens
 
 if TYPE_CHECKING:
-    from srum.run import Run
-    from train.examples import Mix
+    from torch import Tensor
+
+    from train.data import TrainingRecord
     from train.objective import Terms
 
 
@@ -27,18 +29,15 @@ class SftConfig(RunConfig):
     method: str = "sft"
 
 
-class Sft(Method):
+class Sft(CandidateMethod):
     """Supervised finetuning on the model's own candidates."""
 
     name, label, colour = "sft", "SFT", "#e69f00"
     Config = SftConfig
 
-    def examples(self, run: Run, k: int, config: SftConfig) -> Mix:
-        """Every candidate, with weight one."""
-        from train.data import candidate_mix, load_training_records
-
-        records = load_training_records(run.round(k))
-        return candidate_mix(records, None, run, k, config)
+    def credits(self, records: Sequence[TrainingRecord], config: SftConfig) -> list[Tensor]:
+        """Ones."""
+        return [record.reward_map.new_ones(record.reward_map.shape) for record in records]
 
     def terms(self, tokens: Tokens, config: SftConfig) -> Terms:
         """The error itself."""

@@ -11,18 +11,17 @@ terms, as in the paper; the released code encodes the image twice and compares e
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from srum.config import NotNegative, RunConfig
-from train.methods.base import Method, cross_entropy
+from train.methods.base import CandidateMethod, cross_entropy
 from train.objective import Tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from srum.run import Run
     from train.data import TrainingRecord
-    from train.examples import Mix
     from train.objective import Terms
 
 
@@ -35,18 +34,15 @@ class SrumConfig(RunConfig):
     credit: Literal["region", "sample"] = "region"  # R is the map, or the candidate's one score in every cell
 
 
-class Srum(Method):
+class Srum(CandidateMethod):
     """Self-rewarding by regions and layout."""
 
     name, label, colour = "srum", "SRUM, Eq. 1-3", "#56b4e9"
     Config = SrumConfig
 
-    def examples(self, run: Run, k: int, config: SrumConfig) -> Mix:
-        """Every candidate with alpha R on its cells."""
-        from train.data import candidate_mix, load_training_records
-
-        records = load_training_records(run.round(k))
-        return candidate_mix(records, [reward(record, config) for record in records], run, k, config)
+    def credits(self, records: Sequence[TrainingRecord], config: SrumConfig) -> list[Tensor]:
+        """alpha R on the cells of every candidate."""
+        return [reward(record, config) for record in records]
 
     def terms(self, tokens: Tokens, config: SrumConfig) -> Terms:
         """Eq. 3 in its two parts; ``credit`` is alpha R."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from diffusers import AutoencoderKL
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from srum import flow
+from srum.flow import FlowNoise
 from srum.models.bagel import images as pictures
 from srum.models.bagel.autoencoder import decode_latents, encode_mean
 from srum.models.bagel.cache import Cache
@@ -34,8 +36,9 @@ from srum.models.bagel.decoding import Step, decode_rows
 from srum.models.bagel.network import BagelNetwork
 from srum.models.bagel.sampler import branch_counts, initial_noise, sample
 from srum.models.bagel.sequence import Batch, ImageMarkers, Split, lay_out
-from srum.models.base import Decoding, Generated, Question, Sampling, Segment, TrainingForward
+from srum.models.base import Corruption, Decoding, Generated, Question, Sampling, Segment, TrainingForward
 
+T = TypeVar("T")
 Precision = Literal["fp32", "bf16"]
 Shown = Image | Sequence[Image] | None  # in one context
 DECODE_BATCH, DECODE_PIXELS = 32, 2**22  # the most images, and pixels of all, per autoencoder call
@@ -411,7 +414,7 @@ class Bagel:
 
     def add_text(self, context: Cache, texts: Sequence[str]) -> None:
         """Append one text segment (bos, ids, eos) to every row."""
-        self._extend(context, [[self._text(text)] for text in texts])
+        self._extend(context, [[self._text(self._ids(text))] for text in texts])
 
     def add_seen(self, context: Cache, images: Sequence[Shown]) -> None:
         """Append an image through the understanding encoder, or several, or none, to every row."""
@@ -470,55 +473,116 @@ class Bagel:
 
     # ---------------------------------------------------------------- training
 
-    def pack(self, samples: Sequence[Sequence[Segment]], noise: Sequence[Tensor], t: Sequence[float]) -> Batch:
-        """Packed batch; noise (h w, D) and t in [0, 1] of each noisy segment in order."""
-        draws = iter(zip(noise, t, strict=True))
-        splits = [[replace(self._split(s, draws), branch=s.branch) for s in sample] for sample in samples]
+    def corrupt(
+        self, latent: Tensor, generator: torch.Generator, timestep_shift: float, t: float | None = None
+    ) -> FlowNoise:
+        """A timestep, unless it is given, and then noise for the tokens of a clean latent (C, h, w)."""
+        if t is None:
+            t = flow.sample_timesteps(1, timestep_shift, generator).item()
+        return FlowNoise(torch.randn(self.tokens(latent).shape, generator=generator), t)
+
+    def targets(self, segments: Sequence[Segment], corruptions: Sequence[Corruption]) -> tuple[int, int]:
+        """How many latent tokens and how many text tokens of an example are predicted with a loss."""
+        counts = {"noisy": 0, "text": 0}
+        for segment in segments:
+            if segment.loss and not segment.dropped:
+                counts[segment.kind] += self._length(segment) - (2 if segment.kind == "noisy" else 1)
+        return counts["noisy"], counts["text"]
+
+    def length(self, segments: Sequence[Segment]) -> int:
+        """Tokens that an example takes in a pack, markers included."""
+        return sum(self._length(segment) for segment in segments if not segment.dropped)
+
+    def pack(self, samples: Sequence[Sequence[Segment]], corruptions: Sequence[FlowNoise]) -> Batch:
+        """A packed batch, one row per sample; a corruption for each noisy segment without a state, in order."""
+        drawn = iter(corruptions)
+        splits = [[self._split(segment, drawn) for segment in sample] for sample in samples]
+        if (left := len(list(drawn))) > 0:
+            raise ValueError(f"{left} of {len(corruptions)} corruptions have no noisy segment")
         return self._lay_out(splits, None)
 
-    def length(self, sample: Sequence[Segment]) -> int:
-        """Tokens that a sample takes in a pack, markers included."""
-        return sum((self._clean(s.latent) if s.latent is not None else self._split(s, iter(()))).length for s in sample)
-
-    def velocity(self, batch: Batch) -> TrainingForward:
-        """Predicted velocity per loss token (N, D) in float32, text logits (M, V) with their labels."""
+    def forward(self, batch: Batch) -> TrainingForward:
+        """Predictions for every token with a loss, in float32."""
         und, gen = self._forward(batch, None)
-        velocity = self.network.llm2vae(gen[batch.loss_tokens])
-        logits = self.network.language_model.lm_head(und[batch.ce_tokens])
-        return TrainingForward(velocity.float(), logits.float(), batch.labels)
-
-    def _split(self, segment: Segment, draws: Iterator[tuple[Tensor, float]]) -> Split:
-        if segment.kind == "text":
-            return replace(self._text(segment.text or ""), loss=segment.loss)
-        if segment.kind == "seen":
-            if segment.image is None:
-                raise ValueError("a seen segment needs an image")
-            return self._seen(segment.image)
-        if segment.latent is None:
-            raise ValueError(f"a {segment.kind} segment needs a latent")
-        if segment.kind == "clean":
-            return self._clean(segment.latent)
-        noise, t = next(draws)
-        clean = self._clean(segment.latent)
-        assert clean.tokens is not None
-        return replace(
-            clean, kind="noisy", tokens=flow.interpolate(clean.tokens, noise, t), t=float(t), loss=segment.loss
+        return TrainingForward(
+            velocity=self.network.llm2vae(gen[batch.loss_tokens]).float(),
+            target=batch.targets,
+            timestep=batch.timesteps[batch.loss_tokens],
+            image_segment=batch.image_segment,
+            cell=batch.cell,
+            logits=self.network.language_model.lm_head(und[batch.ce_tokens]).float(),
+            labels=batch.labels,
+            text_segment=batch.text_segment,
         )
+
+    def _split(self, segment: Segment, drawn: Iterator[FlowNoise]) -> Split:
+        if segment.kind == "noisy":
+            split = self._noisy(segment, drawn)
+        elif segment.dropped:
+            split = Split(kind=segment.kind)
+        else:
+            split = self._context_split(segment)
+        return replace(split, loss=segment.loss, branch=segment.branch, dropped=segment.dropped)
+
+    def _context_split(self, segment: Segment) -> Split:
+        """A segment that is no noise."""
+        if segment.kind == "text":
+            return self._text(self._text_ids(segment))
+        if segment.kind == "seen":
+            return self._seen(_image(segment))
+        return self._clean(_needed(segment, segment.latent, "a latent"))
+
+    def _noisy(self, segment: Segment, drawn: Iterator[FlowNoise]) -> Split:
+        clean = None if segment.latent is None else self.tokens(segment.latent)
+        if segment.state is not None:
+            x_t, t = segment.state
+            target = None if clean is None else flow.velocity_through(clean, x_t, t)
+        else:
+            clean = _needed(segment, clean, "a latent or a state")
+            corruption = _needed(segment, next(drawn, None), "a corruption or a state")
+            t, x_t = corruption.t, flow.interpolate(clean, corruption.noise, corruption.t)
+            target = flow.velocity_target(clean, corruption.noise)
+        return Split(kind="noisy", tokens=x_t, target=target, grid=self._grid(segment), t=t)
+
+    def _grid(self, segment: Segment) -> tuple[int, int]:
+        """(h, w) in latent tokens of a clean or noisy segment."""
+        if segment.latent is None:
+            return _needed(segment, segment.grid, "a latent, or with its state a grid")
+        patch = self.config.latent_patch_size
+        return segment.latent.shape[1] // patch, segment.latent.shape[2] // patch
+
+    def _length(self, segment: Segment) -> int:
+        """Tokens of a segment, markers included."""
+        if segment.kind == "text":
+            return len(self._text_ids(segment)) + 2
+        grid = self._seen_grid(_image(segment)) if segment.kind == "seen" else self._grid(segment)
+        return math.prod(grid) + 2
 
     # ---------------------------------------------------------------- splits and the forward pass
 
-    def _text(self, text: str) -> Split:
-        return Split(kind="text", ids=(self.bos, *self._ids(text), self.eos))
+    def _text_ids(self, segment: Segment) -> Sequence[int]:
+        """The tokens of a text, without the markers around it."""
+        return segment.ids if segment.ids is not None else self._ids(_needed(segment, segment.text, "a text or ids"))
+
+    def _text(self, ids: Sequence[int]) -> Split:
+        return Split(kind="text", ids=(self.bos, *ids, self.eos))
 
     def _seen(self, image: Image | Tensor) -> Split:
         """An image, or pixels (3, H, W) in [-1, 1] whose size already fits the patches."""
+        grid = self._seen_grid(image)
         if not isinstance(image, Tensor):
             image = pictures.to_tensor(
                 pictures.resize(image, self.config.vit_transform, self.config.transform_max_pixels)
             )
-        patch = self.config.vit.patch_size
-        grid = (image.shape[1] // patch, image.shape[2] // patch)
-        return Split(kind="seen", patches=pictures.patchify(image, patch), grid=grid)
+        return Split(kind="seen", patches=pictures.patchify(image, self.config.vit.patch_size), grid=grid)
+
+    def _seen_grid(self, image: Image | Tensor) -> tuple[int, int]:
+        """(h, w) in patches."""
+        patch, config = self.config.vit.patch_size, self.config
+        if isinstance(image, Tensor):
+            return image.shape[1] // patch, image.shape[2] // patch
+        width, height = pictures.resized_size(*image.size, config.vit_transform, config.transform_max_pixels)
+        return height // patch, width // patch
 
     def _source(self, shown: Shown) -> list[Split]:
         """Images to be changed: the clean latent and what is seen of each."""
@@ -576,6 +640,20 @@ class Bagel:
     def _compute(self) -> Iterator[None]:
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             yield
+
+
+def _needed(segment: Segment, value: T | None, what: str) -> T:
+    """``value``. Raises ValueError where a segment does not have it."""
+    if value is None:
+        raise ValueError(f"a {segment.kind} segment needs {what}")
+    return value
+
+
+def _image(segment: Segment) -> Image | Tensor:
+    image: Image | Tensor | Path = _needed(segment, segment.image, "an image")
+    if isinstance(image, Path):
+        raise ValueError(f"{image} has to be opened before it is packed")
+    return image
 
 
 def _several(shown: Shown) -> Sequence[Image]:

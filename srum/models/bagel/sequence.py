@@ -24,16 +24,17 @@ class Split:
     """One segment, tokenised.
 
     ``text``: ``ids`` with bos and eos as they stand in the sequence. ``seen``: ``patches`` (P, 3 p p) on ``grid``.
-    ``clean`` / ``noisy``: latent ``tokens`` (h * w, D) on ``grid``; a noisy split holds x_t and its timestep ``t``.
-    ``dropped``: the tokens are left out; the position of an image still advances. ``frame_delta`` and ``continues``
-    join the frames of a video into one split. ``end_label``: a target on the closing token. ``branch``: as in
-    ``Segment``.
+    ``clean`` / ``noisy``: latent ``tokens`` (h * w, D) on ``grid``; a noisy split holds x_t, its timestep ``t``, and
+    the velocity (h * w, D) that is its ``target``, where known. ``dropped``: the tokens are left out; the position of
+    an image still advances. ``frame_delta`` and ``continues`` join the frames of a video into one split. ``end_label``:
+    a target on the closing token. ``branch``: as in ``Segment``.
     """
 
     kind: Literal["text", "seen", "clean", "noisy"]
     ids: Sequence[int] = ()
     patches: Tensor | None = None
     tokens: Tensor | None = None
+    target: Tensor | None = None
     grid: tuple[int, int] = (0, 0)
     t: float = 0.0
     loss: bool = False
@@ -71,8 +72,8 @@ class Batch:
 
     ``text_ids`` (Nt,); ``patches`` (N, P, 3 p p) padded with ``patch_ids``, ``patch_present`` (N, P);
     ``latents`` (G, D), ``timesteps`` (G,), or (1,) where all are at one, ``latent_ids`` (G,); ``loss_tokens``: indices
-    into gen; ``ce_tokens``: indices into the text stream with ``labels`` and ``ce_weights`` (1 / sqrt(targets of the
-    segment)). ``row``, ``column`` (T,) say where each token of [und; gen] stands.
+    into gen; ``ce_tokens``: indices into the text stream, with ``ce_weights`` (1 / sqrt(targets of the segment)); what
+    ``TrainingForward`` says of these tokens. ``row``, ``column`` (T,) say where each token of [und; gen] stands.
     """
 
     layout: Layout
@@ -84,8 +85,12 @@ class Batch:
     timesteps: Tensor
     latent_ids: Tensor
     loss_tokens: Tensor
+    targets: Tensor
+    image_segment: Tensor
+    cell: Tensor
     ce_tokens: Tensor
     labels: Tensor
+    text_segment: Tensor
     ce_weights: Tensor
     row: Tensor
     column: Tensor
@@ -125,11 +130,12 @@ def lay_out(
     text_ids: list[int] = []
     seen_splits: list[Split] = []
     latent_splits: list[Split] = []
-    ce: list[tuple[int, int, float]] = []
+    ce: list[tuple[int, int, float, int]] = []
+    loss_splits: list[Split] = []
     loss_tokens: list[np.ndarray] = []
     spans: list[list[Span]] = []  # per row, of each visible split
     advance = []
-    generated = 0
+    generated, told = 0, 0  # latent tokens; texts with a target
     for row, splits in enumerate(samples):
         column, position, branch, trunk_end = 0, int(starts[row]), 0, 0
         row_spans: list[Span] = []
@@ -149,7 +155,7 @@ def lay_out(
                 text_ids.extend(split.ids)
                 text.add(row, columns, np.arange(position, position + n))
                 if split.loss:
-                    ce += [(first + i, label, (n - 1) ** -0.5) for i, label in enumerate(split.ids[1:])]
+                    ce += [(first + i, label, (n - 1) ** -0.5, told) for i, label in enumerate(split.ids[1:])]
                 mode: Literal["causal", "full", "noise"] = "causal"
                 step = n
             else:
@@ -163,12 +169,14 @@ def lay_out(
                     gen.add(row, columns[1:-1], positions[1:-1])
                     latent_splits.append(split)
                     if split.loss:
+                        loss_splits.append(split)
                         loss_tokens.append(np.arange(generated, generated + n - 2))
                     generated += n - 2
                 mode = "noise" if split.kind == "noisy" and split.frame_delta is None else "full"
                 step = split.frame_delta if split.frame_delta is not None else int(split.kind != "noisy")
             if split.end_label is not None:
-                ce.append((len(text_ids) - 1, split.end_label, 1.0))
+                ce.append((len(text_ids) - 1, split.end_label, 1.0, told))
+            told += split.kind == "text" and (split.loss or split.end_label is not None)
             if split.continues:
                 row_spans[-1] = row_spans[-1]._replace(length=row_spans[-1].length + n)
             else:
@@ -196,9 +204,13 @@ def lay_out(
             [grid_ids(s.grid, latent_side) for s in latent_splits] or [torch.zeros(0, dtype=torch.long)]
         ),
         loss_tokens=torch.from_numpy(np.concatenate(loss_tokens or [np.zeros(0, np.int64)])),
-        ce_tokens=torch.tensor([i for i, _, _ in ce], dtype=torch.long),
-        labels=torch.tensor([label for _, label, _ in ce], dtype=torch.long),
-        ce_weights=torch.tensor([w for _, _, w in ce]),
+        targets=torch.cat([_target(s) for s in loss_splits] or [torch.zeros(0, dims[1])]),
+        image_segment=torch.from_numpy(np.repeat(np.arange(len(loss_tokens)), [len(own) for own in loss_tokens])),
+        cell=torch.from_numpy(np.concatenate([np.arange(len(own)) for own in loss_tokens] or [np.zeros(0, np.int64)])),
+        ce_tokens=torch.tensor([i for i, _, _, _ in ce], dtype=torch.long),
+        labels=torch.tensor([label for _, label, _, _ in ce], dtype=torch.long),
+        text_segment=torch.tensor([owner for _, _, _, owner in ce], dtype=torch.long),
+        ce_weights=torch.tensor([w for _, _, w, _ in ce]),
         row=token_rows,
         column=token_columns,
         advance=torch.tensor(advance, dtype=torch.long),
@@ -228,6 +240,12 @@ def _layout(rows: Tensor, columns: Tensor, positions: Tensor, spans: list[list[S
     present[place] = True
     context = None if cache is None else cache.valid[:, : cache.used].cpu()
     return Layout(place, present.view(count, length), positions, sight_of(spans, length), context)
+
+
+def _target(split: Split) -> Tensor:
+    """The velocity that is wanted of a noisy split, NaN where none is known. (h * w, D)"""
+    assert split.tokens is not None
+    return torch.full_like(split.tokens, torch.nan) if split.target is None else split.target
 
 
 def _pad_patches(splits: list[Split], side: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:
