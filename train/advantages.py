@@ -14,8 +14,8 @@ def sample_advantages(scores: Sequence[float], groups: Sequence[str], offset: fl
         A_i = clip((s_i - mean of the group's scores) / (2 std of all scores) + offset, -1, 1)
 
     ``groups`` names the group (the prompt) of each score. The standard deviation (population) runs over the whole
-    batch, so a group whose candidates hardly differ is not blown up. Scores that are all equal differ from nothing: offset
-    alone.
+    batch, so a group whose candidates hardly differ is not blown up. Scores that are all equal differ from nothing:
+    offset alone.
     """
     all_scores = torch.tensor(scores, dtype=torch.float64)
     numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}

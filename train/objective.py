@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    Terms = dict[str, Tensor]  # name -> (N,)
+Terms: TypeAlias = "dict[str, Tensor]"  # name -> (N,)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,27 +15,33 @@ import torch
 from PIL import Image
 
 from srum import tensors
-from srum.config import RolloutConfig, TrainConfig
+from srum.config import RolloutConfig, RunConfig, config_class, parse_config
 from srum.models.bagel import Bagel
+from srum.models.base import Segment
 from srum.processes import Processes
 from srum.records import Candidate
+from srum.run import find_method
 from srum.run_dir import atomic
-from train.data import Reply, TrainingRecord
+from train.data import TrainingRecord, candidate_mix
+from train.examples import Example, Mix
+from train.methods.base import CandidateMethod
+from train.objective import Objective
 from train.sharding import local
 from train.trainer import DTYPES, Trainer, TrainResult, train
+from train.weights import TrainableModel
 
 CHECKPOINT = Path(__file__).parents[1] / "golden" / "bagel" / "checkpoint"
 PROMPTS = ("a red square", "a blue circle left of a green star", "two dogs", "three yellow triangles above a cat")
 SIZES = ((32, 48), (64, 64), (16, 80))
 # eps: else Adam makes a step of what is a rounding error of the gradient
 SMOOTH = {"steps": 4, "batch_size": 4, "lr": 1e-3, "precision": "fp32", "eps": 1e-6, "checkpoint_every": 2}
-CONFIGS: dict[str, dict[str, Any]] = {
-    "generation": {"objective": "region_nft", "old_decay": 0.6},
-    "all": {"objective": "srum", "trainable": "all", "replies": {"weight": 0.3, "batch_size": 3}},
-    "odd": {"objective": "sft", "batch_size": 1},  # fewer samples than processes
-    "packs": {"objective": "srum", "memory": {"pack_tokens": 60}},
+CONFIGS: dict[str, dict[str, Any]] = {  # fields of train, and the method with fields of its own
+    "generation": {"method": "region_nft", "old_decay": 0.6},
+    "all": {"method": "srum", "trainable": "all", "replies": 3, "text_weight": 0.3},
+    "odd": {"method": "sft", "batch_size": 1},  # fewer samples than processes
+    "packs": {"method": "srum", "memory": {"pack_tokens": 60}},
     "lora": {
-        "objective": "region_nft",
+        "method": "region_nft",
         "lora": {"rank": 3},
         "old_decay": 0.6,
         "ema": 0.5,
@@ -76,25 +82,64 @@ def sampled(records: list[TrainingRecord]) -> list[TrainingRecord]:
     ]
 
 
-def replies(folder: Path) -> list[Reply]:
+def replies(folder: Path) -> list[Example]:
     """What a judge said of three images, which are made in ``folder``, by every process its own."""
     folder.mkdir(parents=True, exist_ok=True)
     made = []
     for number, size in enumerate(((28, 42), (56, 28), (42, 42))):
         with atomic(folder / f"{os.getpid()}-{number}.png") as partial:
             Image.new("RGB", size, (60 * number, 90, 120)).save(partial, format="png")
-        image = folder / f"{os.getpid()}-{number}.png"
-        made.append(Reply(str(number), image, f"Is it {PROMPTS[number]}?", f"Score: 0.{number}" * (number + 1)))
+        segments = [
+            Segment("seen", image=folder / f"{os.getpid()}-{number}.png"),
+            Segment("text", text=f"Is it {PROMPTS[number]}?"),
+            Segment("text", text=f"Score: 0.{number}" * (number + 1), loss=True),
+        ]
+        made.append(Example(id=str(number), segments=segments))
     return made
+
+
+def config_of(**values: Any) -> RunConfig:
+    """The config of a method (region_nft) with these fields: its own, and those of ``train``."""
+    own = config_class(values.get("method", "region_nft")).model_fields.keys() - {"train"}
+    return parse_config(
+        {name: value for name, value in values.items() if name in own}
+        | {"train": {name: value for name, value in values.items() if name not in own}}
+    )
+
+
+def learn(
+    model: TrainableModel,
+    records: Sequence[TrainingRecord],
+    config: RunConfig,
+    folder: Path,
+    seed: int = 3,
+    replies: Sequence[Example] = (),
+    reproduces: bool = False,
+) -> TrainResult:
+    """A training by the config's method on these records."""
+    mix, objective = learned(records, config, seed, replies)
+    return train(
+        model, mix, objective, config.train, folder, seed, progress=False, candidates=records, reproduces=reproduces
+    )
+
+
+def learned(
+    records: Sequence[TrainingRecord], config: RunConfig, seed: int, replies: Sequence[Example] = ()
+) -> tuple[Mix, Objective]:
+    """What the config's method makes of these records."""
+    method = find_method(config.method)
+    assert isinstance(method, CandidateMethod)
+    mix = candidate_mix(records, method.credits(records, config), config.train, seed, replies)
+    return mix, method.objective(config)
 
 
 def run(folder: Path, name: str, **changes: Any) -> TrainResult:
     """A training of ``CONFIGS``, or of ``changes`` alone, in this process or, where they are connected, in all."""
-    config = TrainConfig.model_validate(SMOOTH | CONFIGS.get(name, {}) | changes)
-    precision = "bf16" if config.precision == "bf16" else "fp32"
-    model = Bagel.load(CHECKPOINT, precision=precision, dtype=DTYPES[config.memory.frozen], empty=True)
-    said = replies(folder / "images") if config.replies.weight else []
-    return train(model, sampled(records(model)), config, folder, seed=3, progress=False, replies=said)
+    config = config_of(**SMOOTH | CONFIGS.get(name, {}) | changes)
+    precision = "bf16" if config.train.precision == "bf16" else "fp32"
+    model = Bagel.load(CHECKPOINT, precision=precision, dtype=DTYPES[config.train.memory.frozen], empty=True)
+    spoken = replies(folder / "images") if config.train.replies else []
+    return learn(model, sampled(records(model)), config, folder, replies=spoken)
 
 
 @contextmanager
@@ -147,7 +192,9 @@ def load_parts(file: Path) -> None:
     """Write what this process reads and holds of a network that is shared, in bytes."""
     model = Bagel.load(CHECKPOINT, empty=True)
     with reading() as read:
-        Trainer(model, records(model), TrainConfig(objective="sft"), 0, ["llm2vae.bias"], processes=Processes.here())
+        config = config_of(method="sft")
+        parts = learned(records(model), config, 0)
+        Trainer(model, *parts, config.train, 0, ["llm2vae.bias"], Processes.here())
     held = [local(parameter).untyped_storage().nbytes() for parameter in model.network.parameters()]
     file.write_text(json.dumps({"read": read, "held": held}))
 

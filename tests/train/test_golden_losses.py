@@ -1,4 +1,4 @@
-"""Ten losses of every objective on a small BAGEL, as the trainer gave them when it knew one pack and one process."""
+"""Ten losses of every method on a small BAGEL, as the trainer gave them when it knew one pack and one process."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from typing import Any
 
 import pytest
 
-from srum.config import TrainConfig
 from srum.models.bagel import Bagel
-from tests.train.ranks import CHECKPOINT, records
-from train.trainer import train
+from tests.train.ranks import CHECKPOINT, config_of, learn, records
 
 RECORDED = {
     "sft": [2.678124, 2.412661, 2.343643, 2.311443, 2.209250, 2.225497, 2.177485, 2.178890, 2.137694, 2.107656],
@@ -19,12 +17,11 @@ RECORDED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("objective", RECORDED)
+@pytest.mark.parametrize("method", RECORDED)
 @pytest.mark.parametrize("pack_tokens", [None, 70])
-def test_losses_are_those_recorded(tmp_path: Path, objective: str, pack_tokens: int | None) -> None:
+def test_losses_are_those_recorded(tmp_path: Path, method: str, pack_tokens: int | None) -> None:
     model = Bagel.load(CHECKPOINT)
-    scope = "all" if objective == "srum" else "generation"
     values: dict[str, Any] = {"steps": 10, "batch_size": 4, "lr": 1e-3, "text_dropout": 0.3, "precision": "fp32"}
-    values |= {"objective": objective, "trainable": scope, "memory": {"pack_tokens": pack_tokens}}
-    result = train(model, records(model, 8), TrainConfig(**values), tmp_path, seed=3, progress=False)
-    assert result.losses == pytest.approx(RECORDED[objective], rel=2e-4)
+    values |= {"trainable": "all" if method == "srum" else "generation", "memory": {"pack_tokens": pack_tokens}}
+    result = learn(model, records(model, 8), config_of(method=method, **values), tmp_path)
+    assert result.losses == pytest.approx(RECORDED[method], rel=2e-4)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from srum.config import RunConfig
 from srum.stages import GROUND, JUDGE, RASTERIZE, ROLLOUT, Stage
-from train.objective import Objective, Tokens
+from train.objective import Objective, Terms, Tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from srum.run import Run
     from train.data import TrainingRecord
     from train.examples import Mix
-    from train.objective import Terms
 
 
 class Method:

@@ -19,13 +19,12 @@ from pydantic import model_validator
 
 from srum.config import Fraction, Positive, RunConfig, Signed
 from train.methods.base import CandidateMethod, cross_entropy
-from train.objective import Tokens
+from train.objective import Terms, Tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from train.data import TrainingRecord
-    from train.objective import Terms
 
 
 class RegionNftConfig(RunConfig):

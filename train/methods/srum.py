@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, Literal
 
 from srum.config import NotNegative, RunConfig
 from train.methods.base import CandidateMethod, cross_entropy
-from train.objective import Tokens
+from train.objective import Terms, Tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from train.data import TrainingRecord
-    from train.objective import Terms
 
 
 class SrumConfig(RunConfig):

@@ -650,10 +650,9 @@ def _needed(segment: Segment, value: T | None, what: str) -> T:
 
 
 def _image(segment: Segment) -> Image | Tensor:
-    image: Image | Tensor | Path = _needed(segment, segment.image, "an image")
-    if isinstance(image, Path):
-        raise ValueError(f"{image} has to be opened before it is packed")
-    return image
+    if segment.image is None or isinstance(segment.image, Path):
+        raise ValueError(f"a seen segment needs an image, got {segment.image}")
+    return segment.image
 
 
 def _several(shown: Shown) -> Sequence[Image]:
