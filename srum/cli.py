@@ -270,11 +270,19 @@ def pretrain(
         bool,
         typer.Option("--compile", help="Train through torch.compile: faster after a minute; needs a C++ compiler."),
     ] = False,
+    device: Annotated[str, typer.Option(help="Where it trains: cpu, cuda, cuda:1, mps.")] = "cpu",
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes that make samples; 0 on a CPU, else as many as cores.")
+    ] = None,
+    scale: Annotated[float, typer.Option(help="Stretch (above 1) or cut the schedule of the network.")] = 1.0,
 ) -> None:
     """Pretrain srum-tiny from scratch on the embedded world: tokenizer, autoencoder, network."""
     from train.pretrain import pretrain as run_stages
 
-    run_stages(out, seed=seed, minutes=math.inf if minutes is None else minutes, compile_layers=compile_layers)
+    limit = math.inf if minutes is None else minutes
+    run_stages(
+        out, seed=seed, minutes=limit, compile_layers=compile_layers, device=device, workers=workers, scale=scale
+    )
 
 
 @contextmanager

@@ -148,9 +148,10 @@ def _applied(things: Sequence[Thing], edit: Edit) -> Iterator[Thing]:
 def repair(things: Sequence[Thing], spec: Spec, damaged: Collection[int] = ()) -> tuple[Edit, ...]:
     """The edits after which the scene is what the spec asks for; none where it is so already.
 
-    Things in reading order: those with a wrong attribute are made right, those badly drawn (``damaged``, by index) drawn
-    again, those not asked for turned into what is missing, or removed. Then what is still missing is added in the first
-    free cell where it can be, and a relation is mended by moving its subject, or its object, to the first that will do.
+    Things in reading order: those with a wrong attribute are made right, those badly drawn (``damaged``, by index)
+    drawn again, those not asked for turned into what is missing, or removed. Then what is still missing is added in the
+    first free cell where it can be, and a relation is mended by moving its subject, or its object, to the first that
+    will do.
     Raises ValueError where no such edits are known.
     """
     assignment = assign(things, spec)

@@ -40,6 +40,8 @@ DAMAGES = ("merged", "bitten", "noisy outline", "blurred", "two-coloured")
 
 PATCH = 24
 SUPER = 6
+_SIDE = IMAGE_SIZE + 2 * PATCH
+_BLANK = np.full((_SIDE, _SIDE, 3), BACKGROUND, np.float32)
 _SHIFT = 4  # binary digits after the point in OpenCV's polygon coordinates
 
 
@@ -74,8 +76,7 @@ class _Canvas:
     """An image with a margin of one patch, so that nothing has to be cut while painting."""
 
     def __init__(self) -> None:
-        side = IMAGE_SIZE + 2 * PATCH
-        self.pixels = np.full((side, side, 3), BACKGROUND, np.float32)
+        self.pixels = _BLANK.copy()
 
     def paint(self, alpha: np.ndarray, colour: str, centre: tuple[float, float]) -> None:
         x, y = _origin(centre)

@@ -2,7 +2,8 @@
 
     plan        EDITS | LIST                  what changes now, and the whole scene as it will then be
     inspection  PLAN SIDE | IMAGE SIDE | VERDICT
-                fits, or conflict, REASON     | fits, or what is missing, extra or badly drawn     | continue, done or EDITS
+                plan side: fits, or conflict, REASON; image side: fits, or what is missing, extra or badly drawn;
+                verdict: continue, done, or EDITS where a side objects
 
 The plan side asks whether the planned scene can still become what the prompt asks for, the image side whether the draft
 shows the planned scene. Edits and lists are those of ``edits`` and ``wording``.
@@ -84,9 +85,9 @@ def parse_inspection(text: str) -> Inspection:
         raise ValueError(f"the plan side is {plan_side!r}; expected {FITS!r} or {CONFLICT!r} and a reason")
     plan_fault = "" if plan_side == FITS else plan_side.removeprefix(CONFLICT)
     image_fault = "" if image_side == FITS else image_side
-    if verdict == "continue" or verdict == "done":
-        return Inspection(plan_fault, image_fault, verdict)
-    return Inspection(plan_fault, image_fault, parse_edits(verdict))
+    if verdict == "continue":
+        return Inspection(plan_fault, image_fault, "continue")
+    return Inspection(plan_fault, image_fault, "done" if verdict == "done" else parse_edits(verdict))
 
 
 # --- the truth about a draft
@@ -101,8 +102,7 @@ def inspect(
     """
     plan_fault, image_fault = conflict(planned, spec), mismatch(planned, shown, damaged)
     if not plan_fault and not image_fault:
-        complete = len(planned) == spec.total
-        return Inspection("", "", "done" if complete else "continue")
+        return Inspection("", "", "done" if len(planned) == spec.total else "continue")
     changed = difference(shown, mended)
     kept = {placed(edit.before) for edit in changed if edit.before}
     again = [Edit(shown[i], shown[i]) for i in sorted(damaged) if placed(shown[i]) not in kept]

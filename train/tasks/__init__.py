@@ -1,8 +1,8 @@
 """What ``srum-tiny`` is pretrained on: a plain list of tasks, each a function from a random generator to one sample.
 
 Images are uint8 arrays here; the pretraining loop turns them into pixels and latents. Generation learns from captions
-that are wrong in one fact at the rate ``WRONG_CAPTIONS``, as web captions are; understanding, the planning pass and edits
-learn from the truth. That is where the gap comes from on which the method lives.
+that are wrong in one fact at the rate ``WRONG_CAPTIONS``, as web captions are; understanding, the planning pass and
+edits learn from the truth. That is where the gap comes from on which the method lives.
 
 Every prompt, after corruption too, is of the training split, and no text and no image has a pair of shape and colour
 that is held out.

@@ -23,7 +23,8 @@ class Part:
     """One segment before encoding: a text, an image to understand (``seen``), one given as its latent (``clean``), or
     one to generate (``drawn``); images are uint8 (64, 64, 3).
 
-    ``asks``: the prompt that a text states or contains. The rest is as in ``Segment``.
+    ``asks``: the prompt that a text states or contains. ``dropped``: an image left out, whose position stays. The rest
+    is as in ``Segment``.
     """
 
     text: str = ""
@@ -34,6 +35,12 @@ class Part:
     droppable: bool = False
     branch: int = 0
     asks: Asked | None = None
+    dropped: bool = False
+
+    @property
+    def image(self) -> np.ndarray | None:
+        """The image, of whatever kind; None for a text."""
+        return next((x for x in (self.seen, self.clean, self.drawn) if x is not None), None)
 
 
 Sample = list[Part]

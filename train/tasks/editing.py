@@ -22,7 +22,6 @@ from train.tasks.base import (
     recognised,
     source_parts,
 )
-from train.tasks.generation import meets
 from train.tasks.judging import compared_with
 
 MOST_EDITS = 3
@@ -107,6 +106,3 @@ def _wrong(picture: Picture, edits: tuple[Edit, ...], rng: np.random.Generator) 
     if edits and (rng.random() < 0.5 or not picture.things):
         return ()
     return (Edit(pick(picture.things, rng), None),) if picture.things else edits
-
-
-__all__ = ["edit", "meets", "missed_attempt", "reflect", "reflect_own", "repaired"]

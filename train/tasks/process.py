@@ -1,10 +1,10 @@
-"""Drawing in strokes: plans, drafts on what is there, and inspections (docs of the grammar: ``srum.shapes.strokes``)."""
+"""Drawing in strokes: plans, drafts on what is there, and inspections (the grammar: ``srum.shapes.strokes``)."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from srum.shapes.edits import Edit, apply, difference, format_edits
+from srum.shapes.edits import Edit, apply, difference
 from srum.shapes.hard_negatives import perturb
 from srum.shapes.prompts import sample_prompt
 from srum.shapes.render import render
@@ -105,6 +105,3 @@ def _mismatching(plan: Plan, spec: Spec, rng: np.random.Generator) -> Picture:
         picture = pictured(scene if rng.random() < 0.4 else perturb(scene, spec, rng), rng, distorted=0.5)
         if not picture.blobs and len(difference(picture.things, plan.things)) <= MOST_EDITS:
             return picture
-
-
-__all__ = ["format_edits", "stroke_draft", "stroke_inspect", "stroke_plan"]
