@@ -30,7 +30,7 @@ from srum.evaluation.accuracy import Accuracy, CheckedImage, paired_bootstrap, s
 from srum.reading import CandidateView, read_round
 from srum.records import Candidate, Judged, Region, RegionJudgement
 from srum.run import BASE, Run
-from srum.run_dir import CONFIG, ImageError, open_image, read_records, write_text
+from srum.run_dir import CONFIG, ImageError, inside, open_image, read_records, write_text
 
 T = TypeVar("T")
 
@@ -75,8 +75,8 @@ def _contents(run: Path) -> dict[str, Any]:
         "losses": list(_losses(rounds, names)),
         "samples": list(_samples(rounds, names)),
         "timings": list(_flatten(_read_json(run / "timings.json"))),
-        "config": _read_text(run / "config.yaml"),
-        "command": _read_text(run / "command.txt"),
+        "config": _read_text(inside(run, "config.yaml")),
+        "command": _read_text(inside(run, "command.txt")),
         "counted_rounds": [folder.name for folder in rounds if (folder / "counts.json").exists()],
         "counts": _counts(rounds),
         "filters": _filters(groups),
@@ -143,7 +143,7 @@ def _samples(rounds: list[Path], names: Sequence[str]) -> Iterator[dict[str, Any
         for arm, steps in _in_order(arms, names).items():
             rows = []
             for name in sorted({image.stem for step in steps for image in step.glob("*.png")}):
-                files = [step / f"{name}.png" for step in steps]  # the last step's may not all be there yet
+                files = [inside(step, f"{name}.png") for step in steps]  # the last step's may not all be there yet
                 pictures = [_picture(file, SAMPLE_SIDE) if file.exists() else None for file in files]
                 rows.append({"prompt": prompts[name], "pictures": pictures})
             yield {"title": f"{folder.name}, {arm}", "steps": [int(step.name[5:]) for step in steps], "rows": rows}

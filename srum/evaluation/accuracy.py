@@ -11,7 +11,7 @@ import numpy as np
 
 from srum.config import EvalConfig
 from srum.models.base import Sampling, UnifiedModel
-from srum.records import Prompt, Record
+from srum.records import Name, Prompt, Record
 from srum.run_dir import run_stage, save_image
 from srum.seeding import seed_for
 from srum.shapes.checker import check
@@ -23,11 +23,15 @@ Z_95 = 1.959963984540054
 class CheckedImage(Record):
     """The checker's verdict on the image of one prompt, ``images/<prompt id>.png``; a line of ``verdicts.jsonl``."""
 
-    prompt_id: str
+    prompt_id: Name
     prompt: str
     category: str
     correct: bool
     reasons: list[str]
+
+    def files(self) -> list[str]:
+        """The image."""
+        return [f"images/{self.prompt_id}.png"]
 
 
 @dataclass(frozen=True)
