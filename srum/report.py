@@ -26,7 +26,8 @@ from PIL import Image
 
 from srum import plots
 from srum.config import load_config
-from srum.evaluation.accuracy import Accuracy, CheckedImage, paired_bootstrap, summarize
+from srum.evaluation.accuracy import Accuracy, CheckedImage, summarize
+from srum.evaluation.statistics import Estimate, difference
 from srum.reading import CandidateView, read_round
 from srum.records import Candidate, Judged, Region, RegionJudgement
 from srum.run import BASE, Run
@@ -102,12 +103,12 @@ def _accuracy(arms: Mapping[str, list[CheckedImage]]) -> dict[str, dict[str, Acc
     return {arm: {"overall": result.overall, **result.per_category} for arm, result in results.items()}
 
 
-def _gains(arms: Mapping[str, list[CheckedImage]]) -> dict[str, tuple[float, float, float]]:
-    """Points above base with their paired 95% interval, for the arms that have been tested on the same prompts."""
+def _gains(arms: Mapping[str, list[CheckedImage]]) -> dict[str, Estimate]:
+    """Points above base, paired by prompt, for the arms that have been tested on the same prompts."""
     correct = {arm: {v.prompt_id: v.correct for v in verdicts} for arm, verdicts in arms.items()}
     base = correct.pop(BASE, {})
     return {
-        arm: paired_bootstrap([of_arm[key] for key in base], list(base.values()))
+        arm: difference([of_arm[key] for key in base], list(base.values()))
         for arm, of_arm in correct.items()
         if base and base.keys() == of_arm.keys()
     }

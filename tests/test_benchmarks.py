@@ -11,6 +11,7 @@ import torch
 
 from benchmarks import attention, judge, lab, medium, memory, rasterizer, real_size, report, stages, training
 from srum import models
+from srum.evaluation.denoising import JudgedStep, JudgedSteps
 from srum.models.bagel import Bagel
 from srum.records import Prompt
 from srum.run_dir import read_records
@@ -201,12 +202,26 @@ def test_a_difference_that_every_prompt_shows_has_no_width() -> None:
     assert (row.mean, row.per_seed, row.interval) == (100.0, [100.0] * 3, (100.0, 100.0))
 
 
-def test_prompts_are_resampled_with_all_their_seeds() -> None:
-    """Ten prompts won in all of 3 seeds, ten lost: copies of a prompt in other seeds make the interval no narrower."""
-    one = np.array([[1.0] * 10 + [0.0] * 10])
-    alone, thrice = lab.accuracy_row("x", one), lab.accuracy_row("x", np.repeat(one, 3, axis=0))
-    assert thrice.interval == alone.interval and thrice.mean == alone.mean == 50.0
-    assert alone.interval is not None and 20 < alone.interval[0] < 40 and 60 < alone.interval[1] < 80
+def test_a_row_says_what_its_interval_covers() -> None:
+    """Verdicts cover seeds and prompts, one number per seed the seeds; of one seed the prompts are left, or nothing."""
+    assert lab.accuracy_row("x", np.eye(3)).covers == "3 seeds, 3 prompts"
+    assert lab.accuracy_row("x", np.eye(3)[:1]).covers == "3 prompts"
+    assert lab.mean_row("x", [1.0, 2.0, 3.0]).covers == "3 seeds" and lab.mean_row("x", [1.0]).interval is None
+
+
+def test_a_prompt_that_was_not_judged_is_left_out_of_the_steps() -> None:
+    """Of three prompts in two seeds the judge fails on every first step of the last, in one seed: two are left."""
+
+    def steps(*layouts: float | None) -> JudgedSteps:
+        return JudgedSteps(prompt_id="p", steps=[JudgedStep(layout=s, detail=0.0, correct=True) for s in layouts])
+
+    whole = {"base": [steps(0.5, 1.0), steps(-0.5, 1.0), steps(1.0, 1.0)]}
+    failed = {"base": [*whole["base"][:2], steps(None, 1.0)]}
+    rows = {row.what: row for row in lab.step_rows([whole, failed])}
+    assert (
+        rows["layout, first half: base"].mean == 0.0 and rows["layout, first half: base"].covers == "2 seeds, 2 prompts"
+    )
+    assert rows["layout, second half: base"].covers == "2 seeds, 3 prompts"
 
 
 def test_transfer_is_what_is_gained_on_the_other_domains(monkeypatch: pytest.MonkeyPatch) -> None:
