@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import attention, judge, lab, medium, memory, rasterizer, real_size, report, stages, training
+from benchmarks import attention, gpu_check, judge, lab, medium, memory, rasterizer, real_size, report, stages, training
 from srum import models
 from srum.evaluation.denoising import JudgedStep, JudgedSteps
 from srum.models.bagel import Bagel
@@ -64,6 +64,35 @@ def test_the_real_size_at_a_small_one(capsys: pytest.CaptureFixture[str]) -> Non
     assert [row[1].strip() for row in rows] == ["1 images", "2 images", "1 texts"]
     for row in rows[:2]:
         assert 0 < float(row[4].strip(" %")) < 100
+
+
+@pytest.mark.parametrize("part", ["draw", "decode", "train"])
+def test_the_gpu_check_at_a_toy_size(part: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """On a CPU every part says something of every batch, and nothing of it fails."""
+    gpu_check.main([part, "--tiny"])
+    lines = capsys.readouterr().out.splitlines()
+    expected = {
+        "draw": ["1 images: ", "2 images: "],
+        "decode": ["1 texts: ", "2 texts: "],
+        "train": ["pack of 2 images"],
+    }
+    for start in expected[part]:
+        (line,) = [line for line in lines if line.startswith(start)]
+        assert "Error" not in line and " 0.00 s an image" not in line
+
+
+def test_operations_of_an_image_are_those_of_its_products() -> None:
+    """One step of one branch, counted by torch, less the few tokens and layers that the formula leaves out."""
+    model = real_size.random_model(real_size.SMALL, torch.device("cpu"))
+    size = (128, 128)
+    contexts = gpu_check.contexts_of(model, 1)
+    counted = stages.operations(gpu_check.denoising(model, contexts, size, 1, 1))
+    assert 0.7 < gpu_check.image_operations(model, size) / counted < 1
+
+
+@pytest.mark.slow
+def test_fast_paths_agree_on_a_cpu() -> None:
+    assert gpu_check.agree(gpu_check.TINY)
 
 
 def test_every_way_of_a_training_step_learns(monkeypatch: pytest.MonkeyPatch) -> None:
