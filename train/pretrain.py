@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -156,16 +155,15 @@ def fresh_network(config: BagelConfig, seed: int) -> BagelNetwork:
     return network
 
 
-def backward(model: Bagel, packs: Sequence[tuple[Batch, Tensor]]) -> Tensor:
+def backward(model: Bagel, packs: Sequence[Batch]) -> Tensor:
     """Gradients of flow matching plus weighted cross-entropy, each a mean over its tokens in the step; both, (2,)."""
-    numbers = max(1, sum(target.numel() for _, target in packs))
-    labels = max(1, sum(len(batch.labels) for batch, _ in packs))
+    cells = max(1, sum(len(batch.loss_tokens) for batch in packs))
+    labels = max(1, sum(len(batch.labels) for batch in packs))
     total = torch.zeros(2, device=model.device)
-    for batch, target in packs:
+    for batch in packs:
         with torch.autocast(model.device.type, dtype=torch.bfloat16):
-            out = model.velocity(batch)
-        mse = (out.velocity - target).square().sum() / numbers
-        ce = F.cross_entropy(out.logits, out.labels, reduction="sum") / labels
+            out = model.forward(batch)
+        mse, ce = out.image_error.sum() / cells, out.text_error.sum() / labels
         loss = mse + TEXT_WEIGHT * ce
         if loss.requires_grad:  # a pack of texts teaches the generation expert nothing
             loss.backward()
@@ -251,9 +249,7 @@ def _run_phase(
     return True
 
 
-def _step(
-    model: Bagel, optimizers: Sequence[torch.optim.Optimizer], packs: Sequence[tuple[Batch, Tensor]], lr: float
-) -> Tensor:
+def _step(model: Bagel, optimizers: Sequence[torch.optim.Optimizer], packs: Sequence[Batch], lr: float) -> Tensor:
     """One optimiser step; flow-matching error, cross-entropy and norm of the gradient before clipping, (3,)."""
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
