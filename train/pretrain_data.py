@@ -200,13 +200,14 @@ def completed(step: Step, autoencoder: AutoencoderKL, patch_sides: tuple[int, in
     """
     device = next(autoencoder.parameters()).device
     generator = torch.Generator(device).manual_seed(step.seed)
+    again = torch.nonzero(step.level >= 0)[:, 0].to(device)  # on the host, lest it wait for the device
     step = to_device(step, device)
     pixels = step.images.permute(0, 3, 1, 2).float() / 127.5 - 1
-    latents = encode_mean(autoencoder, pixels).float()
-    given = latents + step.level.clamp(min=0)[:, None, None, None] * _normal(latents.shape, generator)
-    again = torch.nonzero(step.level >= 0)[:, 0]
-    if len(again):
-        pixels[again] = decode_latents(autoencoder, given[again]).float().clamp(-1, 1)
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        latents = encode_mean(autoencoder, pixels).float()
+        given = latents + step.level.clamp(min=0)[:, None, None, None] * _normal(latents.shape, generator)
+        if len(again):
+            pixels[again] = decode_latents(autoencoder, given[again]).float().clamp(-1, 1)
     patches = patched(pixels, patch_sides[0])
     clean, given = patched(latents, patch_sides[1]), patched(given, patch_sides[1])
     return [_completed(pack, patches, clean, given, generator) for pack in step.packs]
