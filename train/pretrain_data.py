@@ -39,13 +39,13 @@ from train.phases import IMAGE_DROPOUT, LATENT_NOISE, RECONSTRUCTED, TEXT_DROPOU
 from train.tasks import TASKS, Drawing, Part, Sample
 
 BOS, EOS, IMAGE_START, IMAGE_END = "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"
-_NO_PATCHES = torch.zeros(1, 0)
+_EMPTY = torch.zeros(1, 0)  # in place of an image's numbers
 PREFETCHED = 3  # steps per worker
 
 
 @dataclass(frozen=True)
 class Pack:
-    """Rows laid out, whose ``batch`` has no patches and no latents yet.
+    """Rows laid out, whose ``batch`` has no patches, latents and targets yet.
 
     ``seen`` (N,) and ``latents`` (K,): the image of the step that each seen and each latent segment holds; ``t`` (K,):
     the timestep of a target, -1 for a latent that is given.
@@ -124,12 +124,12 @@ class Steps(Dataset[bytes]):
             return Split(kind="text", ids=text, loss=part.loss, branch=part.branch)
         if part.seen is not None:
             side = self.config.vit_max_num_patch_per_side
-            return Split(kind="seen", patches=_NO_PATCHES, grid=(side, side), dropped=part.dropped)
+            return Split(kind="seen", patches=_EMPTY, grid=(side, side), dropped=part.dropped)
         side = self.config.max_latent_size
         if part.clean is not None:
-            return Split(kind="clean", grid=(side, side), dropped=part.dropped)
+            return Split(kind="clean", tokens=_EMPTY, grid=(side, side), dropped=part.dropped)
         t = flow.sample_timesteps(1, self.phase.timestep_shift, generator).item()
-        return Split(kind="noisy", grid=(side, side), t=t, loss=part.loss)
+        return Split(kind="noisy", tokens=_EMPTY, grid=(side, side), t=t, loss=part.loss)
 
     def _pack(self, rows: list[list[tuple[Part, Split]]], places: dict[int, int]) -> Pack:
         batch = lay_out(
@@ -137,7 +137,7 @@ class Steps(Dataset[bytes]):
             ImageMarkers(self.token(IMAGE_START), self.token(IMAGE_END)),
             patch_side=self.config.vit_max_num_patch_per_side,
             latent_side=self.config.max_latent_size,
-            dims=(0, self.config.latent_dim),
+            dims=(0, 0),
         )
         shown = [(part, split) for row in rows for part, split in row if part.image is not None and not part.dropped]
         seen = [places[id(part.image)] for part, split in shown if split.kind == "seen"]
