@@ -1,12 +1,14 @@
 """The ``srum`` command: one sub-command per stage, ``srum run`` for the loop.
 
-Imports of weight happen inside the commands, so that ``srum --help`` answers at once. What the user can put right is
+Imports of weight happen inside the commands, after the config has been read, so that ``--help`` and a typo in ``--set``
+are answered at once. What the user can put right is
 one line and exit code 2; anything else is a traceback.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -18,13 +20,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from srum.errors import SrumError
+
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from srum.config import RunConfig
     from srum.run import Run
 
 
 class OneLineErrors(TyperGroup):
-    """Shows expected errors as one line."""
+    """Shows what the user can put right (``srum.errors``) as one line."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
@@ -35,16 +41,9 @@ class OneLineErrors(TyperGroup):
                 "interrupted: what is finished is kept; the same command goes on, srum run with --resume", err=True
             )
             raise typer.Exit(130) from None
-        except _expected_errors() as error:
+        except SrumError as error:
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(2) from None
-
-
-def _expected_errors() -> tuple[type[Exception], ...]:
-    from srum.processes import LostProcess
-    from train.trainer import TrainingError
-
-    return ValueError, OSError, TrainingError, LostProcess
 
 
 app = typer.Typer(
@@ -104,10 +103,11 @@ def eval_(
     """
     from srum import loop
     from srum.processes import connected
+    from srum.run_dir import RunError
 
     with connected() as processes, _opened(run, config, overrides) as opened:
         if not opened.config.eval.count:
-            raise ValueError(f"{run} has no evaluation: eval.count is 0")
+            raise RunError(f"{run} has no evaluation: eval.count is 0")
         if round_ is None:
             loop.conclude(opened)
             return
@@ -145,7 +145,7 @@ def show(
     view = open_run(run).candidate(candidate, round_)
     Console().print(*candidate_tables(view))
     if image is not None:
-        view.figure(grid=True).savefig(image, dpi=150)
+        _save_figure(view.figure(grid=True), image)
 
 
 @app.command()
@@ -167,8 +167,8 @@ def compare(
     if image is not None:
         pairs = list(islice(changed_images(*views, arm), 24))
         if not pairs:
-            raise ValueError(f"{image} was not written: no verdict on an image of {arm} differs")
-        before_after_figure(pairs, names=(str(run), str(other))).savefig(image, dpi=150)
+            raise SrumError(f"{image} was not written: no verdict on an image of {arm} differs")
+        _save_figure(before_after_figure(pairs, names=(str(run), str(other))), image)
 
 
 @app.command()
@@ -186,11 +186,11 @@ def export(
         typer.echo(f"{out}: {written} candidates, {left_out} without the scores that the format needs were left out")
         return
     if out.suffix != ".parquet":
-        raise ValueError(f"{out}: an export is a .parquet or a .jsonl file")
+        raise SrumError(f"{out}: an export is a .parquet or a .jsonl file")
     try:
         from srum.export import write_export
     except ModuleNotFoundError as error:
-        raise ValueError(f"{error.name} is missing: pip install 'srum[export]'") from None
+        raise SrumError(f"{error.name} is missing: pip install 'srum[export]'") from None
     written, unreadable = write_export(open_run(run), out)
     typer.echo(f"{out}: {written} candidates, {unreadable} whose image cannot be read were left out")
 
@@ -252,11 +252,13 @@ def run_(
     objective: Annotated[str | None, typer.Option(help="What the arm srum trains: srum, sft or region_nft.")] = None,
 ) -> None:
     """Run all rounds, compare base, SFT, the paper's objective and the default; end in a table and a report."""
+    named = {"ground.grounder": grounder, "train.objective": objective}
+    flags = [f"{name}={value}" for name, value in named.items() if value is not None]
+    _check_config(out, config, [*(overrides or []), *flags])
+
     from srum.loop import run_loop
     from srum.processes import connected
 
-    named = {"ground.grounder": grounder, "train.objective": objective}
-    flags = [f"{name}={value}" for name, value in named.items() if value is not None]
     with connected() as processes:
         wanted = processes.once(lambda: _config(out, config, [*(overrides or []), *flags]))
         run_loop(wanted, out, resume, command=shlex.join(["srum", *sys.argv[1:]]))
@@ -285,6 +287,8 @@ def pretrain(
 def _stage(
     name: str, run: Path, round_index: int, config: Path | None, overrides: list[str] | None, new: bool = False
 ) -> None:
+    _check_config(run, config, overrides or [])
+
     from srum import loop
     from srum.processes import connected
 
@@ -320,9 +324,23 @@ def _opened(folder: Path, config: Path | None, overrides: list[str] | None, new:
 
 def _config(folder: Path, config: Path | None, overrides: list[str]) -> RunConfig:
     """The overrides on the file that is named, else on the config of the folder's run, else on the defaults."""
-    from srum.config import load_config
-    from srum.run_dir import CONFIG
+    from srum.config import CONFIG, load_config
 
     if config is None and (folder / CONFIG).exists():
         config = folder / CONFIG
     return load_config(config, overrides)
+
+
+def _check_config(folder: Path, config: Path | None, overrides: list[str]) -> None:
+    """Raise ConfigError now, before the imports of weight; in process 0, which alone reads files."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        _config(folder, config, overrides)
+
+
+def _save_figure(figure: Figure, path: Path) -> None:
+    if path.suffix not in (".png", ".svg", ".pdf"):
+        raise SrumError(f"{path}: an image is saved as .png, .svg or .pdf")
+    try:
+        figure.savefig(path, dpi=150)
+    except OSError as error:
+        raise SrumError(f"cannot write {path}: {error.strerror}") from None

@@ -16,13 +16,16 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from srum.errors import SrumError
+
+CONFIG = "config.yaml"  # in the folder of a run
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 BelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
 
 
-class ConfigError(ValueError):
+class ConfigError(SrumError, ValueError):
     """A config that cannot be used; the message is one line and names the field."""
 
 

@@ -36,11 +36,11 @@ from PIL import Image
 from pydantic import ValidationError
 from tqdm import tqdm
 
-from srum.config import FREE, RunConfig, differing_fields, dump, load_config
+from srum.config import CONFIG, FREE, RunConfig, differing_fields, dump, load_config
+from srum.errors import SrumError
 from srum.processes import Processes
 from srum.records import FILE_SAFE, SCHEMA_VERSION, Prompt, Record
 
-CONFIG = "config.yaml"
 PARTS = ".parts"  # how the folder of a stage's shards ends
 T = TypeVar("T")
 R = TypeVar("R", bound=Record)
@@ -57,7 +57,7 @@ NAMED = 3  # ids that an error names
 LONGEST_PROMPT_ID = 100  # characters; the ids of candidates are longer
 
 
-class RunError(ValueError):
+class RunError(SrumError, ValueError):
     """A file or folder that a run cannot go on with; the message is one line and names it."""
 
 
@@ -81,11 +81,13 @@ def alone_in(folder: Path) -> Iterator[None]:
     def acquire() -> None:
         if not (folder / CONFIG).exists():
             _require_empty(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             lock.acquire(blocking=False)
         except Timeout:
             raise RunError(f"{folder}: another srum is at work in it; wait for it, or choose another folder") from None
+        except OSError as error:
+            raise RunError(f"{folder} cannot be worked in: {error.strerror}") from None
 
     processes.once(acquire)
     try:
