@@ -247,7 +247,9 @@ def run_(
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/default"),
     config: ConfigFile = None,
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a run that was interrupted, or by more rounds.")
+    ] = False,
     grounder: Annotated[str | None, typer.Option(help="sam, detector, classical, ... or my_module:MyGrounder.")] = None,
     objective: Annotated[str | None, typer.Option(help="What the arm srum trains: srum, sft or region_nft.")] = None,
 ) -> None:

@@ -26,9 +26,10 @@ from PIL import Image
 
 from srum import plots
 from srum.evaluation.accuracy import Accuracy, CheckedImage, paired_bootstrap, summarize
+from srum.provenance import described, read_entries
 from srum.reading import CandidateView, read_round
 from srum.records import Candidate, Judged, Region, RegionJudgement
-from srum.run_dir import ImageError, inside, open_image, read_records, write_text
+from srum.run_dir import MADE_WITH, ImageError, inside, open_image, read_records, write_text
 
 T = TypeVar("T")
 
@@ -76,6 +77,7 @@ def _contents(run: Path) -> dict[str, Any]:
         "timings": list(_flatten(_read_json(run / "timings.json"))),
         "config": _read_text(inside(run, "config.yaml")),
         "command": _read_text(inside(run, "command.txt")),
+        "made_with": described(read_entries(inside(run, MADE_WITH))),
         "counted_rounds": [folder.name for folder in rounds if (folder / "counts.json").exists()],
         "counts": _counts(rounds),
         "filters": _filters(groups),

@@ -74,7 +74,7 @@ HEAVY = {"torch", "numpy", "matplotlib", "transformers", "PIL"}
     ],
 )
 def test_help_and_a_typo_are_answered_without_imports_of_weight(arguments: list[str], status: int) -> None:
-    """A second of processor time is ample: it is a count of what is imported, not of seconds, that does not vary."""
+    """In a second of processor time, most of which torch alone would take: imports are what can be counted."""
     code = f"import sys; from srum.cli import app; sys.argv[1:] = {arguments}\n"
     code += "try: app()\n"
     code += (
