@@ -16,8 +16,10 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from srum.errors import SrumError
 from srum.plugins import PluginError, find
 
+CONFIG = "config.yaml"  # in the folder of a run
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 BelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -29,7 +31,7 @@ Count = Annotated[int, Field(ge=1)]
 METHOD = "region_nft"  # where a config names none
 
 
-class ConfigError(ValueError):
+class ConfigError(SrumError, ValueError):
     """A config that cannot be used; the message is one line and names the field."""
 
 
