@@ -8,12 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from train.objectives import sft_terms, srum_terms
 
 from srum.evaluation.released import reference_map
 from srum.geometry import rle_encode
 from srum.records import Box, Candidate, Failure, Grounding, Judgement, LayoutJudgement, Region, RegionJudgement, Size
 from srum.reward_map import Overlap, Skipped, binarized, centred, rasterize, reference_grid, sample_score
+from train.objectives import sft_terms, srum_terms
 
 OVERLAPS: tuple[Overlap, ...] = ("smallest", "mean", "max", "min")
 QUICK = settings(max_examples=40, deadline=None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+
 from train.objectives import (
     flow_error,
     region_nft_terms,

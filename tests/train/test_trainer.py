@@ -11,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from train.sequences import Pack, at_every_timestep, cut, draw_order
 
 import train.metrics as metrics
 import train.trainer as trainer
@@ -23,6 +22,7 @@ from srum.run_dir import write_records
 from train.checkpoint import CheckpointMismatch, list_checkpoints
 from train.data import TrainingRecord, load_training_records
 from train.metrics import keep_rows, token_means, token_sums
+from train.sequences import Pack, at_every_timestep, cut, draw_order
 from train.trainer import NonFiniteError, Trainer, TrainingError, TrainResult
 
 CHANNELS, SIDE = 3, 2
