@@ -258,13 +258,14 @@ class PretrainingFeed:
 def completed(step: Step, model: Bagel) -> list[tuple[Batch, Credits, Credits]]:
     """The packs of a step with patches, latents and the velocities to learn, and credits of one for all of them."""
     generator = torch.Generator(model.device).manual_seed(step.seed)
+    again = torch.nonzero(step.level >= 0)[:, 0].to(model.device)  # found by the host, which need not wait
     step = to_device(step, model.device)
     pixels = step.images.permute(0, 3, 1, 2).float() / 127.5 - 1
-    latents = encode_mean(model.autoencoder, pixels).float()
-    given = latents + step.level.clamp(min=0)[:, None, None, None] * _normal(latents.shape, generator)
-    again = torch.nonzero(step.level >= 0)[:, 0]
-    if len(again):
-        pixels[again] = decode_latents(model.autoencoder, given[again]).float().clamp(-1, 1)
+    with torch.autocast(model.device.type, dtype=torch.bfloat16):
+        latents = encode_mean(model.autoencoder, pixels).float()
+        given = latents + step.level.clamp(min=0)[:, None, None, None] * _normal(latents.shape, generator)
+        if len(again):
+            pixels[again] = decode_latents(model.autoencoder, given[again]).float().clamp(-1, 1)
     patches = patched(pixels, model.config.vit.patch_size)
     clean, given = (patched(x, model.config.latent_patch_size) for x in (latents, given))
     return [_completed(pack, patches, clean, given, generator) for pack in step.packs]
