@@ -33,7 +33,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -53,6 +52,7 @@ from srum.evaluation.activation import find_clusters, mean_activations, strength
 from srum.evaluation.denoising import JudgedSteps, judge_steps, summarize_steps
 from srum.evaluation.judge_quality import JudgeQuality, flipped_relations, judge_quality
 from srum.evaluation.statistics import crossed, over_seeds
+from srum.fork import fork_run
 from srum.loop import STAGES, evaluate_arms, perform, run_loop
 from srum.models.base import Sampling
 from srum.records import Candidate, Grounding, Judgement, Prompt
@@ -97,11 +97,6 @@ DOMAINS = {
 TRAINED = {
     "all-weights": ("train.trainable=all",),
     "all-weights-and-replies": ("train.trainable=all", "train.replies.weight=0.1"),
-}
-FILES = {  # of a round, by the stage that makes them
-    "rollout": ("prompts.jsonl", "candidates.jsonl", "images", "latents"),
-    "ground": ("regions.jsonl",),
-    "judge": ("judgements.jsonl",),
 }
 
 Verdicts = dict[str, list[bool]]  # what was tried -> correct or not, in the order of the prompts
@@ -188,7 +183,7 @@ def ablations(run: Run) -> Verdicts:
     for name, own in changes.items():
         # the first round of part own, where that trains the same
         folder = f"own/{name}" if OBJECTIVES.get(name) == own else f"ablations/{name}"
-        ablated = branch(run, folder, ["compare=false", *own], ("rollout", "ground", "judge"))
+        ablated = branch(run, folder, ["compare=false", *own], "rasterize")
         for stage in STAGES:
             perform(ablated, stage, 0)
         found[name] = verdicts(ablated, ablated.weights(MAIN, 1), run.config.eval, "after-1")
@@ -197,8 +192,9 @@ def ablations(run: Run) -> Verdicts:
 
 def own(run: Run) -> Verdicts:
     """The objectives, each in a loop of its own that begins with the candidates of the base model."""
+    make_round_0(run)
     loops = {
-        name: branch(run, f"own/{name}", ["compare=false", *changes], ("rollout", "ground", "judge"))
+        name: branch(run, f"own/{name}", ["compare=false", *changes], "rasterize")
         for name, changes in OBJECTIVES.items()
     }
     counts = own_rounds(run.config)
@@ -303,7 +299,7 @@ def domain_run(run: Run, domain: str) -> Run:
         write_records(path, [prompt for prompt in pool if is_of(prompt, domain)])
     count, steps = max(1, run.config.prompt_count // 2), max(1, run.config.train.steps // 2)
     changes = ["rounds=1", f"prompts={path}", f"prompt_count={count}", f"train.steps={steps}"]
-    return branch(run, f"transfer/{domain}", changes, ())
+    return branch(run, f"transfer/{domain}", changes, "rollout")
 
 
 def is_of(prompt: Prompt, domain: str) -> bool:
@@ -322,12 +318,12 @@ def after(run: Run) -> dict[str, Quality]:
     found = {"before": judge(run)}
     weights = {f"{MAIN}, {run.config.rounds} rounds": run.weights(MAIN, run.config.rounds)}
     for name, changes in TRAINED.items():
-        trained = branch(run, f"after/{name}", ["compare=false", *changes], ("rollout", "ground", "judge"))
+        trained = branch(run, f"after/{name}", ["compare=false", *changes], "rasterize")
         for stage in STAGES:
             perform(trained, stage, 0)
         weights[name] = trained.weights(MAIN, 1)
     for name, path in weights.items():
-        judged = branch(run, f"after/{name}, judging", [f"judge.model={path}"], ("rollout", "ground"))
+        judged = branch(run, f"after/{name}, judging", [f"judge.model={path}"], "judge")
         perform(judged, "judge", 0)
         found[name] = quality(judged, path)
     return found
@@ -354,18 +350,12 @@ def quality_of_round_0(folder: Path) -> JudgeQuality:
     )
 
 
-def branch(run: Run, name: str, changes: Sequence[str], stages: Sequence[str]) -> Run:
-    """A run in ``lab/NAME`` with the config of ``run`` but for ``changes``, and what ``stages`` made of its round 0."""
+def branch(run: Run, name: str, changes: Sequence[str], stage: str) -> Run:
+    """A run in ``lab/NAME`` with the config of ``run`` but for ``changes``, and its round 0 before ``stage``."""
     branched = Run(run.folder / "lab" / name, load_config(run.folder / "config.yaml", changes))
+    if not branched.folder.exists():
+        fork_run(run.folder, branched.folder, stage, branched.config, 0)
     claim_run(branched.folder, branched.config, resume=True)
-    for stage in stages:
-        for file in FILES[stage]:
-            old, new = run.round(0) / file, branched.round(0) / file
-            if not new.exists():
-                copy = shutil.copytree if old.is_dir() else shutil.copy
-                new.parent.mkdir(parents=True, exist_ok=True)
-                copy(old, partial := new.with_name(f".{file}.partial"))
-                partial.rename(new)
     return branched
 
 
