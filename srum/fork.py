@@ -38,9 +38,10 @@ def fork_run(source: Path, target: Path, stage: str, config: RunConfig, round_: 
     """Make ``target`` a run with ``config`` that has what ``source`` made before ``stage`` of round ``round_``.
 
     The rounds before that one are shared whole, but for ``eval/`` and checkpoints. None: the last round, of those that
-    ``config`` asks for, whose stage could begin. ``forked.json`` says what was forked. The folder appears by rename, complete.
-    Raises RunError, and makes nothing, for a source that is no run or has not come so far, an unknown stage, a target
-    that exists, and a config that differs in what a shared stage depends on.
+    ``config`` asks for, whose stage could begin. ``config`` may be of another method (``srum.config.changed``).
+    ``forked.json`` says what was forked. The folder appears by rename, complete. Raises RunError, and makes nothing,
+    for a source that is no run or has not come so far, an unknown stage, a target that exists, and a config that
+    differs in what a shared stage depends on.
     """
     if stage not in FILES:
         raise RunError(f"stage: {stage!r} is none; expected {', '.join(FILES)}")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from srum import models
-from srum.config import RunConfig, load_config
+from srum.config import ConfigError, RunConfig, changed, load_config
 from srum.fork import FILES, fork_run
 from srum.loop import run_loop
 from srum.run_dir import RunError
@@ -93,6 +93,17 @@ def test_a_fork_of_another_config_is_the_run_of_that_config(
     run_on_fakes(tmp_path / "fresh", *CHANGED)
     assert results(tmp_path / "fork") == results(tmp_path / "fresh") != results(source)
     assert contents(source) == before
+
+
+def test_methods_are_compared_on_the_same_candidates(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fork by another method trains as that method's arm does beside the run's own."""
+    config = changed(config_of(source), ["method=srum", "compare=[]", "rounds=1"])
+    fork_run(source, tmp_path / "fork", "train", config, 0)
+    go_on(tmp_path / "fork", monkeypatch)
+    forked, beside = (results(folder / "round-000/train/srum") for folder in (tmp_path / "fork", source))
+    assert forked == beside and forked != results(source / "round-000/train/region_nft")
 
 
 def test_what_is_written_once_is_linked_and_the_rest_is_copied(source: Path, tmp_path: Path) -> None:
@@ -187,3 +198,14 @@ def test_what_cannot_be_forked_is_refused_by_name(source: Path, tmp_path: Path) 
     target.mkdir()
     with pytest.raises(RunError, match="fork exists; choose another folder"):
         fork_run(source, target, "train", config)
+
+
+def test_a_change_of_the_method_leaves_the_fields_of_its_own() -> None:
+    """What both have stays; beta is region_nft's, lambda_c is srum's."""
+    shared = ["train.lr=0.001", "reward.mapping=unit"]
+    config = load_config(None, ["beta=0.7", *shared])
+    assert changed(config, ["beta=0.5"]) == load_config(None, ["beta=0.5", *shared])
+    other = changed(config, ["constraint_weight=0.1", "method=srum"])
+    assert other == load_config(None, ["method=srum", "constraint_weight=0.1", *shared])
+    with pytest.raises(ConfigError, match="unknown key beta"):
+        changed(config, ["method=srum", "beta=0.7"])
