@@ -332,6 +332,20 @@ def config_of(method: str, config: RunConfig) -> RunConfig:
     return config_class(method).model_validate(shared)
 
 
+def changed(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """The config with overrides applied in order; one that names another method leaves that method's own fields at
+    their defaults. Raises ConfigError."""
+    wanted: dict[str, Any] = {}
+    for override in overrides:
+        _apply(wanted, override)
+    values = config.model_dump(mode="json")
+    if wanted.get("method", config.method) != config.method:
+        values = {name: value for name, value in values.items() if name in RunConfig.model_fields}
+    for override in overrides:
+        _apply(values, override)
+    return parse_config(values)
+
+
 def dump(config: RunConfig) -> str:
     """The whole config as YAML; ``load_config`` of it gives the config back."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
