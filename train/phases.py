@@ -29,7 +29,7 @@ class Phase:
 
     name: str
     steps: int
-    batch: int = 256
+    batch: int = 512
     weights: Mapping[str, float] | None = None
     timestep_shift: float = 4.0
     warmup: int = 0
@@ -92,9 +92,9 @@ _FINISHING = {
 # notes 15, 20, 27): a phase of the generation expert alone, which is cheap. Reflecting on rendered scenes alone raises
 # false alarms on drawn ones, so that the last phase, of all weights and all tasks, knows the model's own drawings.
 PHASES = (
-    Phase("learning", 2600, warmup=150, schedule="constant"),
-    Phase("generation", 2800, batch=512, weights=_GENERATION, warmup=50, peak_lr=2e-3, trainable="generation"),
-    Phase("finishing", 1700, weights=_FINISHING, warmup=50, peak_lr=1.5e-3, own=4096),
+    Phase("learning", 954, warmup=55, schedule="constant"),
+    Phase("generation", 1028, weights=_GENERATION, warmup=18, peak_lr=2e-3, trainable="generation"),
+    Phase("finishing", 624, weights=_FINISHING, warmup=18, peak_lr=1.5e-3, own=1504),
 )
 
 
