@@ -48,7 +48,7 @@ from torch import Tensor
 from grounding.stage import load_proposer
 from judging.stage import load_judge
 from srum.config import EvalConfig, RunConfig, TrainConfig, load_config
-from srum.evaluation.accuracy import evaluate
+from srum.evaluation.accuracy import drawn, evaluate
 from srum.evaluation.activation import find_clusters, mean_activations, strength
 from srum.evaluation.denoising import JudgedSteps, judge_steps, summarize_steps
 from srum.evaluation.judge_quality import JudgeQuality, flipped_relations, judge_quality
@@ -256,7 +256,7 @@ def activations_of(run: Run, arm: str) -> dict[str, Tensor]:
         judge, folder = load_judge(visible, weights, config.seed), run.round(0)
         regions = {g.candidate_id: g.regions for g in read_records(folder / "regions.jsonl", Grounding)}
         candidates = [c for c in read_records(folder / "candidates.jsonl", Candidate) if c.index == 0][:SAMPLES]
-        model, sampling = load_model(visible, weights), Sampling(**config.eval.sampling())
+        model = load_model(visible, weights)
         prompts = choose_prompts(config.eval.prompts, min(SAMPLES, config.eval.count), seed=0)
         found = {
             "understanding": mean_activations(
@@ -267,7 +267,7 @@ def activations_of(run: Run, arm: str) -> dict[str, Tensor]:
             "generation": mean_activations(
                 model.network,
                 prompts,
-                lambda p: model.generate([p.text], sampling, [seed_for(config.seed, p.id, "eval")], config.eval.plan),
+                lambda p: drawn(model, {p.id: p}, config.eval, config.seed),
             ),
         }
         with atomic(path) as partial:

@@ -201,10 +201,9 @@ def doctor(
 
     from srum import models
     from srum.doctor import Machine, self_check, tables
-    from srum.models.bagel.config import BagelConfig
 
     folder, machine = models.find(model), Machine.here(device)
-    side = size or BagelConfig.from_folder(folder).vae_transform.max_image_size
+    side = size or models.architecture(folder).describe(folder, machine.device, machine.bfloat16).side
     Console().print(*tables(folder, machine, (side, side)))
     if check:
         deviation, tolerance = self_check(models.load(folder, device), (side, side))
@@ -300,7 +299,7 @@ def _opened(folder: Path, config: Path | None, overrides: list[str] | None, new:
         if not (folder / CONFIG).exists():
             if not new:
                 raise RunError(f"{folder} is not the folder of a run: it has no {CONFIG}; srum rollout makes one")
-            models.find(wanted.model)
+            models.require_model(wanted.model)
             round_prompts(wanted, 0)
         return wanted
 
