@@ -206,7 +206,7 @@ def doctor(
     side = size or models.architecture(folder).describe(folder, machine.device, machine.bfloat16).side
     Console().print(*tables(folder, machine, (side, side)))
     if check:
-        deviation, tolerance = self_check(models.load(folder, device), (side, side))
+        deviation, tolerance = self_check(models.load(folder, device), (side, side), machine.bfloat16)
         typer.echo(f"training and sampling agree to {deviation:.1e} (at most {tolerance:.0e} expected)")
         if deviation > tolerance:
             raise typer.Exit(1)

@@ -96,7 +96,7 @@ def test_the_tiers_of_the_documentation_are_the_estimates(tmp_path: Path) -> Non
 
 
 def test_training_and_sampling_agree() -> None:
-    deviation, tolerance = self_check(Bagel.load(CHECKPOINT), (64, 96))
+    deviation, tolerance = self_check(Bagel.load(CHECKPOINT), (64, 96), bfloat16=False)
     assert deviation < 1e-4 < tolerance
 
 
