@@ -22,6 +22,7 @@ import torch
 from PIL.Image import Image
 
 from judging.base import NoReply
+from srum.errors import SrumError
 from srum.models.base import Decoding, Segment, Written
 
 OURS = (401, 403, 404)  # statuses that no other question could change
@@ -29,7 +30,7 @@ PASSING = (408, 429)  # statuses, beside those from 500, that another try may ch
 LONGEST = 10_000_000  # bytes of a response that are read
 
 
-class ServerError(OSError):
+class ServerError(SrumError, OSError):
     """A server that cannot be used as configured; the message is one line."""
 
 

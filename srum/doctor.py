@@ -52,7 +52,7 @@ def _available_memory() -> int:
 def tables(folder: Path, machine: Machine, size: tuple[int, int]) -> Iterator[Table]:
     """What was found, and what fits, for images of (H, W) pixels. Nothing but headers is read.
 
-    Raises FileNotFoundError and ValueError as loading does.
+    Raises ModelError as loading does.
     """
     model = architecture(folder)
     yield _rows(str(folder), model.describe(folder, machine.device, machine.bfloat16).rows)

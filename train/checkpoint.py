@@ -22,7 +22,9 @@ import torch.distributed.checkpoint as dcp
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
+from srum.errors import SrumError
 from srum.processes import Processes
+from train.muon import Muon
 from train.optimizer import optimizer_state, start_optimizer
 
 KEPT = 2
@@ -31,7 +33,7 @@ Identity = Mapping[str, str]
 State = dict[str, dict[str, Any]]  # part of the state -> name of the parameter -> tensor, or tensors by name
 
 
-class CheckpointMismatch(ValueError):
+class CheckpointMismatch(SrumError, ValueError):
     """The folder holds the checkpoints of another training run."""
 
 
@@ -91,7 +93,7 @@ class Checkpoints:
     def _path(self, step: int, pattern: str = "{}") -> Path:
         return self.folder / pattern.format(f"step-{step:08d}")
 
-    def resume(self, state: State, parameters: Mapping[str, Parameter], optimizer: Optimizer) -> int:
+    def resume(self, state: State, parameters: Mapping[str, Parameter], optimizer: Optimizer | Muon) -> int:
         """Load the newest checkpoint into ``state`` and the optimiser; the number of steps done (0: there is none).
 
         Raises CheckpointMismatch where the checkpoint's run and this one differ. A finished run takes any model: its

@@ -7,7 +7,7 @@ good part of a training step on a GPU.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +16,41 @@ from torch.nn import Parameter
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic that torch uses
 STEPS = 5
+
+
+class Muon:
+    """Muon for the matrices of the layers that repeat, AdamW without decay for the rest (docs/lab-notes.md, 12).
+
+    Two optimisers behind what the trainer asks of one.
+    """
+
+    def __init__(
+        self, named: Mapping[str, Parameter], lr: float, betas: tuple[float, float], eps: float, weight_decay: float
+    ) -> None:
+        matrices = [p for name, p in named.items() if p.ndim == 2 and ".layers." in name]
+        rest = [p for name, p in named.items() if p.ndim != 2 or ".layers." not in name]
+        kinds: list[torch.optim.Optimizer] = []
+        if matrices:
+            kinds.append(StackedMuon(matrices, lr, momentum=0.95, weight_decay=weight_decay))
+        if rest:
+            kinds.append(torch.optim.AdamW(rest, lr, betas, eps, weight_decay=0.0, fused=True))
+        self.kinds = kinds
+        self.param_groups = [group for kind in kinds for group in kind.param_groups]
+
+    @property
+    def state(self) -> dict[Tensor, Any]:
+        """The tensors of every parameter that has been moved."""
+        return {parameter: tensors for kind in self.kinds for parameter, tensors in kind.state.items()}
+
+    def step(self) -> None:
+        """Move all parameters."""
+        for kind in self.kinds:
+            kind.step()
+
+    def zero_grad(self) -> None:
+        """Drop all gradients."""
+        for kind in self.kinds:
+            kind.zero_grad()
 
 
 class StackedMuon(torch.optim.Optimizer):

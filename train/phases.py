@@ -7,10 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from srum.config import TrainConfig
+
 TEXT_DROPOUT = 0.1
 IMAGE_DROPOUT = 0.1  # of all images a sample is conditioned on, together: the branch of image guidance
 RECONSTRUCTED = 0.3  # share of the images given that went through the autoencoder, as the model's own images did
 LATENT_NOISE = 0.25  # largest standard deviation of the noise on those latents
+CHECKPOINT_EVERY = 500  # steps
 TEXT_WEIGHT = 2.0  # of the cross-entropy beside the flow-matching loss
 
 
@@ -20,8 +23,7 @@ class Phase:
 
     ``timestep_shift`` > 1 draws more timesteps near noise, where the text decides what goes where. With
     ``trainable`` "generation" only that expert learns: understanding stays as it is, and a step costs half as much.
-    Samples go in ``packs`` of similar length, whose rows are padded to the longest. The learning rate rises over the
-    first ``warmup`` steps and falls linearly to zero over the last ``decay`` steps. Before it begins, the model draws
+    Samples go in ``packs`` of similar length, whose rows are padded to the longest. Before it begins, the model draws
     ``own`` images, which the tasks about its own drawings need.
     """
 
@@ -31,11 +33,31 @@ class Phase:
     weights: Mapping[str, float] | None = None
     timestep_shift: float = 4.0
     warmup: int = 0
-    decay: int = 0
+    schedule: Literal["constant", "linear"] = "linear"
     peak_lr: float = 2.5e-3
     trainable: Literal["all", "generation"] = "all"
     packs: int = 2
     own: int = 0
+
+    @property
+    def config(self) -> TrainConfig:
+        """How the trainer trains it; dropout is the data's part."""
+        return TrainConfig(
+            steps=self.steps,
+            batch_size=self.batch,
+            lr=self.peak_lr,
+            schedule=self.schedule,
+            warmup_steps=self.warmup,
+            optimizer="muon",
+            betas=(0.9, 0.98),
+            eps=1e-8,
+            weight_decay=0.02,
+            text_weight=TEXT_WEIGHT,
+            timestep_shift=self.timestep_shift,
+            trainable=self.trainable,
+            precision="bf16",
+            checkpoint_every=CHECKPOINT_EVERY,
+        )
 
 
 _GENERATION = {
@@ -70,16 +92,14 @@ _FINISHING = {
 # notes 15, 20, 27): a phase of the generation expert alone, which is cheap. Reflecting on rendered scenes alone raises
 # false alarms on drawn ones, so that the last phase, of all weights and all tasks, knows the model's own drawings.
 PHASES = (
-    Phase("learning", 2600, warmup=150),
-    Phase(
-        "generation", 2800, batch=512, weights=_GENERATION, warmup=50, decay=2200, peak_lr=2e-3, trainable="generation"
-    ),
-    Phase("finishing", 1700, weights=_FINISHING, warmup=50, decay=1600, peak_lr=1.5e-3, own=4096),
+    Phase("learning", 2600, warmup=150, schedule="constant"),
+    Phase("generation", 2800, batch=512, weights=_GENERATION, warmup=50, peak_lr=2e-3, trainable="generation"),
+    Phase("finishing", 1700, weights=_FINISHING, warmup=50, peak_lr=1.5e-3, own=4096),
 )
 
 
 def scaled(phases: Sequence[Phase], scale: float) -> tuple[Phase, ...]:
-    """The phases with ``scale`` times their steps, those of warm-up and decay too, each with at least one step.
+    """The phases with ``scale`` times their steps, those of warm-up too, each with at least one step.
 
     A shorter phase is preceded by fewer drawings of the model's own, a longer one by as many.
     """
@@ -89,16 +109,8 @@ def scaled(phases: Sequence[Phase], scale: float) -> tuple[Phase, ...]:
         replace(
             phase,
             steps=max(1, round(scale * phase.steps)),
-            warmup=round(scale * phase.warmup),
-            decay=round(scale * phase.decay),
+            warmup=min(round(scale * phase.warmup), max(1, round(scale * phase.steps)) - 1),
             own=min(phase.own, math.ceil(scale * phase.own)),
         )
         for phase in phases
     )
-
-
-def learning_rate(step: int, phase: Phase) -> float:
-    """Linear warm-up, constant, linear to zero at the end of the phase, as the phase says."""
-    rise = (step + 1) / phase.warmup if phase.warmup else 1.0
-    fall = (phase.steps - step) / phase.decay if phase.decay else 1.0
-    return phase.peak_lr * min(1.0, rise, fall)

@@ -7,9 +7,7 @@ stage depends on the seed and k alone. The phases of the network are in ``train.
 from __future__ import annotations
 
 import json
-import math
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,30 +15,28 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
+from srum.drawing import draw_prompts
 from srum.models.bagel.checkpoint import load_tokenizer
 from srum.models.bagel.config import AutoencoderConfig, BagelConfig, LlmConfig, VitConfig
 from srum.models.bagel.model import Bagel
 from srum.models.bagel.network import BagelNetwork
 from srum.models.bagel.positions import sincos_table
-from srum.models.bagel.sequence import Batch
 from srum.models.base import Sampling
-from srum.run_dir import atomic
+from srum.run_dir import atomic, write_text
 from srum.shapes.prompts import sample_prompt
 from srum.shapes.render import render
 from srum.shapes.scenes import sample_scene
 from srum.shapes.wording import PLAN_INSTRUCTION, REFINE_SYSTEM, REFINE_USER
-from train.muon import StackedMuon
-from train.phases import PHASES, TEXT_WEIGHT, Phase, learning_rate, scaled
+from train.methods.sft import Sft, SftConfig
+from train.objective import Objective
+from train.phases import PHASES, Phase, scaled
 from train.pretrain_autoencoder import pretrain_autoencoder, read_autoencoder
-from train.pretrain_data import Steps, completed, draw_samples, loaded, pickled
+from train.pretrain_data import Pretraining, draw_samples, loaded, pickled
 from train.tasks import Drawing
-from train.weights import trainable_parameters
+from train.trainer import train
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
 QWEN2_SPLIT = (
@@ -63,8 +59,6 @@ AUTOENCODER = AutoencoderConfig(
     ch=32, ch_mult=(1, 1, 2), num_res_blocks=1, z_channels=8, scale_factor=1.0, shift_factor=0.0
 )
 TEXT_SAMPLES = 12800  # whose texts the tokenizer is trained on
-LOG_EVERY = 20  # steps
-KEEP_EVERY = 120.0  # seconds
 OWN_BATCH = 512
 OWN_SAMPLING = Sampling(size=(64, 64), timesteps=16, timestep_shift=5.0, guidance=2.5)
 
@@ -156,143 +150,44 @@ def fresh_network(config: BagelConfig, seed: int) -> BagelNetwork:
     return network
 
 
-def backward(model: Bagel, packs: Sequence[tuple[Batch, Tensor]]) -> Tensor:
-    """Gradients of flow matching plus weighted cross-entropy, each a mean over its tokens in the step; both, (2,)."""
-    numbers = max(1, sum(target.numel() for _, target in packs))
-    labels = max(1, sum(len(batch.labels) for batch, _ in packs))
-    total = torch.zeros(2, device=model.device)
-    for batch, target in packs:
-        with torch.autocast(model.device.type, dtype=torch.bfloat16):
-            out = model.velocity(batch)
-        mse = (out.velocity - target).square().sum() / numbers
-        ce = F.cross_entropy(out.logits, out.labels, reduction="sum") / labels
-        loss = mse + TEXT_WEIGHT * ce
-        if loss.requires_grad:  # a pack of texts teaches the generation expert nothing
-            loss.backward()
-        total += torch.stack([mse.detach(), ce.detach()])
-    return total
-
-
-def pretrain_network(
-    folder: Path,
-    phases: Sequence[Phase] = PHASES,
-    seed: int = 0,
-    stop_after: float = math.inf,
-    compile_layers: bool = False,
-    device: str = "cpu",
-    workers: int = 0,
-) -> None:
-    """Train the network (at most ``stop_after`` seconds now), going on from ``folder``; write ``model/``."""
-    deadline = time.monotonic() + stop_after
-    model = fresh_model(folder, seed, device)
-    if compile_layers:
-        model.compile()
-    optimizers = _optimizers(model)
-    first, done = _resumed(folder, model, optimizers)
-    for number, phase in list(enumerate(phases))[first:]:
-        drawings = own_drawings(model, folder / f"drawn_{number}.npz", phase.own, (seed, number)) if phase.own else []
-        steps = Steps(folder, model.config, phase, number, seed, drawings)
-        with trainable_parameters(model, phase.trainable):
-            finished = _run_phase(model, optimizers, folder, steps, done, deadline, workers)
-        if not finished:
-            return
-        done = 0
-
-
 def fresh_model(folder: Path, seed: int, device: str = "cpu") -> Bagel:
     """The model with random weights, behind the tokenizer and the autoencoder in ``folder``."""
     autoencoder_config = AutoencoderConfig.model_validate_json((folder / "ae_config.json").read_text())
     config = tiny_config(autoencoder_config)
     network = fresh_network(config, seed).to(device)
     autoencoder = read_autoencoder(folder, autoencoder_config).to(device)
-    autoencoder.to(memory_format=torch.channels_last)  # encoding takes half the time so
     return Bagel(folder, config, network, autoencoder, load_tokenizer(folder), "bf16")
 
 
-def _resumed(folder: Path, model: Bagel, optimizers: Sequence[torch.optim.Optimizer]) -> tuple[int, int]:
-    """Phase and step to go on from, weights and optimisers as they were there."""
-    state_file = folder / "network_state.pt"
-    if not state_file.is_file():
-        return 0, 0
-    state = torch.load(state_file, weights_only=True, map_location=model.device)
-    model.network.load_state_dict(state["model"])
-    for optimizer, its_state in zip(optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(its_state)
-    return state["phase"], state["step"]
-
-
-def _run_phase(
-    model: Bagel,
-    optimizers: Sequence[torch.optim.Optimizer],
+def pretrain_network(
     folder: Path,
-    steps: Steps,
-    done: int,
-    deadline: float,
-    workers: int,
-) -> bool:
-    """Train one phase from step ``done``; False if the deadline came first."""
-    phase, patch_sides = steps.phase, (model.config.vit.patch_size, model.config.latent_patch_size)
-    started = kept = time.monotonic()
-    sums = torch.zeros(3, device=model.device)
-    progress = tqdm(loaded(steps, done, workers), phase.name, phase.steps, initial=done, disable=None)
-    for index, step in enumerate(progress, done):
-        sums += _step(model, optimizers, completed(step, model.autoencoder, patch_sides), learning_rate(index, phase))
-        last = index + 1 == phase.steps
-        if (index + 1) % LOG_EVERY == 0 or last:
-            count = (index - done) % LOG_EVERY + 1 if last else LOG_EVERY
-            _log(folder, phase, index + 1, sums / count, (time.monotonic() - started) / (index + 1 - done))
-            sums.zero_()
-        now = time.monotonic()
-        if last or now > deadline or now > kept + KEEP_EVERY:
-            _keep(model, optimizers, folder, steps.number, index + 1)
-            kept = now
-        if now > deadline:
-            return False
-    return True
+    phases: Sequence[Phase] = PHASES,
+    seed: int = 0,
+    compile_layers: bool = False,
+    device: str = "cpu",
+    workers: int = 0,
+) -> None:
+    """Train the network phase by phase, each in ``phase-K-NAME/`` and from the weights of the one before.
 
-
-def _step(
-    model: Bagel, optimizers: Sequence[torch.optim.Optimizer], packs: Sequence[tuple[Batch, Tensor]], lr: float
-) -> Tensor:
-    """One optimiser step; flow-matching error, cross-entropy and norm of the gradient before clipping, (3,)."""
-    for optimizer in optimizers:
-        optimizer.zero_grad(set_to_none=True)
-    losses = backward(model, packs)
-    norm = torch.nn.utils.clip_grad_norm_(model.network.parameters(), 1.0)
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        optimizer.step()
-    return torch.cat([losses, norm[None]])
-
-
-def _log(folder: Path, phase: Phase, step: int, means: Tensor, seconds: float) -> None:
-    """A line of ``pretrain.jsonl``: means over the steps since the last one, and seconds per step of this sitting."""
-    mse, ce, norm = (round(value, 4) for value in means.tolist())
-    row = {"phase": phase.name, "step": step, "of": phase.steps, "seconds_per_step": round(seconds, 4)}
-    with (folder / "pretrain.jsonl").open("a") as log:
-        log.write(json.dumps(row | {"mse": mse, "ce": ce, "norm": norm}) + "\n")
-    if step % (10 * LOG_EVERY) == 0 or step == phase.steps:
-        print(f"{phase.name} {step}/{phase.steps} {1000 * seconds:.0f} ms mse {mse:.4f} ce {ce:.4f}", flush=True)
-
-
-def _optimizers(model: Bagel) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the layers, AdamW for the rest (embeddings, heads, norms): docs/lab-notes.md, 12."""
-    named = model.named_parameters()
-    matrices = [p for name, p in named if p.ndim == 2 and ".layers." in name]
-    rest = [p for name, p in named if p.ndim != 2 or ".layers." not in name]
-    return [
-        StackedMuon(matrices, momentum=0.95, weight_decay=0.02),
-        torch.optim.AdamW(rest, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
-    ]
-
-
-def _keep(model: Bagel, optimizers: Sequence[torch.optim.Optimizer], folder: Path, phase: int, step: int) -> None:
-    states = [optimizer.state_dict() for optimizer in optimizers]
-    state = {"model": model.network.state_dict(), "optimizers": states, "phase": phase, "step": step}
+    The last one's weights are published as ``model/``, in bfloat16.
+    """
+    model = fresh_model(folder, seed, device)
+    for number, phase in enumerate(phases):
+        place = folder / f"phase-{number}-{phase.name}"
+        if not (place / "model").exists():
+            model.autoencoder.to(memory_format=torch.channels_last)  # encoding takes half the time so
+            if compile_layers:
+                model.compile()
+            drawings = own_drawings(model, place / "drawn.npz", phase.own, (seed, number)) if phase.own else []
+            source = Pretraining(folder, model.config, phase, number, drawings, workers)
+            train(model, source, objective(phase), phase.config, place, seed, progress=True)
+        model = Bagel.load(place / "model", device, "bf16")
     model.save(folder / "model", torch.bfloat16)
-    with atomic(folder / "network_state.pt") as partial:
-        torch.save(state, partial)
+
+
+def objective(phase: Phase) -> Objective:
+    """Flow matching on images and cross-entropy on texts."""
+    return Sft().objective(SftConfig(train=phase.config))
 
 
 # --- the model's own drawings
@@ -312,7 +207,8 @@ def own_drawings(model: Bagel, file: Path, count: int, key: Sequence[int]) -> li
         for number, first in enumerate(range(0, count, OWN_BATCH)):
             some = slice(first, first + OWN_BATCH)
             sampling = OWN_SAMPLING if number // 2 % 2 == 0 else replace(OWN_SAMPLING, guidance=1.0)
-            drawn = model.generate([text for _, text in asked[some]], sampling, seeds[some], plan=number % 2 == 0)
+            texts, plan_seeds = [text for _, text in asked[some]], seeds[some] if number % 2 == 0 else None
+            drawn = draw_prompts(model, texts, sampling, seeds[some], plan_seeds)
             images += [np.asarray(one.image) for one in drawn]
         with atomic(file) as partial, partial.open("wb") as stream:
             np.savez(stream, images=np.stack(images))
@@ -325,19 +221,20 @@ def pretrain(
     autoencoder_steps: int = AUTOENCODER_STEPS,
     phases: Sequence[Phase] = PHASES,
     seed: int = 0,
-    minutes: float = math.inf,
     compile_layers: bool = False,
     device: str = "cpu",
     workers: int | None = None,
     scale: float = 1.0,
 ) -> None:
-    """All stages in order; those that are done are skipped.
+    """All stages in order; those that are done are skipped, and one that was interrupted goes on.
 
-    ``minutes`` bounds the network stage of this sitting; ``scale`` stretches or cuts all phases of the network. Its
-    layers go through ``torch.compile`` if ``compile_layers``. ``workers`` make the samples: none on a CPU, which they
-    would take from the network, else as many as cores. Raises ValueError for a scale that is not above 0.
+    ``scale`` stretches or cuts all phases of the network. Its layers go through ``torch.compile`` if
+    ``compile_layers``. ``workers`` make the samples: none on a CPU, which they would take from the network, else as
+    many as cores. Raises ValueError for a scale that is not above 0.
     """
     phases = scaled(phases, scale)
+    if torch.device(device).type != "cpu":  # launching kernels, not padding, takes the time there
+        phases = tuple(replace(phase, packs=1) for phase in phases)
     folder.mkdir(parents=True, exist_ok=True)
     torch.set_float32_matmul_precision("high")
     if workers is None:
@@ -347,5 +244,5 @@ def pretrain(
         train_tokenizer(folder, seed, workers=workers)
     if not (folder / "ae_config.json").is_file():
         config = pretrain_autoencoder(folder, AUTOENCODER, autoencoder_steps, seed, device, workers)
-        (folder / "ae_config.json").write_text(config.model_dump_json())
-    pretrain_network(folder, phases, seed, 60 * minutes, compile_layers, device, workers)
+        write_text(folder / "ae_config.json", config.model_dump_json())
+    pretrain_network(folder, phases, seed, compile_layers, device, workers)

@@ -7,9 +7,10 @@ the autoencoder and all noise are the device's part. Step k of a phase depends o
 
 from __future__ import annotations
 
+import hashlib
 import io
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,26 +19,34 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from srum import flow
+from srum.config import TrainConfig
 from srum.models.bagel.autoencoder import decode_latents, encode_mean
 from srum.models.bagel.config import BagelConfig
+from srum.models.bagel.model import Bagel
 from srum.models.bagel.sequence import Batch, ImageMarkers, Split, lay_out
+from srum.models.base import UnifiedModel
+from srum.processes import Processes
+from train.examples import TrainingError
+from train.feed import Step as TrainerStep
+from train.packs import Credits
+from train.packs import Pack as TrainerPack
 from train.phases import IMAGE_DROPOUT, LATENT_NOISE, RECONSTRUCTED, TEXT_DROPOUT, Phase
 from train.tasks import TASKS, Drawing, Part, Sample
 
 BOS, EOS, IMAGE_START, IMAGE_END = "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"
-_NO_PATCHES = torch.zeros(1, 0)
+_EMPTY = torch.zeros(1, 0)  # in place of an image's numbers
 PREFETCHED = 3  # steps per worker
+COLUMNS, IMAGES = 64, 128  # multiples of rows and of what the autoencoder takes: few shapes, each met again soon
 
 
 @dataclass(frozen=True)
 class Pack:
-    """Rows laid out, whose ``batch`` has no patches and no latents yet.
+    """Rows laid out, whose ``batch`` has no patches, latents and targets yet.
 
     ``seen`` (N,) and ``latents`` (K,): the image of the step that each seen and each latent segment holds; ``t`` (K,):
     the timestep of a target, -1 for a latent that is given.
@@ -51,7 +60,7 @@ class Pack:
 
 @dataclass(frozen=True)
 class Step:
-    """The samples of one optimiser step.
+    """The samples of one optimiser step, laid out.
 
     ``images`` (M, 64, 64, 3) uint8; ``level`` (M,): standard deviation of the noise on the latent of an image where it
     is given and seen through the autoencoder, -1 where it is given as it is; ``seed`` of all noise.
@@ -70,10 +79,17 @@ class Steps(Dataset[bytes]):
     """The steps of phase ``number``, pickled. ``folder`` holds the tokenizer."""
 
     def __init__(
-        self, folder: Path, config: BagelConfig, phase: Phase, number: int, seed: int, drawings: Sequence[Drawing] = ()
+        self,
+        folder: Path,
+        config: BagelConfig,
+        phase: Phase,
+        number: int,
+        seed: int,
+        drawings: Sequence[Drawing] = (),
+        multiple: int = 1,
     ) -> None:
         self.folder, self.config, self.phase = folder, config, phase
-        self.number, self.seed, self.drawings = number, seed, drawings
+        self.number, self.seed, self.drawings, self.multiple = number, seed, drawings, multiple
 
     def __len__(self) -> int:
         return self.phase.steps
@@ -116,12 +132,12 @@ class Steps(Dataset[bytes]):
             return Split(kind="text", ids=text, loss=part.loss, branch=part.branch)
         if part.seen is not None:
             side = self.config.vit_max_num_patch_per_side
-            return Split(kind="seen", patches=_NO_PATCHES, grid=(side, side), dropped=part.dropped)
+            return Split(kind="seen", patches=_EMPTY, grid=(side, side), dropped=part.dropped)
         side = self.config.max_latent_size
         if part.clean is not None:
-            return Split(kind="clean", grid=(side, side), dropped=part.dropped)
+            return Split(kind="clean", tokens=_EMPTY, grid=(side, side), dropped=part.dropped)
         t = flow.sample_timesteps(1, self.phase.timestep_shift, generator).item()
-        return Split(kind="noisy", grid=(side, side), t=t, loss=part.loss)
+        return Split(kind="noisy", tokens=_EMPTY, grid=(side, side), t=t, loss=part.loss)
 
     def _pack(self, rows: list[list[tuple[Part, Split]]], places: dict[int, int]) -> Pack:
         batch = lay_out(
@@ -129,7 +145,8 @@ class Steps(Dataset[bytes]):
             ImageMarkers(self.token(IMAGE_START), self.token(IMAGE_END)),
             patch_side=self.config.vit_max_num_patch_per_side,
             latent_side=self.config.max_latent_size,
-            dims=(0, self.config.latent_dim),
+            dims=(0, 0),
+            multiple=self.multiple,
         )
         shown = [(part, split) for row in rows for part, split in row if part.image is not None and not part.dropped]
         seen = [places[id(part.image)] for part, split in shown if split.kind == "seen"]
@@ -193,34 +210,100 @@ def _alone(worker: int) -> None:
 # --- on the device
 
 
-def completed(step: Step, autoencoder: AutoencoderKL, patch_sides: tuple[int, int]) -> list[tuple[Batch, Tensor]]:
-    """The packs of a step with patches and latents, and the velocity (n, D) to learn at their loss tokens.
+class Pretraining:
+    """What a phase learns; the source of its feed (``train.feed``)."""
 
-    ``patch_sides``: of a seen patch, in pixels, and of a latent token, in latent cells.
-    """
-    device = next(autoencoder.parameters()).device
-    generator = torch.Generator(device).manual_seed(step.seed)
-    step = to_device(step, device)
+    def __init__(
+        self,
+        folder: Path,
+        config: BagelConfig,
+        phase: Phase,
+        number: int,
+        drawings: Sequence[Drawing] = (),
+        workers: int = 0,
+    ) -> None:
+        self.folder, self.config, self.phase, self.number = folder, config, phase, number
+        self.drawings, self.workers = drawings, workers
+
+    def digest(self) -> str:
+        """Of the phase and the drawings."""
+        total = hashlib.sha256(repr((self.phase, self.number)).encode())
+        for drawing in self.drawings:
+            total.update(drawing.image.tobytes())
+        return total.hexdigest()
+
+    def feed(self, model: UnifiedModel, config: TrainConfig, seed: int, processes: Processes) -> PretrainingFeed:
+        """The steps; raises TrainingError for several processes, of which each would have to make them all."""
+        assert isinstance(model, Bagel)
+        if processes.count > 1:
+            raise TrainingError("srum pretrain works in one process; --workers are what make its samples")
+        multiple = 1 if model.device.type == "cpu" else COLUMNS
+        steps = Steps(self.folder, self.config, self.phase, self.number, seed, self.drawings, multiple)
+        return PretrainingFeed(steps, model, self.workers)
+
+
+class PretrainingFeed:
+    """The steps of a phase, in order, completed on the device of the model."""
+
+    def __init__(self, steps: Steps, model: Bagel, workers: int) -> None:
+        self.steps, self.model, self.workers = steps, model, workers
+        self._at, self._loaded = -1, iter(())
+
+    def step(self, number: int) -> TrainerStep:
+        """Step ``number`` of the phase."""
+        if number != self._at:
+            self._loaded = loaded(self.steps, number, self.workers)
+        self._at = number + 1
+        step: Step = next(self._loaded)
+        name = f"{self.steps.phase.name}/{number}"
+        packs = [TrainerPack([name], batch, *ones) for batch, *ones in completed(step, self.model)]
+        images, texts = (sum(len(x) for x in own) for own in zip(*map(_predicted, step.packs), strict=True))
+        return TrainerStep([(pack, True) for pack in packs], images, texts, ids=[name])
+
+    def validation(self) -> Iterator[TrainerStep]:
+        """None."""
+        return iter(())
+
+
+def completed(step: Step, model: Bagel) -> list[tuple[Batch, Credits, Credits]]:
+    """The packs of a step with patches, latents and the velocities to learn, and credits of one for all of them."""
+    generator = torch.Generator(model.device).manual_seed(step.seed)
+    again = torch.nonzero(step.level >= 0)[:, 0].to(model.device)  # found by the host, which need not wait
+    step = to_device(step, model.device)
     pixels = step.images.permute(0, 3, 1, 2).float() / 127.5 - 1
-    latents = encode_mean(autoencoder, pixels).float()
-    given = latents + step.level.clamp(min=0)[:, None, None, None] * _normal(latents.shape, generator)
-    again = torch.nonzero(step.level >= 0)[:, 0]
-    if len(again):
-        pixels[again] = decode_latents(autoencoder, given[again]).float().clamp(-1, 1)
-    patches = patched(pixels, patch_sides[0])
-    clean, given = patched(latents, patch_sides[1]), patched(given, patch_sides[1])
+    with torch.autocast(model.device.type, dtype=torch.bfloat16):
+        latents = padded(pixels, lambda x: encode_mean(model.autoencoder, x)).float()
+        given = latents + step.level.clamp(min=0)[:, None, None, None] * _normal(latents.shape, generator)
+        if len(again):
+            pixels[again] = padded(given[again], lambda x: decode_latents(model.autoencoder, x)).float().clamp(-1, 1)
+    patches = patched(pixels, model.config.vit.patch_size)
+    clean, given = (patched(x, model.config.latent_patch_size) for x in (latents, given))
     return [_completed(pack, patches, clean, given, generator) for pack in step.packs]
 
 
 def _completed(
     pack: Pack, patches: Tensor, clean: Tensor, given: Tensor, generator: torch.Generator
-) -> tuple[Batch, Tensor]:
+) -> tuple[Batch, Credits, Credits]:
     t = pack.t[:, None, None]
     origin = torch.where(t < 0, given[pack.latents], clean[pack.latents])
     noise = _normal(origin.shape, generator)
     tokens = flow.interpolate(origin, noise, t.clamp(min=0)).flatten(0, 1)
-    target = flow.velocity_target(origin, noise).flatten(0, 1)[pack.batch.loss_tokens]
-    return replace(pack.batch, patches=patches[pack.seen], latents=tokens), target
+    targets = flow.velocity_target(origin, noise).flatten(0, 1)[pack.batch.loss_tokens]
+    batch = replace(pack.batch, patches=patches[pack.seen], latents=tokens, targets=targets)
+    images, texts = (Credits.ones(len(x), x.device) for x in _predicted(pack))
+    return batch, images, texts
+
+
+def _predicted(pack: Pack) -> tuple[Tensor, Tensor]:
+    """Something of every image token and every text token that is predicted."""
+    return pack.batch.cell, pack.batch.labels
+
+
+def padded(x: Tensor, work: Callable[[Tensor], Tensor]) -> Tensor:
+    """What ``work`` makes of (N, ...), which it is given filled up with zeros where a device minds new shapes."""
+    if x.device.type == "cpu":
+        return work(x)
+    return work(torch.cat([x, x.new_zeros(-len(x) % IMAGES, *x.shape[1:])]))[: len(x)]
 
 
 def _normal(shape: torch.Size, generator: torch.Generator) -> Tensor:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from huggingface_hub import snapshot_download
 
+from srum.errors import ModelError
 from srum.models.base import TrainableModel, UnifiedModel
 from srum.models.needs import Need, Recipe
 from srum.plugins import find as find_plugin
@@ -65,8 +66,8 @@ def load(
     into the host's memory and then on disk, to sample and judge with what no GPU holds alone. On a CPU that multiplies
     bfloat16 natively, and on CUDA, the network computes in bfloat16, whatever the ``dtype`` of its weights; on a CPU
     the process keeps the memory that it frees (:func:`keep_memory`). ``empty``: without its weights, which training
-    reads once it knows what this process keeps of them (``read_weights``). Raises FileNotFoundError or PluginError
-    where there is no such model, ValueError as :func:`find_device` does.
+    reads once it knows what this process keeps of them (``read_weights``). Raises ModelError or PluginError where there
+    is no such model, ModelError as :func:`find_device` does.
     """
     loader, folder = _located(name)
     place = find_device(device)
@@ -82,7 +83,7 @@ def require_model(name: str | Path) -> None:
 
 
 def architecture(folder: Path) -> Architecture:
-    """Who loads the folder. Raises FileNotFoundError where nothing marks it."""
+    """Who loads the folder. Raises ModelError where nothing marks it."""
     if (folder / CLASS).is_file():
         user: Architecture = find_plugin("model", json.loads((folder / CLASS).read_text())["model"], {})
         return user
@@ -90,7 +91,7 @@ def architecture(folder: Path) -> Architecture:
         if (folder / marker).is_file():
             ours: Any = import_module(module)
             return ours
-    raise FileNotFoundError(f"{folder} is no model: it has none of {', '.join([*ARCHITECTURES, CLASS])}")
+    raise ModelError(f"{folder} is no model: it has none of {', '.join([*ARCHITECTURES, CLASS])}")
 
 
 def mark(folder: Path, model: UnifiedModel) -> None:
@@ -112,21 +113,21 @@ def _located(name: str | Path) -> tuple[Any, Path | None]:
 def find_device(name: str | torch.device = "auto") -> torch.device:
     """The device of this machine that ``name`` means in :func:`load`; of "spread", where all but the layers goes.
 
-    Raises ValueError for a device that is not here.
+    Raises ModelError for a device that is not here.
     """
     if name in ("auto", "spread"):
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
     here = torch.get_device_module(device).device_count()
     if (device.index or 0) >= here:
-        raise ValueError(f"device: {name} is not here, this machine has {here} of that type; auto takes the best")
+        raise ModelError(f"device: {name} is not here, this machine has {here} of that type; auto takes the best")
     return device
 
 
 def find(name: str | Path) -> Path:
     """The folder of a model: of a shipped one, itself, or the local copy of a hub repository, fetched if need be.
 
-    Raises FileNotFoundError where there is none.
+    Raises ModelError where there is none.
     """
     folder = EMBEDDED.get(str(name), Path(name))
     if folder.is_dir():
@@ -136,10 +137,8 @@ def find(name: str | Path) -> Path:
             return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors", "*.txt"]))
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
-            raise FileNotFoundError(f"no folder {str(name)!r}, and none from the hub: {reason}") from None
-    raise FileNotFoundError(
-        f"no model {str(name)!r}: give a checkpoint folder, one of {', '.join(EMBEDDED)}, or module:Name"
-    )
+            raise ModelError(f"no folder {str(name)!r}, and none from the hub: {reason}") from None
+    raise ModelError(f"no model {str(name)!r}: give a checkpoint folder, one of {', '.join(EMBEDDED)}, or module:Name")
 
 
 def native_bfloat16(device: torch.device) -> bool:

@@ -16,6 +16,8 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from srum.errors import ModelError
+
 # ``global_batch`` takes one norm over all images of a call, as the reference does; the others are per image or token.
 Renorm = Literal["global", "channel", "text_channel", "global_batch"]
 
@@ -32,8 +34,8 @@ Ability = Literal[
 ]
 
 
-class MissingAbility(ValueError):
-    """A model cannot do what is asked of it; the message is one line."""
+class MissingAbility(ModelError):
+    """A model cannot do what is asked of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
