@@ -200,10 +200,10 @@ def doctor(
     from rich.console import Console
 
     from srum import models
-    from srum.doctor import Machine, self_check, tables
+    from srum.doctor import Machine, self_check, tables, usual_side
 
     folder, machine = models.find(model), Machine.here(device)
-    side = size or models.architecture(folder).describe(folder, machine.device, machine.bfloat16).side
+    side = size or usual_side(folder, machine)
     Console().print(*tables(folder, machine, (side, side)))
     if check:
         deviation, tolerance = self_check(models.load(folder, device), (side, side), machine.bfloat16)

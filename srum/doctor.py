@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
-from srum.models import architecture, find_device, native_bfloat16
+from srum.errors import ModelError
+from srum.models import Architecture, architecture, find_device, native_bfloat16
 from srum.models.base import Sampling, Segment, UnifiedModel, require
 from srum.models.needs import BFLOAT, FLOAT, Need, Recipe
 
@@ -49,12 +50,25 @@ def _available_memory() -> int:
     return found[0] if found else 0
 
 
+def asked(folder: Path) -> Architecture:
+    """Who knows the folder. Raises ModelError for a user's class that cannot be asked."""
+    model = architecture(folder)
+    if lacks := [name for name in ("describe", "memory", "training_memory") if not hasattr(model, name)]:
+        raise ModelError(f"{folder}: its class has none of which the doctor asks: {', '.join(lacks)}")
+    return model
+
+
+def usual_side(folder: Path, machine: Machine) -> int:
+    """The side of the model's usual images in pixels."""
+    return asked(folder).describe(folder, machine.device, machine.bfloat16).side
+
+
 def tables(folder: Path, machine: Machine, size: tuple[int, int]) -> Iterator[Table]:
     """What was found, and what fits, for images of (H, W) pixels. Nothing but headers is read.
 
     Raises ModelError as loading does.
     """
-    model = architecture(folder)
+    model = asked(folder)
     yield _rows(str(folder), model.describe(folder, machine.device, machine.bfloat16).rows)
     yield _machine(machine)
     yield _fits(model.memory(folder, size, machine.bfloat16), machine, size)
