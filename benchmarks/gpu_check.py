@@ -31,13 +31,14 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.real_size import REAL, SMALL, matmul_rate, peak_memory, random_model, seconds
 from srum.config import LoraConfig, MemoryConfig, TrainConfig
+from srum.drawing import draw_prompts
 from srum.flow import FlowNoise
 from srum.models.bagel import Bagel, network
 from srum.models.bagel.cache import Cache
 from srum.models.bagel.config import LlmConfig
 from srum.models.bagel.network import additive, attend
 from srum.models.bagel.sampler import branch_counts
-from srum.models.base import Decoding, Question, Sampling, Segment
+from srum.models.base import Decoding, Sampling, Segment
 from srum.processes import Processes
 from srum.records import Candidate
 from train import lora
@@ -152,13 +153,13 @@ def decoding_agrees(scale: Scale) -> Iterator[Result]:
     """Logits and ids of greedy texts over contexts of unlike lengths, steps recorded as CUDA graphs and not."""
     model = in_float32(random_model(SMALL, scale.device))
     with torch.no_grad():
-        context = model.empty_context(3)
-        model.add_text(context, ["a", PROMPT, "how many cups?"])
+        context = model.contexts([[Segment("text", text=text)] for text in ("a", PROMPT, "how many cups?")])
 
         def run(records: bool) -> tuple[list[list[int]], list[Tensor]]:
             model.records = records
             logits: list[Tensor] = []
-            return model.decode_ids(context, Decoding(max_tokens=40), stop=-1, logits_out=logits), logits
+            rows = model.decode_tokens(context, Decoding(max_tokens=40), range(3), stop=-1, logits_out=logits)
+            return [row.ids for row in rows], logits
 
         (ids, logits), (recorded_ids, recorded_logits) = run(False), run(scale.device.type == "cuda")
     yield "CUDA graphs, logits", difference(recorded_logits, logits), TOLERANCES[torch.float32]
@@ -169,9 +170,9 @@ def compiled_agrees(scale: Scale) -> Iterator[Result]:
     """Latents of two images in guided steps, compiled and not."""
     model = in_float32(random_model(SMALL, scale.device))
     sampling = Sampling(size=(64, 96), timesteps=4, guidance_interval=(0.0, 1.0))
-    plain = [made.latent for made in model.generate([PROMPT, "a cup"], sampling, [0, 1])]
+    plain = [made.latent for made in draw_prompts(model, [PROMPT, "a cup"], sampling, [0, 1])]
     model.compile()
-    compiled = [made.latent for made in model.generate([PROMPT, "a cup"], sampling, [0, 1])]
+    compiled = [made.latent for made in draw_prompts(model, [PROMPT, "a cup"], sampling, [0, 1])]
     yield "compiled, latents", difference(compiled, plain), TOLERANCES[torch.float32]
 
 
@@ -219,17 +220,16 @@ def draw_compiled(scale: Scale) -> None:
             say(f"{batch} images, compiled: guided step {took:.3f} s ({share:.0%} of the rate)")
 
 
-def contexts_of(model: Bagel, batch: int) -> list[Cache]:
+def contexts_of(model: Bagel, batch: int) -> Cache:
+    """So many prompts, and as many contexts without them."""
     with torch.no_grad(), model._compute():
-        return model.generation_contexts([f"{PROMPT} {index}" for index in range(batch)], None, range(batch))[0]
+        return model.contexts([[Segment("text", text=f"{PROMPT} {index}")] for index in range(batch)] + [[]] * batch)
 
 
-def denoising(
-    model: Bagel, contexts: Sequence[Cache], size: tuple[int, int], steps: int, branches: int
-) -> Callable[[], None]:
+def denoising(model: Bagel, contexts: Cache, size: tuple[int, int], steps: int, branches: int) -> Callable[[], None]:
     """So many steps of one kind."""
     sampling = Sampling(size=size, timesteps=steps + 1, guidance=float(2 * branches - 1), guidance_interval=(0.0, 1.0))
-    sizes = [size] * contexts[0].rows
+    sizes = [size] * (contexts.rows // 2)
     noise = model.noise(range(len(sizes)), sizes)
 
     def work() -> None:
@@ -239,7 +239,7 @@ def denoising(
     return work
 
 
-def step_seconds(model: Bagel, contexts: Sequence[Cache], size: tuple[int, int], branches: int) -> float:
+def step_seconds(model: Bagel, contexts: Cache, size: tuple[int, int], branches: int) -> float:
     """Of one step: what three take more than one, over two."""
     works = [denoising(model, contexts, size, steps, branches) for steps in (1, 3)]
     seconds(works[0], model.device)  # kernels are chosen, or compiled
@@ -311,8 +311,7 @@ def decode(scale: Scale) -> None:
         for recorded in (False, True) if scale.device.type == "cuda" else (False,):
             with torch.no_grad(), model._compute(), reporting(f"{rows} texts", scale):
                 model.records = recorded
-                context = model.empty_context(rows)
-                model.add_text(context, [f"{PROMPT} {row}" for row in range(rows)])
+                context = model.contexts([[Segment("text", text=f"{PROMPT} {row}")] for row in range(rows)])
                 texts = {n: decoding(model, context, n) for n in (3, scale.tokens)}
                 took = [seconds(work, scale.device) for work in texts.values()][-1]
                 share = weights * scale.tokens / rate / took
@@ -322,13 +321,15 @@ def decode(scale: Scale) -> None:
                 )
     with reporting("judging", scale):
         image = Image.effect_noise(scale.size[::-1], 80).convert("RGB")
-        asked, reply = [[Question(f"{PROMPT}: is region {n} right?") for n in range(8)]], Decoding(max_tokens=64)
-        took = [seconds(lambda: model.answer([image], asked, reply), scale.device) for _ in range(2)][-1]
+        seen, reply = Segment("seen", image=image), Decoding(max_tokens=64)
+        asked = [[seen, Segment("text", text=f"{PROMPT}: is region {n} right?")] for n in range(8)]
+        took = [seconds(lambda: model.write(asked, reply, range(8)), scale.device) for _ in range(2)][-1]
         say(f"8 questions about one image, up to 64 tokens each: {took:.2f} s")
 
 
 def decoding(model: Bagel, context: Cache, tokens: int) -> Callable[[], object]:
-    return lambda: model.decode_ids(context, Decoding(max_tokens=tokens + 1), stop=-1)  # an id that no token has
+    settings = Decoding(max_tokens=tokens + 1)
+    return lambda: model.decode_tokens(context, settings, range(context.rows), stop=-1)  # an id that no token has
 
 
 def copy_rate(device: torch.device) -> float:

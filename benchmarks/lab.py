@@ -46,7 +46,7 @@ from torch import Tensor
 from grounding.stage import load_proposer
 from judging.stage import load_judge
 from srum.config import EvalConfig, RunConfig, changed, load_config
-from srum.evaluation.accuracy import evaluate
+from srum.evaluation.accuracy import drawn, evaluate
 from srum.evaluation.activation import find_clusters, mean_activations, strength
 from srum.evaluation.denoising import JudgedSteps, judge_steps, summarize_steps
 from srum.evaluation.judge_quality import JudgeQuality, flipped_relations, judge_quality
@@ -58,7 +58,6 @@ from srum.records import Candidate, Grounding, Judgement, Prompt
 from srum.rollout import choose_prompts
 from srum.run import BASE, Run, console, load_model
 from srum.run_dir import atomic, claim_run, open_image, read_records, write_json, write_records
-from srum.seeding import seed_for
 
 DEVELOPMENT = 280  # prompts; no more than there are for the evaluation
 FLIPPED = 200  # prompts about positions
@@ -236,7 +235,7 @@ def activations_of(run: Run, arm: str) -> dict[str, Tensor]:
         judge, folder = load_judge(visible, weights, config.seed), run.round(0)
         regions = {g.candidate_id: g.regions for g in read_records(folder / "regions.jsonl", Grounding)}
         candidates = [c for c in read_records(folder / "candidates.jsonl", Candidate) if c.index == 0][:SAMPLES]
-        model, sampling = load_model(visible, weights), Sampling(**config.eval.sampling())
+        model = load_model(visible, weights)
         prompts = choose_prompts(config.eval.prompts, min(SAMPLES, config.eval.count), seed=0)
         found = {
             "understanding": mean_activations(
@@ -247,7 +246,7 @@ def activations_of(run: Run, arm: str) -> dict[str, Tensor]:
             "generation": mean_activations(
                 model.network,
                 prompts,
-                lambda p: model.generate([p.text], sampling, [seed_for(config.seed, p.id, "eval")], config.eval.plan),
+                lambda p: drawn(model, {p.id: p}, config.eval, config.seed),
             ),
         }
         with atomic(path) as partial:

@@ -21,7 +21,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.stages import Work, make_items, matmul_rate, medians, operations
+from benchmarks.stages import Item, Work, make_items, matmul_rate, medians, operations
 from srum.models import EMBEDDED, keep_memory, native_bfloat16
 from srum.models.bagel import Bagel
 from srum.models.bagel.autoencoder import build_autoencoder
@@ -30,7 +30,7 @@ from srum.models.bagel.checkpoint import load_tokenizer
 from srum.models.bagel.config import AutoencoderConfig, BagelConfig, LlmConfig, ResizeLimits, VitConfig
 from srum.models.bagel.model import Precision
 from srum.models.bagel.sequence import Split
-from srum.models.base import Decoding, Question, Sampling
+from srum.models.base import Decoding, Sampling, Segment
 from train.pretrain import fresh_network
 
 SIDE = 256  # pixels
@@ -72,15 +72,16 @@ def rollout(model: Bagel, prompts: Sequence[str], steps: int) -> tuple[Work, Wor
     def together() -> None:
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=model.precision == "bf16"):
             seeds, sizes = range(len(prompts)), [sampling.size] * len(prompts)
-            contexts, _ = model.generation_contexts(prompts, None, seeds)
-            model.denoise(contexts, model.noise(seeds, sizes), sizes, sampling)
+            contexts = [[Segment("text", text=prompt)] for prompt in prompts]
+            cache = model.contexts(contexts + [[]] * len(prompts))
+            model.denoise(cache, model.noise(seeds, sizes), sizes, sampling)
 
     def one_by_one() -> None:
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=model.precision == "bf16"):
             for seed, prompt in enumerate(prompts):
-                contexts, _ = model.generation_contexts([prompt], None, [seed])
-                for context in contexts[:2]:
-                    model.denoise([context], model.noise([seed], [sampling.size]), [sampling.size], alone)
+                for context in ([Segment("text", text=prompt)], []):
+                    noise = model.noise([seed], [sampling.size])
+                    model.denoise(model.contexts([context]), noise, [sampling.size], alone)
 
     return one_by_one, together
 
@@ -88,14 +89,19 @@ def rollout(model: Bagel, prompts: Sequence[str], steps: int) -> tuple[Work, Wor
 def judging(model: Bagel, count: int, tokens: int) -> tuple[Work, Work]:
     """Replies to questions about one image: (one at a time, together)."""
     (item,) = make_items(1)
-    asked = [Question(f"Region {number} of {item.prompt}: score?") for number in range(count)]
-    decoding = Decoding(max_tokens=tokens)
+    contexts, decoding = questions(item, count), Decoding(max_tokens=tokens)
 
     def one_by_one() -> None:
-        for question in asked:
-            model.answer([item.image], [[question]], decoding)
+        for context in contexts:
+            model.write([context], decoding, [0])
 
-    return one_by_one, lambda: model.answer([item.image], [asked], decoding)
+    return one_by_one, lambda: model.write(contexts, decoding, range(count))
+
+
+def questions(item: Item, count: int) -> list[list[Segment]]:
+    """Contexts of so many questions about one image, which they share."""
+    seen = Segment("seen", image=item.image)
+    return [[seen, Segment("text", text=f"Region {n} of {item.prompt}: score?")] for n in range(count)]
 
 
 def writing(model: Bagel, rows: int, tokens: int) -> tuple[Work, Work]:
@@ -103,11 +109,7 @@ def writing(model: Bagel, rows: int, tokens: int) -> tuple[Work, Work]:
     (item,) = make_items(1)
 
     def context() -> Cache:
-        seen = model.empty_context(1)
-        model.add_seen(seen, [item.image])
-        seen = seen.select([0] * rows)
-        model.add_text(seen, [f"Region {row} of {item.prompt}: score?" for row in range(rows)])
-        return seen
+        return model.contexts(questions(item, rows))
 
     def as_texts() -> None:
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=model.precision == "bf16"):
@@ -119,7 +121,7 @@ def writing(model: Bagel, rows: int, tokens: int) -> tuple[Work, Work]:
 
     def as_steps() -> None:
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=model.precision == "bf16"):
-            model.decode_ids(context(), Decoding(max_tokens=tokens), stop=-1)  # an id that no token has
+            model.decode_tokens(context(), Decoding(max_tokens=tokens), range(rows), stop=-1)  # an id that no token has
 
     return as_texts, as_steps
 

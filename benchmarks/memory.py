@@ -21,10 +21,11 @@ from rich.table import Table
 from benchmarks.medium import SIDE, medium_model
 from benchmarks.stages import make_items
 from srum.config import TrainConfig
+from srum.drawing import draw_prompts
 from srum.models import keep_memory, native_bfloat16
 from srum.models.bagel import Bagel
 from srum.models.bagel.memory import QUESTIONS, TEXT, Sizes, stage_needs
-from srum.models.base import Decoding, Question, Sampling
+from srum.models.base import Decoding, Sampling, Segment
 from srum.records import Candidate
 from train.data import TrainingRecord
 from train.trainer import Trainer, trainable_parameters
@@ -36,15 +37,15 @@ BFLOAT16 = native_bfloat16(torch.device("cpu"))
 
 def rollout(model: Bagel, images: int) -> None:
     """Two guided steps and the decoder."""
-    model.generate([item.prompt for item in make_items(images)], SHORT, range(images))
+    draw_prompts(model, [item.prompt for item in make_items(images)], SHORT, range(images))
 
 
 def judging(model: Bagel, images: int) -> None:
     """As many questions as the estimate assumes, about as long."""
-    items = make_items(images)
     text = "Is the red circle right? " * (TEXT // 8)
-    asked = [[Question(f"{number} {text}") for number in range(QUESTIONS)]] * images
-    model.answer([item.image.resize(SIZE) for item in items], asked, Decoding(max_tokens=TEXT))
+    shown = [Segment("seen", image=item.image.resize(SIZE)) for item in make_items(images)]
+    contexts = [[seen, Segment("text", text=f"{number} {text}")] for seen in shown for number in range(QUESTIONS)]
+    model.write(contexts, Decoding(max_tokens=TEXT), range(len(contexts)))
 
 
 def training(scope: str) -> Callable[[Bagel, int], None]:

@@ -47,11 +47,11 @@ from srum.models.bagel import Bagel
 from srum.models.bagel.autoencoder import decode_latents, encode_mean
 from srum.models.bagel.cache import Cache
 from srum.models.bagel.config import BagelConfig, ResizeLimits
-from srum.models.bagel.images import patchify, resize, resized_size, to_tensor, tokens_to_latent
+from srum.models.bagel.images import patchify, resize, resized_size, to_tensor
 from srum.models.bagel.model import Precision
 from srum.models.bagel.positions import grid_ids, interpolated_grid_ids, rotary, sincos_table, timestep_sinusoid
 from srum.models.bagel.sequence import Batch, Span, Split, lay_out, sight_of
-from srum.models.base import Decoding, Sampling, Segment, TrainingForward
+from srum.models.base import Decoding, Sampling, Segment, TrainingForward, to_edit
 from srum.reward_map import reference_grid
 from train.methods.srum import Srum, SrumConfig
 from train.objective import Terms, Tokens
@@ -510,9 +510,11 @@ def recorded_gradients(gradients: Mapping[str, Tensor], numbers: Tensors) -> Ite
 def t2i(model: Bagel, facts: Facts, numbers: Tensors) -> Iterator[Deviation]:
     ids = model.tokenizer.encode(facts["prompt"], add_special_tokens=False)
     yield equal("prompt ids", ids, facts["prompt_ids"])
-    yield from drawn(model, facts, numbers, tuple(facts["image_shape_hw"]), None)
+    yield from drawn(model, facts, numbers, tuple(facts["image_shape_hw"]), [])
     settings = next(s for s in (case["settings"] for case in facts["cases"].values()) if s.get("think"))
-    (full, *_), _ = contexts_of(model, facts["prompt"], settings, None)
+    context, _ = context_of(model, facts["prompt"], settings, [])
+    with torch.no_grad():
+        full = model.contexts([context])
     h, w = model.latent_grid(tuple(settings["image_shapes"]))
     split = Split(kind="noisy", tokens=torch.zeros(h * w, model.config.latent_dim), grid=(h, w))
     batch = packed_batch(model, [[split]], full)
@@ -533,62 +535,76 @@ def t2i(model: Bagel, facts: Facts, numbers: Tensors) -> Iterator[Deviation]:
 def t2i_batch(model: Bagel, facts: Facts, numbers: Tensors) -> Iterator[Deviation]:
     size = tuple(facts["image_shape_hw"])
     h, w = model.latent_grid(size)
-    prompts, noise = facts["prompts"], numbers["initial_noise"].split(h * w)
+    contexts = [[Segment("text", text=prompt, droppable=True)] for prompt in facts["prompts"]]
     for renorm in sorted({name.split("/")[0] for name in numbers if "/" in name}):
         sampling = sampling_of({"cfg_img_scale": 1.0, "cfg_renorm_min": 0.0, "cfg_renorm_type": renorm} | facts)
-        with torch.no_grad():
-            contexts, _ = model.generation_contexts(prompts, None, [0] * len(prompts))
-            latents = model.denoise(contexts, noise, [size] * len(prompts), sampling)
+        with noise_of(model, numbers["initial_noise"].split(h * w)):
+            made = model.draw(contexts, sampling, [0] * len(contexts), sizes=[size] * len(contexts))
+        latents = [model.tokens(image.latent) for image in made]
         for index, latent in enumerate(latents):
             recorded = numbers[f"{renorm}/final_latent_{index}"]
             yield close("final latents", latent, recorded, 1e-4, f"{renorm}, image {index}")
 
 
 def edit(model: Bagel, facts: Facts, numbers: Tensors) -> Iterator[Deviation]:
-    config = model.config
-    image = resize(recorded_images(numbers)["uint8"], config.vae_transform, config.transform_max_pixels)
-    size = image.size[::-1]
+    config, source = model.config, recorded_images(numbers)["uint8"]
+    shown, size = to_edit(model, source)
+    image = model.resized(source)
     yield equal("output size", list(size), facts["output_hw"])
     yield equal("resized image", np.array(image).tolist(), numbers["image_resized_uint8"])
     yield close("clean latent", model.encode([image])[0][None], numbers["context_vae_latent"], 2e-5)
     seen = to_tensor(resize(image, config.vit_transform, config.transform_max_pixels))
     yield close("seen pixels", seen, numbers["context_vit_pixels"], 1e-6)
-    yield from drawn(model, facts, numbers, size, image)
+    yield from drawn(model, facts, numbers, size, shown)
 
 
 def drawn(
-    model: Bagel, facts: Facts, numbers: Tensors, size: tuple[int, int], image: Image.Image | None
+    model: Bagel, facts: Facts, numbers: Tensors, size: tuple[int, int], shown: Sequence[Segment]
 ) -> Iterator[Deviation]:
-    """The images of one prompt, or edits of one ``image``, under several settings."""
+    """The images of one prompt, or edits of the image that is ``shown``, under several settings."""
     for name, case in facts["cases"].items():
         sampling = sampling_of(case["settings"])
-        steps: list[tuple[Tensor, Tensor]] = []
-        contexts, thoughts = contexts_of(model, facts["prompt"], case["settings"], image)
-        with torch.no_grad():
-            (latent,) = model.denoise(contexts, [numbers["initial_noise"]], [size], sampling, steps)
+        context, thoughts = context_of(model, facts["prompt"], case["settings"], shown)
+        with noise_of(model, [numbers["initial_noise"]]):
+            (made,) = model.draw([context], sampling, [0], sizes=[size], path=True)
         if case["settings"].get("think"):
             yield equal("thoughts", thoughts, case["texts"], name)
-            asked = asked_to_think(model, facts["prompt"], image)
+            with torch.no_grad():
+                asked = model.contexts([[segment for segment in context if not segment.written]])
             ids, logits = greedy(model, asked, case["settings"]["max_think_token_n"])
             yield equal("ids of thoughts", [ids], case["generated_token_ids"], name)
             yield close("smallest gap of logits", smallest_gap(logits), case["min_top2_margin"], 1e-4, name)
-        times = flow.schedule(sampling.timesteps, sampling.timestep_shift)[:-1]
-        yield close("timesteps", times, torch.tensor(case["timesteps"]), 1e-6, name)
-        for quantity, values in zip(("x_t", "v_t"), zip(*steps, strict=True), strict=True):
+        assert made.path is not None
+        yield close("timesteps", made.path.timesteps, torch.tensor(case["timesteps"]), 1e-6, name)
+        for quantity, latents in (("x_t", made.path.states), ("v_t", made.path.velocities)):
             if f"{name}/{quantity}" in numbers:
-                yield close(quantity, torch.stack(values), numbers[f"{name}/{quantity}"], 1e-4, name)
-        yield close("final latents", latent, numbers[f"{name}/final_latent"], 1e-4, name)
-        (picture,) = model.decode([tokens_to_latent(latent, model.latent_grid(size), model.config.latent_patch_size)])
-        pixels = torch.from_numpy(np.array(picture))
+                values = torch.stack([model.tokens(latent) for latent in latents])
+                yield close(quantity, values, numbers[f"{name}/{quantity}"], 1e-4, name)
+        yield close("final latents", model.tokens(made.latent), numbers[f"{name}/final_latent"], 1e-4, name)
+        pixels = torch.from_numpy(np.array(made.image))
         yield close("pixels, in levels of 255", pixels, numbers[f"{name}/image_uint8"], 1.0, name)
 
 
-def contexts_of(
-    model: Bagel, prompt: str, settings: Mapping[str, Any], image: Image.Image | None
-) -> tuple[list[Cache], list[str | None]]:
-    planning = Decoding(max_tokens=settings["max_think_token_n"]) if settings.get("think") else None
-    with torch.no_grad():
-        return model.generation_contexts([prompt], planning, [0], None if image is None else [image])
+def context_of(
+    model: Bagel, prompt: str, settings: Mapping[str, Any], shown: Sequence[Segment]
+) -> tuple[list[Segment], list[str]]:
+    """What an image is drawn from, with the thought of the model where it is to think, which is then returned, too."""
+    context = [*shown, Segment("text", text=prompt, droppable=True)]
+    if not settings.get("think"):
+        return context, []
+    context = [Segment("text", text=model.plan_instruction), *context]
+    (thought,) = model.write([context], Decoding(max_tokens=settings["max_think_token_n"]), [0])
+    return [*context, Segment("text", text=thought.text, droppable=True, written=True)], [thought.text]
+
+
+@contextmanager
+def noise_of(model: Bagel, noise: Sequence[Tensor]) -> Iterator[None]:
+    """Inside the block images are drawn from this noise, (h w, D) each."""
+    ours, model.noise = model.noise, lambda seeds, sizes: list(noise)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        model.noise = ours  # type: ignore[method-assign]
 
 
 def sampling_of(settings: Mapping[str, Any]) -> Sampling:
@@ -603,18 +619,6 @@ def sampling_of(settings: Mapping[str, Any]) -> Sampling:
         renorm="global_batch" if renorm == "global" else renorm,
         renorm_min=settings["cfg_renorm_min"],
     )
-
-
-def asked_to_think(model: Bagel, prompt: str, image: Image.Image | None) -> Cache:
-    """The context that the thought before an image is decoded from."""
-    context = model.empty_context(1)
-    with torch.no_grad():
-        model.add_text(context, [model.config.plan_instruction])
-        if image is not None:
-            model.add_clean(context, model.encode([image]))
-            model.add_seen(context, [image])
-        model.add_text(context, [prompt])
-    return context
 
 
 def recorded_images(numbers: Tensors) -> dict[str, Image.Image]:
@@ -634,13 +638,10 @@ def understanding(model: Bagel, facts: Facts, numbers: Tensors) -> Iterator[Devi
         if "understanding_output" in settings:  # the top-level call, which resizes for the autoencoder first
             config = model.config
             shown = [resize(image, config.vae_transform, config.transform_max_pixels) for image in shown]
-        context = model.empty_context(1)
+        told = [Segment("text", text=model.config.think_instruction)] if settings.get("think") else []
+        segments = [*told, *(seen_alone(model, image) for image in shown), Segment("text", text=facts["question"])]
         with torch.no_grad():
-            if settings.get("think"):
-                model.add_text(context, [model.config.think_instruction])
-            for image in shown:
-                model.add_seen(context, [image])
-            model.add_text(context, [facts["question"]])
+            context = model.contexts([segments])
         if name == "image_question":
             yield from all_equal({"context_kv_len": int(context.lengths), "context_rope": int(context.position)}, facts)
             for index, (keys, values) in enumerate(zip(context.keys, context.values, strict=True)):
@@ -651,21 +652,26 @@ def understanding(model: Bagel, facts: Facts, numbers: Tensors) -> Iterator[Devi
         ids, logits = greedy(model, context, limit, settings.get("end_token_id"))
         yield equal("ids", ids, case["token_ids"], name)
         if "text" in case:
-            with torch.no_grad():
-                (text,) = model.decode_text(context, Decoding(max_tokens=limit))
-            yield equal("texts", text, case["text"], name)
+            (written,) = model.write([segments], Decoding(max_tokens=limit), [0])
+            yield equal("texts", written.text, case["text"], name)
         if case.get("min_top2_margin") is not None:
             yield close("smallest gap of logits", smallest_gap(logits), case["min_top2_margin"], 1e-4, name)
         if f"{name}/logits" in numbers:
             yield close("logits", logits, numbers[f"{name}/logits"], 1e-4, name)
 
 
+def seen_alone(model: Bagel, image: Image.Image) -> Segment:
+    """An image resized for the understanding encoder alone."""
+    config = model.config
+    return Segment("seen", image=to_tensor(resize(image, config.vit_transform, config.transform_max_pixels)))
+
+
 def greedy(model: Bagel, context: Cache, limit: int, stop: int | None = None) -> tuple[list[int], Tensor]:
     """Greedy ids after the context, bos included, and the logits (steps, V) that they were chosen from."""
     logits: list[Tensor] = []
     with torch.no_grad():
-        (ids,) = model.decode_ids(context, Decoding(max_tokens=limit), stop=stop, logits_out=logits)
-    return ids, torch.cat(logits)
+        (row,) = model.decode_tokens(context, Decoding(max_tokens=limit), [0], stop=stop, logits_out=logits)
+    return row.ids, torch.cat(logits)
 
 
 def smallest_gap(logits: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.stages import Work, make_items, operations
+from srum.drawing import draw_prompts
 from srum.models import EMBEDDED
 from srum.models.bagel import Bagel
 from srum.models.bagel.autoencoder import build_autoencoder
@@ -29,7 +30,7 @@ from srum.models.bagel.checkpoint import TABLES, load_tokenizer
 from srum.models.bagel.config import AutoencoderConfig, BagelConfig, LlmConfig, VitConfig
 from srum.models.bagel.network import BagelNetwork
 from srum.models.bagel.positions import sincos_table
-from srum.models.base import Decoding, Sampling
+from srum.models.base import Decoding, Sampling, Segment
 
 REAL = BagelConfig(
     llm=LlmConfig(
@@ -75,7 +76,7 @@ def random_model(config: BagelConfig, device: torch.device) -> Bagel:
 def drawing(model: Bagel, sampling: Sampling, batch: int) -> Work:
     """So many images of different prompts."""
     prompts = [item.prompt for item in make_items(batch)]
-    return lambda: model.generate(prompts, sampling, range(batch))
+    return lambda: draw_prompts(model, prompts, sampling, range(batch))
 
 
 def writing(model: Bagel, rows: int, tokens: int) -> Work:
@@ -83,9 +84,9 @@ def writing(model: Bagel, rows: int, tokens: int) -> Work:
 
     def work() -> None:
         with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16):
-            context = model.empty_context(rows)
-            model.add_text(context, [f"{row} " * (PROMPT_LENGTH // 2) for row in range(rows)])
-            model.decode_ids(context, Decoding(max_tokens=tokens), stop=-1)  # an id that no token has
+            texts = [f"{row} " * (PROMPT_LENGTH // 2) for row in range(rows)]
+            cache = model.contexts([[Segment("text", text=text)] for text in texts])
+            model.decode_tokens(cache, Decoding(max_tokens=tokens), range(rows), stop=-1)  # an id that no token has
 
     return work
 

@@ -11,24 +11,22 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL.Image import Image, fromarray
 from rich.console import Console
 from rich.table import Table
 
 from judging.self_judge import SelfJudge
 from srum import models
+from srum.drawing import draw_prompts
 from srum.evaluation.judge_quality import auroc
 from srum.evaluation.statistics import wilson
-from srum.models.bagel import Bagel
-from srum.models.bagel.cache import Cache
-from srum.models.base import Decoding, Question, Sampling
+from srum.models.base import Decoding, Sampling, Segment, UnifiedModel, to_edit
 from srum.records import Region
 from srum.shapes.checker import check, parse
 from srum.shapes.edits import Edit, apply, format_edits, parse_reflection, same_things
@@ -92,7 +90,7 @@ def share(name: str, correct: Sequence[bool]) -> Skill:
     return Skill(name, estimate.value, len(correct), estimate.interval)
 
 
-def measure(model: Bagel, count: int, seed: int = 0) -> list[Skill]:
+def measure(model: UnifiedModel, count: int, seed: int = 0) -> list[Skill]:
     """All skills, each on about ``count`` cases."""
     held_out = drawn_cases(model, "held_out", count, seed)
     own = drawn_cases(model, "development", count, seed)
@@ -111,7 +109,7 @@ def measure(model: Bagel, count: int, seed: int = 0) -> list[Skill]:
 # --- text to image
 
 
-def drawn_cases(model: Bagel, split: str, count: int, seed: int) -> dict[str, list[Case]]:
+def drawn_cases(model: UnifiedModel, split: str, count: int, seed: int) -> dict[str, list[Case]]:
     """Images of the first prompts of the split, drawn bare and planned."""
     prompts = prompt_set(split, count)
     asked = [(from_metadata(prompt.metadata or {}), prompt.text) for prompt in prompts]
@@ -121,7 +119,9 @@ def drawn_cases(model: Bagel, split: str, count: int, seed: int) -> dict[str, li
         images = [
             one.image
             for some in batches(count)
-            for one in model.generate([text for _, text in asked[some]], DRAWING, seeds[some], plan=plan)
+            for one in draw_prompts(
+                model, [text for _, text in asked[some]], DRAWING, seeds[some], seeds[some] if plan else None
+            )
         ]
         cases[name] = [Case(*its, image) for its, image in zip(asked, images, strict=True)]
     return cases
@@ -149,7 +149,7 @@ def rendered_cases(count: int, seed: int) -> list[Case]:
 # --- judging
 
 
-def judging(model: Bagel, cases: Sequence[Case]) -> list[Skill]:
+def judging(model: UnifiedModel, cases: Sequence[Case]) -> list[Skill]:
     """AUROC of soft scores of things, of the background and of the layout."""
     judge = SelfJudge(model)
     kinds: dict[str, list[tuple[float, bool]]] = {"region": [], "background": [], "layout": []}
@@ -186,37 +186,26 @@ def _auroc(name: str, judged: Sequence[tuple[float, bool]]) -> Skill:
 # --- drawing on what is there
 
 
-Write = Callable[[Cache], None]
+def shown(model: UnifiedModel, images: Sequence[Image]) -> list[list[Segment]]:
+    """Images as a context begins with them that are to be changed: as latents and as seen."""
+    return [to_edit(model, image)[0] for image in images]
 
 
-@torch.no_grad()
 def drawn_after(
-    model: Bagel, rows: int, parts: Sequence[tuple[str, Write]], sampling: Sampling, seeds: Sequence[int]
+    model: UnifiedModel,
+    begun: Sequence[Sequence[Segment]],
+    texts: Sequence[str],
+    sampling: Sampling,
+    seeds: Sequence[int],
 ) -> list[Image]:
-    """Images of contexts written part by part; guidance leaves out those of kind "text", or those of kind "image"."""
-    with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=model.precision == "bf16"):
-        contexts = []
-        for left_out in ("", "text", "image"):
-            contexts.append(model.empty_context(rows))
-            for kind, write in parts:
-                if kind != left_out:
-                    write(contexts[-1])
-        sizes = [sampling.size] * rows
-        tokens = model.denoise(contexts, model.noise(seeds, sizes), sizes, sampling)
-    return model.decode(model._latents(tokens, sizes))
-
-
-def edit_parts(model: Bagel, images: Sequence[Image], texts: Sequence[str]) -> list[tuple[str, Write]]:
-    """An image as its latent and as seen, and what shall change."""
-    latents = model.encode(images)
-    return [
-        ("image", lambda context: model.add_clean(context, latents)),
-        ("image", lambda context: model.add_seen(context, images)),
-        ("text", lambda context: model.add_text(context, texts)),
+    """Images of contexts that end with these texts, which guidance leaves out."""
+    contexts = [
+        [*context, Segment("text", text=text, droppable=True)] for context, text in zip(begun, texts, strict=True)
     ]
+    return [made.image for made in model.draw(contexts, sampling, seeds)]
 
 
-def editing(model: Bagel, count: int, seed: int) -> list[Skill]:
+def editing(model: UnifiedModel, count: int, seed: int) -> list[Skill]:
     """True edits of rendered attempts: those carried out, untouched things kept, and the whole scene."""
     rng, cases = np.random.default_rng((seed, 2)), list[tuple[Scene, tuple[Edit, ...]]]()
     while len(cases) < count:
@@ -228,10 +217,9 @@ def editing(model: Bagel, count: int, seed: int) -> list[Skill]:
     for some in batches(count):
         chosen = cases[some]
         images = [fromarray(render(scene)) for scene, _ in chosen]
-        parts = edit_parts(model, images, [EDIT_MARK + format_edits(edits) for _, edits in chosen])
-        for (scene, edits), image in zip(
-            chosen, drawn_after(model, len(chosen), parts, CHANGING, range(len(chosen))), strict=True
-        ):
+        texts = [EDIT_MARK + format_edits(edits) for _, edits in chosen]
+        changed = drawn_after(model, shown(model, images), texts, CHANGING, range(len(chosen)))
+        for (scene, edits), image in zip(chosen, changed, strict=True):
             after = recognised(np.asarray(image)).things
             wanted = apply(scene, edits).things
             untouched = set(map(placed, scene.things)) & set(map(placed, wanted))
@@ -252,55 +240,50 @@ def carried_out(edit: Edit, there: set[str]) -> bool:
     return gone and (edit.after is None or placed(edit.after) in there)
 
 
-def reconstruction(model: Bagel, count: int, seed: int) -> Skill:
+def reconstruction(model: UnifiedModel, count: int, seed: int) -> Skill:
     """Scenes seen and drawn again: the same things in the same cells."""
     rng, same = np.random.default_rng((seed, 3)), list[bool]()
     scenes = [random_scene(int(rng.integers(1, 6)), rng) for _ in range(count)]
     for some in batches(count):
         images = [fromarray(render(scene)) for scene in scenes[some]]
         texts = [RECONSTRUCT_TEMPLATES[0]] * len(images)
-        parts = edit_parts(model, images, texts)[1:]
-        drawn = drawn_after(model, len(images), parts, CHANGING, range(len(images)))
+        seen = [[Segment("seen", image=image)] for image in images]
+        drawn = drawn_after(model, seen, texts, CHANGING, range(len(images)))
         pairs = zip(scenes[some], drawn, strict=True)
         same += [same_things(recognised(np.asarray(image)).things, scene.things) for scene, image in pairs]
     return share("scenes reconstructed", same)
 
 
-def regeneration(model: Bagel, cases: Sequence[Case], seed: int) -> list[Skill]:
+def regeneration(model: UnifiedModel, cases: Sequence[Case], seed: int) -> list[Skill]:
     """Bare drawings that miss their prompt: drawn again after they were seen, and from the prompt alone."""
     wrong = [case for case in cases if not case.right]
     seen, alone = list[bool](), list[bool]()
     for some in batches(len(wrong)):
         chosen, n = wrong[some], len(wrong[some])
         seeds = [2_000_003 * (seed + 1) + number for number in range(n)]
-        parts: list[tuple[str, Write]] = [
-            ("system", lambda context, n=n: model.add_text(context, [REFINE_SYSTEM] * n)),  # type: ignore[misc]
-            ("image", lambda context, c=chosen: model.add_seen(context, [x.image for x in c])),  # type: ignore[misc]
-            ("text", lambda context, c=chosen: model.add_text(context, [_user(x) for x in c])),  # type: ignore[misc]
-        ]
-        again = drawn_after(model, n, parts, DRAWING, seeds)
-        once = model.generate([case.prompt for case in chosen], DRAWING, seeds)
+        system = Segment("text", text=REFINE_SYSTEM)
+        begun = [[system, Segment("seen", image=case.image)] for case in chosen]
+        again = drawn_after(model, begun, [REFINE_USER.format(prompt=case.prompt) for case in chosen], DRAWING, seeds)
+        once = draw_prompts(model, [case.prompt for case in chosen], DRAWING, seeds)
         seen += [replace(case, image=image).right for case, image in zip(chosen, again, strict=True)]
         alone += [replace(case, image=one.image).right for case, one in zip(chosen, once, strict=True)]
     return [share("regenerated after a wrong image", seen), share("the same prompts drawn once more", alone)]
 
 
-def _user(case: Case) -> str:
-    return REFINE_USER.format(prompt=case.prompt)
-
-
 # --- texts
 
 
-def reflecting(model: Bagel, kind: str, cases: Sequence[Case]) -> list[Skill]:
+def reflecting(model: UnifiedModel, kind: str, cases: Sequence[Case]) -> list[Skill]:
     """Right images stopped, wrong ones given edits that mend them; replies that can be read."""
     readable, stopped, mended = list[bool](), list[bool](), list[bool]()
     for some in batches(len(cases)):
         chosen = cases[some]
-        questions = [[Question(REFLECT_QUESTION.format(prompt=case.prompt))] for case in chosen]
-        replies = model.answer([case.image for case in chosen], questions, REPLY)
-        for case, (reply,) in zip(chosen, replies, strict=True):
-            edits = _read(reply)
+        contexts = [
+            [Segment("seen", image=case.image), Segment("text", text=REFLECT_QUESTION.format(prompt=case.prompt))]
+            for case in chosen
+        ]
+        for case, reply in zip(chosen, model.write(contexts, REPLY, [0] * len(chosen)), strict=True):
+            edits = _read(reply.text)
             readable.append(edits is not None)
             if case.right:
                 stopped.append(edits == ())
@@ -328,17 +311,15 @@ def _mends(things: Sequence[Thing], edits: Sequence[Edit], spec: Spec) -> bool:
         return False
 
 
-@torch.no_grad()
-def stroke_plans(model: Bagel, count: int) -> Skill:
+def stroke_plans(model: UnifiedModel, count: int) -> Skill:
     """First strokes of development prompts that can be read and be completed."""
     prompts, good = prompt_set("development", count), list[bool]()
     for some in batches(count):
-        with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=model.precision == "bf16"):
-            context = model.empty_context(len(prompts[some]))
-            model.add_text(context, [prompt.text for prompt in prompts[some]])
-            plans = model.decode_text(context, REPLY)
+        contexts = [[Segment("text", text=prompt.text)] for prompt in prompts[some]]
+        plans = model.write(contexts, REPLY, [0] * len(contexts))
         good += [
-            _completable(plan, from_metadata(p.metadata or {})) for plan, p in zip(plans, prompts[some], strict=True)
+            _completable(plan.text, from_metadata(p.metadata or {}))
+            for plan, p in zip(plans, prompts[some], strict=True)
         ]
     return share("first strokes planned that can be completed", good)
 

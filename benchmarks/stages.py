@@ -30,10 +30,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from judging.instructions import load_instructions
 from srum import models
 from srum.config import RolloutConfig, TrainConfig
+from srum.drawing import draw_prompts
 from srum.models.bagel import Bagel
 from srum.models.bagel.autoencoder import encode_mean
 from srum.models.bagel.images import to_tensor
-from srum.models.base import Decoding, Question, Sampling
+from srum.models.base import Decoding, Sampling, Segment
 from srum.records import Candidate, Region
 from srum.shapes.prompts import sample_prompt
 from srum.shapes.render import render
@@ -88,31 +89,33 @@ def rollout(model: Bagel, items: Sequence[Item]) -> Comparison:
 
     def plain() -> None:
         for prompt, seed in zip(prompts, seeds, strict=True):
-            model.generate([prompt], sampling, [seed])
+            draw_prompts(model, [prompt], sampling, [seed])
 
-    return Comparison("rollout, one batch", plain, lambda: model.generate(prompts, sampling, seeds), model.precision)
+    together = lambda: draw_prompts(model, prompts, sampling, seeds)  # noqa: E731
+    return Comparison("rollout, one batch", plain, together, model.precision)
 
 
 def judging(model: Bagel, items: Sequence[Item]) -> Comparison:
     """Replies to the questions of the judge: each thing, the background, the layout."""
-    images, asked = [item.image for item in items], [questions(item) for item in items]
+    contexts = [context for item in items for context in questions(item)]
     decoding = Decoding(max_tokens=MAX_TOKENS)
 
     def plain() -> None:
-        for image, own in zip(images, asked, strict=True):
-            for question in own:
-                model.answer([image], [[question]], decoding)
+        for context in contexts:
+            model.write([context], decoding, [0])
 
-    return Comparison("judging, shared images", plain, lambda: model.answer(images, asked, decoding), model.precision)
+    together = lambda: model.write(contexts, decoding, range(len(contexts)))  # noqa: E731
+    return Comparison("judging, shared images", plain, together, model.precision)
 
 
-def questions(item: Item) -> list[Question]:
-    """What the judge asks about an image."""
+def questions(item: Item) -> list[list[Segment]]:
+    """The contexts of what the judge asks about an image, which they share."""
     instructions = load_instructions("compact")
     boxes = {index: thing.box for index, thing in enumerate(item.things, start=1)} | {0: (0.0, 0.0, 64.0, 64.0)}
     regions = [Region(id=index, box=box, area=1, source="truth") for index, box in boxes.items()]
     texts = [instructions.about_regions(item.prompt, [region]) for region in regions]
-    return [Question(text) for text in (*texts, instructions.about_layout(item.prompt))]
+    seen = Segment("seen", image=item.image)
+    return [[seen, Segment("text", text=text)] for text in (*texts, instructions.about_layout(item.prompt))]
 
 
 def training(model: Bagel, items: Sequence[Item]) -> Comparison:

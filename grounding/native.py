@@ -18,7 +18,7 @@ from pydantic import ConfigDict, SkipValidation, validate_call
 from grounding.base import ProposalError
 from srum.config import Count
 from srum.geometry import scale_box
-from srum.models.base import Decoding, Question, UnifiedModel
+from srum.models.base import Decoding, Segment, UnifiedModel
 from srum.records import Box, Region, Size
 
 QUESTION = "Find all objects."
@@ -57,10 +57,13 @@ class NativeGrounder:
 
     def propose(self, images: Sequence[Image], prompts: Sequence[str]) -> list[list[Region] | ProposalError]:
         """Regions per image, boxes in image pixels and not cut to it; an error for a reply without any object."""
-        questions = [[Question(self.question.replace("{prompt}", prompt))] for prompt in prompts]
-        replies = self.model.answer(images, questions, self.decoding)
+        contexts = [
+            [Segment("seen", image=image), Segment("text", text=self.question.replace("{prompt}", prompt))]
+            for image, prompt in zip(images, prompts, strict=True)
+        ]
+        replies = self.model.write(contexts, self.decoding, [0] * len(contexts))  # greedy
         return [
-            self._regions(reply, (image.height, image.width)) for image, (reply,) in zip(images, replies, strict=True)
+            self._regions(reply.text, (image.height, image.width)) for image, reply in zip(images, replies, strict=True)
         ]
 
     def _regions(self, reply: str, size: Size) -> list[Region] | ProposalError:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from PIL.Image import Image
 
-from srum.models.base import Question, UnifiedModel
+from srum.models.base import Segment, UnifiedModel
 from srum.records import Region
 
 QUESTION = """Prompt: {prompt}
@@ -29,15 +30,16 @@ class RelevanceFilter:
     def __call__(self, image: Image, prompt: str, regions: Sequence[Region]) -> list[Region]:
         """Of the ``regions`` (boxes in pixels of ``image``) those that stay, in their order."""
         kept: list[Region] = []
+        seen = Segment("seen", image=image)
         for first in range(0, len(regions), AT_ONCE):
             some = regions[first : first + AT_ONCE]
-            questions = [_question(prompt, region) for region in some]
-            (logprobs,) = self.model.continuation_logprobs([image], [questions], YES_OR_NO)
+            contexts = [[seen, Segment("text", text=_question(prompt, region))] for region in some]
+            logprobs = torch.stack(self.model.score(contexts, YES_OR_NO))
             probabilities = logprobs.double().softmax(dim=-1)[:, 0].tolist()
             kept += [region for region, yes in zip(some, probabilities, strict=True) if yes >= self.threshold]
         return kept
 
 
-def _question(prompt: str, region: Region) -> Question:
+def _question(prompt: str, region: Region) -> str:
     box = "[" + ", ".join(str(round(value)) for value in region.box) + "]"
-    return Question(QUESTION.format(prompt=prompt, box=box))
+    return QUESTION.format(prompt=prompt, box=box)

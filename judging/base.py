@@ -6,10 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from PIL.Image import Image
 from torch import Tensor
 
-from srum.models.base import Decoding, Question
+from srum.models.base import Decoding, Segment, Written
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question about an image, and the beginning of the reply where that is given."""
+
+    text: str
+    reply_prefix: str = ""
+
+    def about(self, seen: Segment) -> list[Segment]:
+        """The context in which it is asked about the image that is ``seen``."""
+        begun = [Segment("text", text=self.reply_prefix, open=True)] if self.reply_prefix else []
+        return [seen, Segment("text", text=self.text), *begun]
 
 
 @dataclass(frozen=True)
@@ -19,13 +31,13 @@ class NoReply:
     why: str
 
 
-class Answerer(Protocol):
+class Writer(Protocol):
     """What answers questions about images: a ``UnifiedModel``, or a server (``judging.remote``)."""
 
-    def answer(
-        self, images: Sequence[Image], questions: Sequence[Sequence[Question]], decoding: Decoding
-    ) -> Sequence[Sequence[str | NoReply]]:
-        """Replies, ``[i][j]`` to question j about image i."""
+    def write(
+        self, contexts: Sequence[Sequence[Segment]], decoding: Decoding, seeds: Sequence[int]
+    ) -> Sequence[Written | NoReply]:
+        """A reply after each context."""
         ...
 
 
@@ -33,8 +45,6 @@ class Answerer(Protocol):
 class Scorer(Protocol):
     """What also tells how likely a reply is: a ``UnifiedModel``."""
 
-    def continuation_logprobs(
-        self, images: Sequence[Image], questions: Sequence[Sequence[Question]], continuations: Sequence[str]
-    ) -> list[Tensor]:
-        """Per image a float tensor (questions, continuations): log p(continuation | image, question, reply_prefix)."""
+    def score(self, contexts: Sequence[Sequence[Segment]], continuations: Sequence[str]) -> list[Tensor]:
+        """Per context (continuations,): the log-probability of each."""
         ...

@@ -11,18 +11,19 @@ import io
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPException, IncompleteRead
 from typing import Any
 from urllib.error import URLError
 from urllib.request import HTTPErrorProcessor, Request, build_opener
 
+import torch
 from PIL.Image import Image
 
 from judging.base import NoReply
 from srum.errors import SrumError
-from srum.models.base import Decoding, Question
+from srum.models.base import Decoding, Segment, Written
 
 OURS = (401, 403, 404)  # statuses that no other question could change
 PASSING = (408, 429)  # statuses, beside those from 500, that another try may change
@@ -34,7 +35,7 @@ class ServerError(SrumError, OSError):
 
 
 class Server:
-    """Answers questions by POST to ``url``/chat/completions, ``concurrency`` at a time. Meets ``Answerer``.
+    """Replies by POST to ``url``/chat/completions, ``concurrency`` at a time. Meets ``Writer``.
 
     ``model`` is its name there. The key is in the environment variable ``key_variable``, where the server wants one; it
     is sent to that address alone, redirections are not followed. ``timeout``: seconds without a byte. A request that
@@ -55,26 +56,24 @@ class Server:
         self.timeout, self.retries, self.concurrency, self.backoff = timeout, retries, concurrency, backoff
         self._opener = build_opener(_AnyStatus)
 
-    def answer(
-        self, images: Sequence[Image], questions: Sequence[Sequence[Question]], decoding: Decoding
-    ) -> list[list[str | NoReply]]:
-        """Replies, ``[i][j]`` to question j about image i. Raises ServerError; ValueError for a reply prefix."""
-        if any(question.reply_prefix for own in questions for question in own):
-            raise ValueError("a server begins its replies itself: reply prefixes are not supported")
-        shown = [_data_uri(image) for image in images]
-        asked = [(uri, question.text) for uri, own in zip(shown, questions, strict=True) for question in own]
+    def write(
+        self, contexts: Sequence[Sequence[Segment]], decoding: Decoding, seeds: Sequence[int]
+    ) -> list[Written | NoReply]:
+        """A reply to each context of images and texts, without ids and log-probabilities. Raises ServerError;
+        ValueError for a segment that a server does not take."""
+        seen = {id(s): s for context in contexts for s in context if s.kind == "seen"}
+        uris = {name: _data_uri(segment) for name, segment in seen.items()}
+        asked = [[_part(segment, uris) for segment in context] for context in contexts]
         with ThreadPoolExecutor(self.concurrency) as pool:
-            replies = iter(list(pool.map(lambda pair: self._ask(pair[0], pair[1], decoding), asked)))
-        return [[next(replies) for _ in own] for own in questions]
+            return list(pool.map(lambda content, seed: self._ask(content, decoding, seed), asked, seeds))
 
-    def _ask(self, uri: str, text: str, decoding: Decoding) -> str | NoReply:
-        content = [{"type": "image_url", "image_url": {"url": uri}}, {"type": "text", "text": text}]
+    def _ask(self, content: list[dict[str, Any]], decoding: Decoding, seed: int) -> Written | NoReply:
         body = {
             "model": self.model,
             "messages": [{"role": "user", "content": content}],
             "max_tokens": decoding.max_tokens,
             "temperature": decoding.temperature,
-            "seed": decoding.seed % 2**31,  # some servers hold it in 32 bits
+            "seed": seed % 2**31,  # some servers hold it in 32 bits
         }
         for attempt in range(self.retries + 1):
             if attempt > 0:
@@ -117,16 +116,30 @@ class _AnyStatus(HTTPErrorProcessor):
     https_response = http_response
 
 
-def _content(response: bytes) -> str | NoReply:
+def _content(response: bytes) -> Written | NoReply:
     """The text of a chat completion; an empty one where the server has sent null."""
     try:
-        content = json.loads(response)["choices"][0]["message"]["content"]
-    except (ValueError, LookupError, TypeError, RecursionError):
+        choice = json.loads(response)["choices"][0]
+        content, reason = choice["message"]["content"], choice.get("finish_reason")
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return NoReply(f"not a chat completion: {response[:200].decode(errors='replace')}")
-    return content if isinstance(content, str) else ""
+    return Written(content if isinstance(content, str) else "", (), torch.zeros(0), reason != "length")
 
 
-def _data_uri(image: Image) -> str:
+def _part(segment: Segment, uris: Mapping[int, str]) -> dict[str, Any]:
+    """A segment as a part of a message."""
+    if segment.open:
+        raise ValueError("a server begins its replies itself: an open text is not supported")
+    if segment.kind == "seen":
+        return {"type": "image_url", "image_url": {"url": uris[id(segment)]}}
+    if segment.kind != "text" or segment.text is None:
+        raise ValueError(f"a server takes texts in words and seen images, no {segment.kind} segment such as this")
+    return {"type": "text", "text": segment.text}
+
+
+def _data_uri(segment: Segment) -> str:
+    if not isinstance(segment.image, Image):
+        raise ValueError("a server takes images as they are, no pixels")
     data = io.BytesIO()
-    image.convert("RGB").save(data, format="png")
+    segment.image.convert("RGB").save(data, format="png")
     return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from PIL.Image import Image
 
-from judging.base import Answerer, NoReply, Scorer
+from judging.base import NoReply, Question, Scorer, Writer
 from judging.instructions import InstructionsError, load_instructions
 from judging.replies import Reading, parse_layout, parse_regions
 from judging.soft_score import (
@@ -22,7 +22,7 @@ from judging.soft_score import (
     score_logprobs,
 )
 from judging.views import crop, draw_marks
-from srum.models.base import Decoding, Question
+from srum.models.base import Decoding, Segment
 from srum.records import Failure, LayoutJudgement, Region, RegionJudgement
 
 RETRY_TEMPERATURE = 0.7
@@ -82,6 +82,9 @@ class _Case:
     topics: list[_Topic]
     answers: dict[int, _Answer] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.seen = Segment("seen", image=self.picture)  # one for all questions, so that it is looked at once
+
     def open_topics(self) -> list[_Topic]:
         settled = {subject for subject in self.answers if self.is_settled(subject)}
         return [topic.without(settled) for topic in self.topics if not settled.issuperset(topic.subjects)]
@@ -98,9 +101,9 @@ class _Case:
 class SelfJudge:
     """Judges with ``model``, in the loop the model itself, by the ``instructions`` of a template (a name or a path).
 
-    ``decoding`` is that of the first attempt. What was not answered readably is asked again up to ``retries`` times,
-    differently: sampled with temperature 0.7, only the regions that are missing, in the template's shorter words where
-    it has any, and without thinking.
+    ``decoding`` is that of the first attempt, ``seed`` that of all that is sampled. What was not answered readably is
+    asked again up to ``retries`` times, differently: sampled with temperature 0.7, only the regions that are missing,
+    in the template's shorter words where it has any, and without thinking.
 
     ``view``: the regions are named by their ``boxes``, or also drawn into the image as ``marks``, or shown one by one
     as ``crops``; with ``whole`` they share one score of the whole image, the paper's sample-level ablation (Sec. 4.3).
@@ -111,14 +114,14 @@ class SelfJudge:
     that line is all there is, one forward pass without decoding, labels and reasons. ``soft``: the score is its
     expectation over the 21 levels (``judging.soft_score``), not the number written or, of a forced line, the likeliest.
 
-    Nothing depends on the size or the order of a batch: sampled replies are asked for image by image, with a seed from
-    ``decoding.seed``, the attempt, the image and the questions. Raises ValueError for instructions without the texts of
-    ``view`` and ``think``, and where a model that gives no log-probabilities would need them.
+    No seed depends on the size or the order of a batch: a sampled reply has one of ``seed``, the attempt, the image and
+    the question. Raises ValueError for instructions without the texts of ``view`` and ``think``, and where a model that
+    gives no log-probabilities would need them.
     """
 
     def __init__(
         self,
-        model: Answerer,
+        model: Writer,
         instructions: str = "compact",
         soft: bool = True,
         decoding: Decoding = Decoding(),  # noqa: B008 (frozen)
@@ -126,8 +129,9 @@ class SelfJudge:
         view: View = "boxes",
         think: bool = False,
         reply: ReplyMode = "free",
+        seed: int = 0,
     ) -> None:
-        self.model = model
+        self.model, self.seed = model, seed
         self.instructions = load_instructions(instructions)
         self.soft, self.decoding, self.retries = soft, decoding, retries
         self.view, self.think, self.reply = view, think, reply
@@ -189,28 +193,12 @@ class SelfJudge:
         """Asks what is still open, and records the replies."""
         again = attempt > 1
         decoding = replace(self.decoding, temperature=RETRY_TEMPERATURE) if again else self.decoding
-        asked = [
-            (case, [self._asked(case.prompt, topic, again) for topic in topics])
-            for case in cases
-            if (topics := case.open_topics())
-        ]
-        if not asked:
-            return
-        pictures = [case.picture for case, _ in asked]
-        texts = [[Question(question.text) for question in questions] for _, questions in asked]
-        for (case, questions), replies in zip(asked, self._replies(pictures, texts, decoding, attempt), strict=True):
-            for question, reply in zip(questions, replies, strict=True):
-                case.record(question, reply, attempt)
-
-    def _replies(
-        self, pictures: Sequence[Image], questions: Sequence[Sequence[Question]], decoding: Decoding, attempt: int
-    ) -> Sequence[Sequence[str | NoReply]]:
-        if decoding.temperature == 0:
-            return self.model.answer(pictures, questions, decoding)
-        return [
-            self.model.answer([picture], [own], replace(decoding, seed=_seed(decoding.seed, attempt, picture, own)))[0]
-            for picture, own in zip(pictures, questions, strict=True)
-        ]
+        asked = [(case, self._asked(case.prompt, topic, again)) for case in cases for topic in case.open_topics()]
+        contexts = [Question(question.text).about(case.seen) for case, question in asked]
+        seeds = [_seed(self.seed, attempt, case.picture, question.text) for case, question in asked]
+        replies = self.model.write(contexts, decoding, seeds) if asked else []
+        for (case, question), reply in zip(asked, replies, strict=True):
+            case.record(question, reply if isinstance(reply, NoReply) else reply.text, attempt)
 
     def _leave_unanswered(self, case: _Case) -> None:
         for topic in case.topics:
@@ -223,32 +211,25 @@ class SelfJudge:
     def _score(self, cases: Sequence[_Case]) -> None:
         """Makes scores soft and forces score lines; one call for all with the same space before the number."""
         assert isinstance(self.model, Scorer)  # else the constructor had raised
-        by_space: dict[str, list[tuple[_Case, dict[int, Question]]]] = defaultdict(list)
+        by_space: dict[str, list[tuple[_Case, int, Question]]] = defaultdict(list)
         for case in cases:
-            for space, questions in self._score_questions(case).items():
-                by_space[space].append((case, questions))
-        for space, group in by_space.items():
-            pictures = [case.picture for case, _ in group]
-            asked = [list(questions.values()) for _, questions in group]
-            for (case, questions), logprobs in zip(
-                group, score_logprobs(self.model, pictures, asked, space), strict=True
-            ):
-                found = [f(logprobs).tolist() for f in (expected_score, likeliest_score, confidence)]
-                for (subject, question), *values in zip(questions.items(), *found, strict=True):
-                    case.answers[subject] = self._scored(case.answers[subject], question, *values)
+            for subject, question, space in self._score_questions(case):
+                by_space[space].append((case, subject, question))
+        for space, asked in by_space.items():
+            logprobs = score_logprobs(self.model, [question.about(case.seen) for case, _, question in asked], space)
+            values = (f(logprobs).tolist() for f in (expected_score, likeliest_score, confidence))
+            for (case, subject, question), *of_subject in zip(asked, *values, strict=True):
+                case.answers[subject] = self._scored(case.answers[subject], question, *of_subject)
 
-    def _score_questions(self, case: _Case) -> dict[str, dict[int, Question]]:
-        """By the space before the number, then by subject: the questions whose continuation is the score."""
-        found: dict[str, dict[int, Question]] = defaultdict(dict)
+    def _score_questions(self, case: _Case) -> Iterator[tuple[int, Question, str]]:
+        """Of each subject the question whose continuation is the score, and the space before the number."""
         for subject, answer in case.answers.items():
             if answer.reading.score_start is not None:
                 if self.soft:
-                    question, space = question_up_to(answer.question, answer.raw, answer.reading.score_start)
-                    found[space][subject] = question
+                    yield subject, *question_up_to(answer.question, answer.raw, answer.reading.score_start)
             elif self.reply != "free":
-                question, space = forced_question(answer.question, answer.raw, subject if subject >= 0 else None)
-                found[space][subject] = question
-        return found
+                region = subject if subject >= 0 else None
+                yield subject, *forced_question(answer.question, answer.raw, region)
 
     def _scored(
         self, answer: _Answer, question: Question, expected: float, likeliest: float, confidence: float
@@ -274,9 +255,9 @@ class SelfJudge:
         return judged, LayoutJudgement(**_said(answers[LAYOUT]))
 
 
-def _seed(seed: int, attempt: int, image: Image, questions: Sequence[Question]) -> int:
+def _seed(seed: int, attempt: int, image: Image, question: str) -> int:
     """A seed in [0, 2^63) that depends on what is asked about what, and not on its place in a batch."""
-    content = repr((seed, attempt, image.mode, image.size, [question.text for question in questions])).encode()
+    content = repr((seed, attempt, image.mode, image.size, question)).encode()
     digest = hashlib.blake2b(content + image.tobytes(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 

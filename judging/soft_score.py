@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from PIL.Image import Image
 from torch import Tensor
 
-from judging.base import Scorer
-from srum.models.base import Question
+from judging.base import Question, Scorer
+from srum.models.base import Segment
 
 LEVELS = tuple(tenths / 10 for tenths in range(-10, 11))  # -1.0, -0.9, ..., 1.0
 
@@ -39,11 +38,9 @@ def forced_question(text: str, reply: str, region_id: int | None) -> tuple[Quest
     return Question(text, reply_prefix=f"{reply}{thought}\n\n{heading}Score:".lstrip()), " "
 
 
-def score_logprobs(
-    model: Scorer, images: Sequence[Image], questions: Sequence[Sequence[Question]], space: str
-) -> list[Tensor]:
-    """Per image (questions, 21) log-probabilities of ``LEVELS``, each written behind ``space``: one forward pass."""
-    return model.continuation_logprobs(images, questions, [f"{space}{level:.1f}" for level in LEVELS])
+def score_logprobs(model: Scorer, contexts: Sequence[Sequence[Segment]], space: str) -> Tensor:
+    """(contexts, 21) log-probabilities of ``LEVELS``, each written behind ``space``: one forward pass."""
+    return torch.stack(model.score(contexts, [f"{space}{level:.1f}" for level in LEVELS]))
 
 
 def expected_score(logprobs: Tensor) -> Tensor:

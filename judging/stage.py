@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from judging.base import Answerer
+from judging.base import Writer
 from judging.remote import Server
 from judging.self_judge import SelfJudge
 from srum.config import RunConfig
@@ -46,8 +46,8 @@ def load_judge(config: RunConfig, weights: str, seed: int) -> SelfJudge:
     """The judge that the config names: ``weights``, those that entered the run, another model, or a server."""
     judge = config.judge
     if judge.server.url:
-        model: Answerer = Server(**judge.server.model_dump())
+        model: Writer = Server(**judge.server.model_dump())
     else:
         model = load_model(config, {"self": weights, "start": config.model}.get(judge.model, judge.model))
     options = judge.model_dump(include={"instructions", "soft", "retries", "view", "think", "reply"})
-    return SelfJudge(model, decoding=Decoding(max_tokens=judge.max_tokens, seed=seed), **options)
+    return SelfJudge(model, decoding=Decoding(max_tokens=judge.max_tokens), seed=seed, **options)

@@ -200,14 +200,13 @@ def doctor(
     from rich.console import Console
 
     from srum import models
-    from srum.doctor import Machine, self_check, tables
-    from srum.models.bagel.config import BagelConfig
+    from srum.doctor import Machine, self_check, tables, usual_side
 
     folder, machine = models.find(model), Machine.here(device)
-    side = size or BagelConfig.from_folder(folder).vae_transform.max_image_size
+    side = size or usual_side(folder, machine)
     Console().print(*tables(folder, machine, (side, side)))
     if check:
-        deviation, tolerance = self_check(models.load(folder, device), (side, side))
+        deviation, tolerance = self_check(models.load(folder, device), (side, side), machine.bfloat16)
         typer.echo(f"training and sampling agree to {deviation:.1e} (at most {tolerance:.0e} expected)")
         if deviation > tolerance:
             raise typer.Exit(1)
@@ -301,7 +300,7 @@ def _opened(folder: Path, config: Path | None, overrides: list[str] | None, new:
         if not (folder / CONFIG).exists():
             if not new:
                 raise RunError(f"{folder} is not the folder of a run: it has no {CONFIG}; srum rollout makes one")
-            models.find(wanted.model)
+            models.require_model(wanted.model)
             round_prompts(wanted, 0)
         return wanted
 

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from rich.table import Table
 
-from srum.flow import FlowNoise
-from srum.models import find_device, native_bfloat16
-from srum.models.bagel import Bagel
-from srum.models.bagel.checkpoint import TOKENIZER_FILES, weight_files
-from srum.models.bagel.config import BagelConfig
-from srum.models.bagel.memory import BFLOAT, FLOAT, Recipe, Sizes, stage_needs, training_need
-from srum.models.base import Sampling, Segment
-from srum.tensors import open_tensors
+from srum.errors import ModelError
+from srum.models import Architecture, architecture, find_device, native_bfloat16
+from srum.models.base import Sampling, Segment, UnifiedModel, require
+from srum.models.needs import BFLOAT, FLOAT, Need, Recipe
 
 GIGABYTE = 1e9
 PROCESSES = [2**n for n in range(7)]  # that may share a training
@@ -46,16 +42,6 @@ class Machine:
         name = f"CPU, {torch.get_num_threads()} threads" if found.type == "cpu" else found.type
         return cls(found, name, _available_memory(), native_bfloat16(found))
 
-    @property
-    def attention(self) -> dict[str, str]:
-        """Which attention each kind of pass takes (``srum.models.bagel.network.attend``)."""
-        fused = "scaled_dot_product_attention"
-        if self.device.type == "cuda":
-            return {"inference": fused, "training": f"{fused}, long rows compiled flex_attention"}
-        if self.bfloat16:
-            return {"inference": f"explicit scores, long rows {fused}", "training": "explicit scores"}
-        return {"inference": fused, "training": fused}
-
 
 def _available_memory() -> int:
     """What the system says a new process can have, in bytes."""
@@ -64,60 +50,55 @@ def _available_memory() -> int:
     return found[0] if found else 0
 
 
+def asked(folder: Path) -> Architecture:
+    """Who knows the folder. Raises ModelError for a user's class that cannot be asked."""
+    model = architecture(folder)
+    if lacks := [name for name in ("describe", "memory", "training_memory") if not hasattr(model, name)]:
+        raise ModelError(f"{folder}: its class has none of which the doctor asks: {', '.join(lacks)}")
+    return model
+
+
+def usual_side(folder: Path, machine: Machine) -> int:
+    """The side of the model's usual images in pixels."""
+    return asked(folder).describe(folder, machine.device, machine.bfloat16).side
+
+
 def tables(folder: Path, machine: Machine, size: tuple[int, int]) -> Iterator[Table]:
     """What was found, and what fits, for images of (H, W) pixels. Nothing but headers is read.
 
     Raises ModelError as loading does.
     """
-    config = BagelConfig.from_folder(folder)
-    sizes = Sizes.of(config)
-    yield _found(folder, config, sizes)
+    model = asked(folder)
+    yield _rows(str(folder), model.describe(folder, machine.device, machine.bfloat16).rows)
     yield _machine(machine)
-    yield _fits(config, sizes, machine, size)
-    yield _fits_shared(config, sizes, machine, size)
+    yield _fits(model.memory(folder, size, machine.bfloat16), machine, size)
+    yield _fits_shared(partial(model.training_memory, folder, size, machine.bfloat16), machine)
 
 
-def _found(folder: Path, config: BagelConfig, sizes: Sizes) -> Table:
-    table = Table(title=str(folder), title_justify="left", show_header=False)
-    types: Counter[str] = Counter()
-    for path in (*weight_files(folder), folder / "ae.safetensors"):
-        with open_tensors(path) as tensors:
-            names = list(tensors.keys())
-            types.update(tensors.get_slice(name).get_dtype() for name in names)
-        table.add_row(path.name, f"{path.stat().st_size / GIGABYTE:.3f} GB, {len(names)} tensors")
-    lost = [name for name in TOKENIZER_FILES if not (folder / name).is_file()]
-    table.add_row("tokenizer", f"without {', '.join(lost)}" if lost else "complete")
-    table.add_row("types on disk", ", ".join(f"{kind} ({count})" for kind, count in sorted(types.items())))
-    llm = config.llm
-    shape = f"{llm.num_hidden_layers} layers, width {llm.hidden_size}, {llm.num_attention_heads} heads"
-    table.add_row("network", f"{sizes.network / 1e6:,.1f} million parameters: {shape}")
-    table.add_row("generation expert", f"{sizes.generation / 1e6:,.1f} million of them")
-    table.add_row("autoencoder", f"{sizes.autoencoder / 1e6:,.1f} million parameters")
-    table.add_row("latent token", f"{config.pixels_per_token} px square, {config.latent_dim} numbers")
+def _rows(title: str, rows: Mapping[str, str]) -> Table:
+    table = Table(title=title, title_justify="left", show_header=False)
+    for row in rows.items():
+        table.add_row(*row)
     return table
 
 
 def _machine(machine: Machine) -> Table:
-    table = Table(title="this machine", title_justify="left", show_header=False)
-    table.add_row(str(machine.device), machine.name)
-    table.add_row("memory", f"{machine.memory / GIGABYTE:.1f} GB free")
-    table.add_row("computes in", "bfloat16" if machine.bfloat16 else "float32")
-    for kind, path in machine.attention.items():
-        table.add_row(f"attention, {kind}", path)
-    return table
+    computes = "bfloat16" if machine.bfloat16 else "float32"
+    free = f"{machine.memory / GIGABYTE:.1f} GB free"
+    return _rows("this machine", {str(machine.device): machine.name, "memory": free, "computes in": computes})
 
 
-def _fits(config: BagelConfig, sizes: Sizes, machine: Machine, size: tuple[int, int]) -> Table:
+def _fits(needs: Mapping[str, Need], machine: Machine, size: tuple[int, int]) -> Table:
     title = f"what fits, images of {size[0]}x{size[1]} px (an estimate)"
     table = Table("stage", "once, GB", "per image, GB", "images at a time", title=title, title_justify="left")
-    for stage, need in stage_needs(config, sizes, size, machine.bfloat16).items():
+    for stage, need in needs.items():
         count = need.images(machine.memory)
         numbers = f"{need.once / GIGABYTE:.3f}", f"{need.per_image / GIGABYTE:.4f}"
         table.add_row(stage, *numbers, f"{count:,}" if count else "[red]does not fit[/red]")
     return table
 
 
-def _fits_shared(config: BagelConfig, sizes: Sizes, machine: Machine, size: tuple[int, int]) -> Table:
+def _fits_shared(need_of: Callable[[Recipe], Need], machine: Machine) -> Table:
     """The fewest processes, each with a device such as this one, that train with one image in a pack or more."""
     title = "training shared by processes with this memory each, activations recomputed (an estimate)"
     table = Table("training", "processes", "once, GB", "images at a time", title=title, title_justify="left")
@@ -128,7 +109,7 @@ def _fits_shared(config: BagelConfig, sizes: Sizes, machine: Machine, size: tupl
         "all weights": replace(saving, everything=True),
     }.items():
         for count in PROCESSES:
-            need = training_need(config, sizes, size, machine.bfloat16, replace(recipe, processes=count))
+            need = need_of(replace(recipe, processes=count))
             if images := need.images(machine.memory):
                 table.add_row(name, str(count), f"{need.once / GIGABYTE:.3f}", f"{images:,}")
                 break
@@ -137,20 +118,18 @@ def _fits_shared(config: BagelConfig, sizes: Sizes, machine: Machine, size: tupl
     return table
 
 
-def self_check(model: Bagel, size: tuple[int, int]) -> tuple[float, float]:
+def self_check(model: UnifiedModel, size: tuple[int, int], bfloat16: bool) -> tuple[float, float]:
     """Largest deviation between the two ways to one velocity, relative to its largest value, and what is tolerated.
 
-    One way is the packed forward pass that training takes, the other a denoising step over the cached prompt.
+    One way is the packed forward pass that training takes, here in ``bfloat16`` where the model computes in that, the
+    other a denoising step over the cached prompt. Raises MissingAbility for a model that cannot be asked.
     """
-    prompt, (noise,) = "a red circle above a blue square", model.noise([0], [size])
-    steps: list[tuple[torch.Tensor, torch.Tensor]] = []
-    latent = torch.zeros(
-        model.config.autoencoder.z_channels, *(n * model.config.latent_patch_size for n in model.latent_grid(size))
-    )
-    with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16, enabled=model.precision == "bf16"):
-        contexts, _ = model.generation_contexts([prompt], None, [0])
-        model.denoise(contexts, [noise], [size], CHECK, steps)
-        sample = [Segment("text", text=prompt), Segment("noisy", latent=latent, loss=True)]
-        packed = model.forward(model.pack([sample], [FlowNoise(noise, 1.0)])).velocity
-    ((_, cached),) = steps
-    return float((packed - cached).abs().max() / cached.abs().max()), TOLERANCE[model.precision]
+    require(model, {"velocity", "path"}, "the self-check")
+    prompt = Segment("text", text="a red circle above a blue square")
+    (made,) = model.draw([[prompt]], CHECK, [0], sizes=[size], path=True)
+    assert made.path is not None
+    x_t, cached = (model.tokens(of_step[0]) for of_step in (made.path.states, made.path.velocities))
+    noisy = Segment("noisy", state=(x_t, 1.0), grid=model.latent_grid(size), loss=True)
+    with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16, enabled=bfloat16):
+        packed = model.forward(model.pack([[prompt, noisy]], [])).velocity.cpu()
+    return float((packed - cached).abs().max() / cached.abs().max()), TOLERANCE["bf16" if bfloat16 else "fp32"]

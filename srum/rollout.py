@@ -10,6 +10,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from srum.config import RunConfig
+from srum.drawing import contexts_of, write_plans
 from srum.models.base import Generated, Sampling, UnifiedModel
 from srum.processes import Processes
 from srum.records import Candidate, Prompt
@@ -50,8 +51,8 @@ def rollout(
 ) -> list[Candidate]:
     """``candidates_per_prompt`` images of each prompt: ``candidates.jsonl``, ``images/``, ``latents/`` in ``folder``.
 
-    The first ``rollout.planned`` of a prompt's candidates plan. A candidate's seed depends on the run's seed, the
-    round and its id alone. Finished batches of an interrupted rollout are kept.
+    The first ``rollout.planned`` of a prompt's candidates plan. A candidate's noise and plan have a seed each, of the
+    run's seed, the round and its id. Finished batches of an interrupted rollout are kept.
     """
     wanted = {
         f"{prompt.id}-{index}": (prompt, index) for prompt in prompts for index in range(config.candidates_per_prompt)
@@ -60,25 +61,35 @@ def rollout(
     facts = config.rollout.model_dump(mode="json", exclude={"batch_size"})
     planned = config.rollout.planned(config.candidates_per_prompt)
 
+    def seeds(names: Sequence[str], purpose: str) -> list[int]:
+        return [seed_for(config.seed, round_index, name, purpose) for name in names]
+
     def work(batch: Mapping[str, tuple[Prompt, int]]) -> list[Candidate]:
-        seeds = {name: seed_for(config.seed, round_index, name, "rollout") for name in batch}
-        generated: dict[str, Generated] = {}
-        for plan in (True, False):
-            own = [name for name, (_, index) in batch.items() if (index < planned) == plan]
-            if own:
-                texts = [batch[name][0].text for name in own]
-                made = model.generate(texts, sampling, [seeds[name] for name in own], plan)
-                generated |= zip(own, made, strict=True)
+        planning = [name for name, (_, index) in batch.items() if index < planned]
+        asked = [batch[name][0].text for name in planning]
+        written = write_plans(model, asked, sampling, seeds(planning, "plan")) if planning else []
+        plans = dict(zip(planning, written, strict=True))
+        contexts = contexts_of(
+            model, [prompt.text for prompt, _ in batch.values()], [plans.get(name) for name in batch]
+        )
+        noise = seeds(list(batch), "rollout")
         return [
-            _keep(folder, generated[name], name, prompt, index, seeds[name], facts)
-            for name, (prompt, index) in batch.items()
+            _keep(folder, made, plans.get(name), name, *batch[name], seed, facts)
+            for made, name, seed in zip(model.draw(contexts, sampling, noise), batch, noise, strict=True)
         ]
 
     return run_stage(folder, "candidates", Candidate, wanted, config.rollout.batch_size, work)
 
 
 def _keep(
-    folder: Path, generated: Generated, name: str, prompt: Prompt, index: int, seed: int, facts: dict[str, Any]
+    folder: Path,
+    generated: Generated,
+    plan: str | None,
+    name: str,
+    prompt: Prompt,
+    index: int,
+    seed: int,
+    facts: dict[str, Any],
 ) -> Candidate:
     candidate = Candidate(
         id=name,
@@ -86,7 +97,7 @@ def _keep(
         prompt=prompt.text,
         index=index,
         seed=seed,
-        plan=generated.plan,
+        plan=plan,
         image=f"images/{name}.png",
         latent=f"latents/{name}.safetensors",
         size=(generated.image.height, generated.image.width),

@@ -15,13 +15,14 @@ from rich.console import Console
 
 from srum import models
 from srum.config import RunConfig, config_of
+from srum.models.base import require
 from srum.plugins import find
 from srum.processes import Processes
 from srum.run_dir import RunError, StageTimer, round_dir
 from srum.seeding import seed_for
 
 if TYPE_CHECKING:
-    from srum.models.bagel import Bagel
+    from srum.models.base import TrainableModel
     from train.methods.base import Method
 
 BASE = "base"  # the model that entered
@@ -103,10 +104,12 @@ def find_method(name: str) -> Method:
     return method
 
 
-def load_model(config: RunConfig, weights: str, dtype: torch.dtype = torch.float32, empty: bool = False) -> Bagel:
-    """The model with these weights, or still ``empty`` (``Bagel.load``), on the device and compiled as the config says.
+def load_model(
+    config: RunConfig, weights: str, dtype: torch.dtype = torch.float32, empty: bool = False
+) -> TrainableModel:
+    """The model with these weights, or still ``empty`` (``models.load``), on the device, compiled, as the config says.
 
-    Raises RunError where several processes would share that device.
+    Raises RunError where several processes would share that device, and MissingAbility where it cannot be compiled.
     """
     if Processes.here().count > 1 and (config.device == "spread" or ":" in config.device):
         raise RunError(f"device: every process needs a GPU of its own, not {config.device}; use auto or cuda")
@@ -114,5 +117,6 @@ def load_model(config: RunConfig, weights: str, dtype: torch.dtype = torch.float
         gc.collect()  # the model before it, compiled or sharded, is a cycle and would keep its memory
     model = models.load(weights, config.device, dtype, empty)
     if config.compile:
+        require(model, {"compile"}, "compile=true")
         model.compile()
     return model

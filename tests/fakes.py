@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from judging.instructions import layout_reply, region_reply
 from srum import models
 from srum.config import load_config
-from srum.flow import FlowNoise, interpolate, sample_timesteps
+from srum.flow import FlowNoise, interpolate, sample_timesteps, schedule
 from srum.loop import run_loop
 from srum.models.bagel.config import BagelConfig
-from srum.models.base import Decoding, Generated, Question, Sampling, Segment, TrainingForward
+from srum.models.base import Ability, Decoding, Generated, SampledPath, Sampling, Segment, TrainingForward, Written
 from srum.seeding import seed_for
 from srum.shapes.render import render
 from srum.shapes.scenes import random_scene
@@ -38,6 +38,8 @@ class FakeModel(nn.Module):
     """
 
     device = torch.device("cpu")
+    abilities: frozenset[Ability] = frozenset({"seen", "plan", "path", "velocity"})
+    plan_instruction = "Plan first."
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,41 +69,39 @@ class FakeModel(nn.Module):
         folder.mkdir(parents=True)
         save_file(dict(weights), folder / "ema.safetensors")
 
-    def generate(
-        self, prompts: Sequence[str], sampling: Sampling, seeds: Sequence[int], plan: bool = False
+    def draw(
+        self,
+        contexts: Sequence[Sequence[Segment]],
+        sampling: Sampling,
+        seeds: Sequence[int],
+        *,
+        sizes: Sequence[tuple[int, int]] | None = None,
+        path: bool = False,
     ) -> list[Generated]:
         self.understanding["down_proj"](torch.tensor([[0.0, 1.0]]))
         weights = hashlib.sha256(self.generation.weight.detach().numpy().tobytes()).hexdigest()
-        plans = [f"a plan of {prompt}" if plan else None for prompt in prompts]
         return [
-            self._draw(seed_for(seed, weights, prompt, repr(sampling)), sampling, text)
-            for seed, prompt, text in zip(seeds, prompts, plans, strict=True)
+            self._draw(seed_for(seed, weights, *texts_of(context), repr(sampling)), sampling, size, path)
+            for context, seed, size in zip(contexts, seeds, sizes or [sampling.size] * len(contexts), strict=True)
         ]
 
-    def predictions(
-        self, prompts: Sequence[str], sampling: Sampling, seeds: Sequence[int], plan: bool = False
-    ) -> list[Tensor]:
-        latents = [made.latent for made in self.generate(prompts, sampling, seeds, plan)]
-        return [torch.stack([latent * step for step in range(1, sampling.timesteps)]) for latent in latents]
-
-    def _draw(self, seed: int, sampling: Sampling, plan: str | None) -> Generated:
+    def _draw(self, seed: int, sampling: Sampling, size: tuple[int, int], path: bool) -> Generated:
         scene = random_scene(1 + seed % 2, np.random.default_rng(seed))
-        latent = torch.randn(CHANNELS, *self.latent_grid(sampling.size), generator=torch.Generator().manual_seed(seed))
-        return Generated(Image.fromarray(render(scene)), latent, plan)
+        latent = torch.randn(CHANNELS, *self.latent_grid(size), generator=torch.Generator().manual_seed(seed))
+        timesteps = schedule(sampling.timesteps, sampling.timestep_shift)[:-1]
+        states = torch.stack([latent * t for t in timesteps.tolist()])
+        way = SampledPath(states, timesteps, states.sub(latent) / timesteps[:, None, None, None]) if path else None
+        return Generated(Image.fromarray(render(scene)), latent, way)
 
-    def answer(
-        self, images: Sequence[Image.Image], questions: Sequence[Sequence[Question]], decoding: Decoding
-    ) -> list[list[str]]:
+    def write(self, contexts: Sequence[Sequence[Segment]], decoding: Decoding, seeds: Sequence[int]) -> list[Written]:
         self.understanding["down_proj"](torch.tensor([[1.0, 0.0]]))
-        return [[_reply(_draw(image, q), q.text) for q in own] for image, own in zip(images, questions, strict=True)]
-
-    def continuation_logprobs(
-        self, images: Sequence[Image.Image], questions: Sequence[Sequence[Question]], continuations: Sequence[str]
-    ) -> list[Tensor]:
-        return [
-            torch.stack([_logprobs(_draw(image, question), len(continuations)) for question in own])
-            for image, own in zip(images, questions, strict=True)
+        texts = [
+            _reply(_drawn_by(c), texts_of(c)[-1]) if _seen(c) else f"a plan of {texts_of(c)[-1]}" for c in contexts
         ]
+        return [Written(text, (), torch.zeros(0), ended=True) for text in texts]
+
+    def score(self, contexts: Sequence[Sequence[Segment]], continuations: Sequence[str]) -> list[Tensor]:
+        return [_logprobs(_drawn_by(context), len(continuations)) for context in contexts]
 
     def resized(self, image: Image.Image) -> Image.Image:
         return image.resize([max(PATCH, side // PATCH * PATCH) for side in image.size])
@@ -186,8 +186,19 @@ def released_config(folder: Path) -> BagelConfig:
     return BagelConfig.from_folder(folder)
 
 
-def _draw(image: Image.Image, question: Question) -> int:
-    return seed_for(hashlib.sha256(image.tobytes()).hexdigest(), question.text)
+def texts_of(context: Sequence[Segment]) -> list[str]:
+    """The closed texts of a context."""
+    return [segment.text for segment in context if segment.text is not None and not segment.open]
+
+
+def _seen(context: Sequence[Segment]) -> list[bytes]:
+    """What the images look like that a context shows."""
+    return [segment.image.tobytes() for segment in context if isinstance(segment.image, Image.Image)]
+
+
+def _drawn_by(context: Sequence[Segment]) -> int:
+    """A seed of the image that a context shows and of what is asked about it."""
+    return seed_for(hashlib.sha256(_seen(context)[0]).hexdigest(), texts_of(context)[-1])
 
 
 def _reply(draw: int, question: str) -> str:

@@ -13,7 +13,7 @@ import pytest
 from srum import models
 from srum.config import RunConfig, load_config
 from srum.loop import perform, run_loop
-from srum.models.base import Generated
+from srum.models.base import Generated, Written
 from srum.processes import LostProcess, Processes
 from srum.records import Prompt
 from srum.run import Run
@@ -36,9 +36,9 @@ class Drawing(FakeModel):
 
     drawn = 0
 
-    def generate(self, prompts: Any, *rest: Any, **named: Any) -> list[Generated]:
-        Drawing.drawn += len(prompts)
-        return super().generate(prompts, *rest, **named)
+    def draw(self, contexts: Any, *rest: Any, **named: Any) -> list[Generated]:
+        Drawing.drawn += len(contexts)
+        return super().draw(contexts, *rest, **named)
 
 
 class Stumbling(FakeModel):
@@ -46,12 +46,12 @@ class Stumbling(FakeModel):
 
     asked = 0
 
-    def answer(self, *arguments: Any) -> list[list[str]]:
+    def write(self, *arguments: Any) -> list[Written]:
         Stumbling.asked += 1
         here = Processes.here()
         if here.rank == here.count - 1 and Stumbling.asked > 2:
             raise ValueError(f"process {here.rank} stumbles")
-        return super().answer(*arguments)
+        return super().write(*arguments)
 
 
 def whole_runs(folder: Path) -> None:

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,8 @@ from srum.cli import app
 from srum.doctor import Machine, _fits_shared, self_check, tables
 from srum.errors import ModelError
 from srum.models.bagel import Bagel
-from srum.models.bagel.memory import Need, Recipe, Sizes, stage_needs, training_need
+from srum.models.bagel.memory import Sizes, stage_needs, training_need
+from srum.models.needs import Need, Recipe
 from tests.fakes import released_config
 
 CHECKPOINT = Path(__file__).parent / "golden" / "bagel" / "checkpoint"
@@ -53,12 +55,13 @@ def test_the_fewest_processes_that_hold_a_training(tmp_path: Path) -> None:
     """BAGEL-7B in bfloat16 on GPUs of 24 GB: LoRA in four, as the table of docs/training.md says."""
     config = released_config(tmp_path)
     gpu = Machine(torch.device("cuda"), "a GPU", int(0.95 * 24e9), bfloat16=True)
-    table = _fits_shared(config, Sizes.of(config), gpu, (1024, 1024))
+    need_of = partial(training_need, config, Sizes.of(config), (1024, 1024), True)
+    table = _fits_shared(need_of, gpu)
     assert [list(column.cells) for column in table.columns[:2]] == [
         ["LoRA of rank 64", "generation expert", "all weights"],
         ["4", "16", "32"],
     ]
-    small = _fits_shared(config, Sizes.of(config), replace(gpu, memory=10**9), (1024, 1024))
+    small = _fits_shared(need_of, replace(gpu, memory=10**9))
     assert set(small.columns[1].cells) == {"[red]more than 64[/red]"}
 
 
@@ -94,7 +97,7 @@ def test_the_tiers_of_the_documentation_are_the_estimates(tmp_path: Path) -> Non
 
 
 def test_training_and_sampling_agree() -> None:
-    deviation, tolerance = self_check(Bagel.load(CHECKPOINT), (64, 96))
+    deviation, tolerance = self_check(Bagel.load(CHECKPOINT), (64, 96), bfloat16=False)
     assert deviation < 1e-4 < tolerance
 
 
@@ -102,7 +105,7 @@ def test_the_command_ends_well_and_badly(tmp_path: Path) -> None:
     run = CliRunner().invoke(app, ["doctor", str(CHECKPOINT), "--size", "64"])
     assert run.exit_code == 0 and "training and sampling agree" in run.output
     run = CliRunner().invoke(app, ["doctor", str(tmp_path), "--no-check"])
-    assert run.exit_code == 2 and "llm_config.json is missing" in run.output
+    assert run.exit_code == 2 and "is no model: it has none of llm_config.json, model_class.json" in run.output
     run = CliRunner().invoke(app, ["doctor", str(CHECKPOINT), "--device", "cuda:99"])
     assert run.exit_code == 2 and "device: cuda:99 is not here" in run.output
 

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import typer
 from PIL import Image
+from typer.testing import CliRunner
 
 from grounding.base import ground, load_grounder
-from srum import open_run
+from srum import models, open_run
 from srum.cli import app
 from srum.shapes.render import render
 from srum.shapes.scenes import Scene, Thing
@@ -43,6 +45,33 @@ def test_the_grounder_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert [(region.id, region.source) for region in regions] == [(1, "mine"), (2, "mine"), (0, "background")]
     for region, thing in zip(regions, things, strict=False):  # the larger one first
         assert np.allclose(region.box, thing.box, atol=1.0)
+
+
+def test_a_model_of_your_own_runs_through_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The toy of docs/extending.md, of under 80 lines, by the command below it; then its trained weights."""
+    (code,) = (block for block in blocks("python") if "class Toy" in block)
+    (command,) = (line for block in blocks("sh") for line in block.splitlines() if "toy:Toy" in line)
+    assert len(code.splitlines()) < 80
+    (tmp_path / "toy.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "toy", raising=False)
+    small = ["prompt_count=4", "candidates_per_prompt=2", "rounds=2", "train.steps=3", "train.probes=1", "eval.count=7"]
+    run = CliRunner().invoke(app, [*shlex.split(command)[1:], *(part for s in small for part in ("--set", s))])
+    assert run.exit_code == 0, run.output
+    assert set(open_run("runs/toy").verdicts()) == {"base", "sft", "srum", "region_nft"}
+    assert Path("runs/toy/report.html").is_file()
+    trained = models.load("runs/toy/round-001/train/region_nft/model")
+    assert type(trained).__name__ == "Toy" and not torch.equal(
+        trained.network.draws[0].weight, models.load("toy:Toy").network.draws[0].weight
+    )
+    doctor = CliRunner().invoke(app, ["doctor", "runs/toy/round-001/train/region_nft/model"])
+    assert doctor.exit_code == 2 and "which the doctor asks: describe, memory, training_memory" in doctor.output
+    planned = CliRunner().invoke(app, ["rollout", "runs/plan", "--set", "model=toy:Toy", "--set", "prompt_count=1"])
+    assert planned.exit_code == 2 and "needs a model with the ability plan: Toy has none" in planned.output
+    none = CliRunner().invoke(app, ["rollout", "runs/none", "--set", "model=toy:Other"])
+    assert none.exit_code == 2 and "model 'toy:Other': toy has no 'Other'" in none.output
+    monkeypatch.delitem(sys.modules, "toy")
 
 
 def test_the_looking_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

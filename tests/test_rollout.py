@@ -12,9 +12,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from judging.self_judge import SelfJudge
 from srum.config import EvalConfig, RunConfig, load_config
+from srum.drawing import contexts_of
 from srum.evaluation.accuracy import evaluate
-from srum.models.base import Generated, Sampling
+from srum.models.base import Decoding, Generated, MissingAbility, Sampling, Written
 from srum.records import Candidate, Prompt
 from srum.rollout import choose_prompts, rollout
 from srum.run_dir import open_image, read_records
@@ -22,7 +24,7 @@ from srum.seeding import seed_for
 from srum.shapes.prompts import from_metadata
 from srum.shapes.render import render
 from srum.shapes.scenes import sample_scene
-from tests.fakes import FakeModel
+from tests.fakes import FakeModel, texts_of
 
 PROMPTS = [Prompt(id=f"p{number}", text=f"prompt {number}") for number in range(3)]
 
@@ -64,10 +66,14 @@ SETTINGS: dict[str, Any] = {  # no default of ours, nor the sampler's
 }  # fmt: skip
 
 
+def seeded(candidate: Candidate) -> tuple[Sampling, list[int]]:
+    return Sampling(**SETTINGS), [candidate.seed]
+
+
 def test_the_latent_is_the_samplers_own(tmp_path: Path) -> None:
     own = config(*(f"rollout.{name}={list(v) if isinstance(v, tuple) else v}" for name, v in SETTINGS.items()))
     (candidate, *_) = rollout(FakeModel(), PROMPTS, own, 0, tmp_path)
-    (again,) = FakeModel().generate([candidate.prompt], Sampling(**SETTINGS), [candidate.seed])
+    (again,) = FakeModel().draw(contexts_of(FakeModel(), [candidate.prompt], [candidate.plan]), *seeded(candidate))
     assert torch.equal(load_file(tmp_path / candidate.latent)["latent"], again.latent)
     assert open_image(tmp_path / candidate.image).tobytes() == again.image.tobytes()
 
@@ -93,11 +99,11 @@ class Dies(FakeModel):
 
     calls = 0
 
-    def generate(self, *arguments: object) -> list[Generated]:  # type: ignore[override]
+    def draw(self, *arguments: Any, **options: Any) -> list[Generated]:
         self.calls += 1
         if self.calls == 2:
             raise KeyboardInterrupt
-        return super().generate(*arguments)  # type: ignore[arg-type]
+        return super().draw(*arguments, **options)
 
 
 def test_an_interrupted_rollout_ends_in_the_same_files(tmp_path: Path) -> None:
@@ -134,9 +140,10 @@ class Painter(FakeModel):
         super().__init__()
         self.specs = {prompt.text: from_metadata(prompt.metadata) for prompt in prompts[::2]}
 
-    def generate(self, prompts, sampling, seeds, plan=False):  # type: ignore[no-untyped-def, override]
+    def draw(self, contexts, sampling, seeds, *, sizes=None, path=False):  # type: ignore[no-untyped-def, override]
         return [
-            Generated(Image.fromarray(self._paint(p, s)), torch.zeros(1)) for p, s in zip(prompts, seeds, strict=True)
+            Generated(Image.fromarray(self._paint(texts_of(context)[0], seed)), torch.zeros(1))
+            for context, seed in zip(contexts, seeds, strict=True)
         ]
 
     def _paint(self, prompt: str, seed: int) -> np.ndarray:
@@ -158,17 +165,58 @@ def test_accuracy_is_what_the_model_drew(tmp_path: Path) -> None:
 def test_an_evaluation_samples_as_its_config_says(tmp_path: Path) -> None:
     """With these settings and a plan, from noise of the seed and the prompt alone."""
     prompts = choose_prompts("development", 3, 0)
-    asked: list[tuple[Any, ...]] = []
+    drawn: list[tuple[Any, ...]] = []
+    written: list[tuple[Any, ...]] = []
 
     class Asked(FakeModel):
-        def generate(self, *arguments: Any) -> list[Generated]:
-            asked.append(arguments)
-            return super().generate(*arguments)
+        def draw(self, contexts: Any, *arguments: Any, **options: Any) -> list[Generated]:
+            drawn.append(([texts_of(context) for context in contexts], *arguments))
+            return super().draw(contexts, *arguments, **options)
+
+        def write(self, contexts: Any, *arguments: Any) -> list[Written]:
+            written.append(([texts_of(context) for context in contexts], *arguments))
+            return super().write(contexts, *arguments)
 
     for plan in (True, False):
         evaluate(Asked(), prompts, EvalConfig(**SETTINGS, plan=plan), tmp_path / str(plan), seed=5)
-    texts, seeds = [prompt.text for prompt in prompts], [seed_for(5, prompt.id, "eval") for prompt in prompts]
-    assert asked == [(texts, Sampling(**SETTINGS), seeds, plan) for plan in (True, False)]
+    noise, plans = ([seed_for(5, prompt.id, purpose) for prompt in prompts] for purpose in ("eval", "plan"))
+    bare = [[prompt.text] for prompt in prompts]
+    planned = [["Plan first.", prompt.text, f"a plan of {prompt.text}"] for prompt in prompts]
+    assert drawn == [(texts, Sampling(**SETTINGS), noise) for texts in (planned, bare)]
+    assert written == [([texts[:2] for texts in planned], Decoding(temperature=0.125), plans)]
+    assert not set(noise) & set(plans)
+
+
+def test_what_is_random_in_a_candidate_has_seeds_of_its_own(tmp_path: Path) -> None:
+    """The noise and the plan of every candidate and the replies to it: no seed of one is that of another."""
+    seeds: dict[str, list[int]] = {"draw": [], "write": []}
+
+    class Watched(FakeModel):
+        def draw(self, contexts: Any, sampling: Any, drawn_by: Any, **options: Any) -> list[Generated]:
+            seeds["draw"] += drawn_by
+            return super().draw(contexts, sampling, drawn_by, **options)
+
+        def write(self, contexts: Any, decoding: Any, written_by: Any) -> list[Written]:
+            seeds["write"] += written_by
+            return super().write(contexts, decoding, written_by)
+
+    made = rollout(Watched(), PROMPTS, config(), 0, tmp_path)
+    assert seeds["draw"] == [seed_for(0, 0, c.id, "rollout") for c in made]
+    assert seeds["write"] == [seed_for(0, 0, c.id, "plan") for c in made]
+    images = [open_image(tmp_path / c.image) for c in made]
+    decoding = Decoding(temperature=1.0)
+    SelfJudge(Watched(), decoding=decoding, seed=seed_for(0, 0, "judge")).judge(
+        images, [c.prompt for c in made], [[]] * 6
+    )
+    assert len(set(seeds["draw"] + seeds["write"])) == len(seeds["draw"] + seeds["write"]) > 12
+
+
+def test_a_model_without_plans_is_refused(tmp_path: Path) -> None:
+    class Bare(FakeModel):
+        abilities = frozenset({"seen"})
+
+    with pytest.raises(MissingAbility, match="drawing after a plan needs a model with the ability plan: Bare has none"):
+        rollout(Bare(), PROMPTS, config(), 0, tmp_path)
 
 
 def test_prompts_without_metadata_cannot_be_checked(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch.utils.data import Dataset
 
+from srum.drawing import draw_prompts
 from srum.models.bagel.checkpoint import load_tokenizer
 from srum.models.bagel.config import AutoencoderConfig, BagelConfig, LlmConfig, VitConfig
 from srum.models.bagel.model import Bagel
@@ -206,7 +207,8 @@ def own_drawings(model: Bagel, file: Path, count: int, key: Sequence[int]) -> li
         for number, first in enumerate(range(0, count, OWN_BATCH)):
             some = slice(first, first + OWN_BATCH)
             sampling = OWN_SAMPLING if number // 2 % 2 == 0 else replace(OWN_SAMPLING, guidance=1.0)
-            drawn = model.generate([text for _, text in asked[some]], sampling, seeds[some], plan=number % 2 == 0)
+            texts, plan_seeds = [text for _, text in asked[some]], seeds[some] if number % 2 == 0 else None
+            drawn = draw_prompts(model, texts, sampling, seeds[some], plan_seeds)
             images += [np.asarray(one.image) for one in drawn]
         with atomic(file) as partial, partial.open("wb") as stream:
             np.savez(stream, images=np.stack(images))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from srum.config import RolloutConfig
+from srum.drawing import contexts_of
 from srum.models.base import Generated, Sampling, UnifiedModel
 from srum.run_dir import save_image
 from train.data import TrainingRecord
@@ -29,12 +30,13 @@ def shown(records: Sequence[TrainingRecord], count: int) -> list[TrainingRecord]
 
 
 def sample_again(model: UnifiedModel, records: Sequence[TrainingRecord]) -> list[Generated]:
-    """What the model makes of the candidates' prompts, seeds and settings."""
-    found = []
+    """What the model makes of the candidates' prompts and plans with their seeds and settings."""
+    made = []
     for candidate in (record.candidate for record in records):
         sampling = Sampling(**RolloutConfig.model_validate(candidate.sampling).sampling())
-        found += model.generate([candidate.prompt], sampling, [candidate.seed], candidate.plan is not None)
-    return found
+        contexts = contexts_of(model, [candidate.prompt], [candidate.plan])
+        made += model.draw(contexts, sampling, [candidate.seed])
+    return made
 
 
 def save_samples(records: Sequence[TrainingRecord], made: Sequence[Generated], folder: Path) -> None:
@@ -46,7 +48,7 @@ def save_samples(records: Sequence[TrainingRecord], made: Sequence[Generated], f
 def check_reproduction(records: Sequence[TrainingRecord], again: Sequence[Generated]) -> list[float]:
     """How far the latents of what a model made are from those of the rollout, each as a share of its norm.
 
-    Raises TrainingError if all of them are far off: one alone may be, where a sampled plan came out differently.
+    Raises TrainingError if all of them are far off.
     """
     distances = [
         ((made.latent.cpu() - record.latent).norm() / record.latent.norm()).item()

@@ -4,45 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.utils.checkpoint import checkpoint
 
-from srum.models.base import UnifiedModel
+from srum.models import mark
+from srum.models.base import TrainableModel
 from srum.processes import Processes
 from train.sharding import gathered, local
-
-
-class TrainableModel(UnifiedModel, Protocol):
-    """What the trainer asks of a model, beside a unified model's abilities."""
-
-    @property
-    def network(self) -> nn.Module: ...
-
-    def layers(self) -> list[nn.Module]:
-        """The layers that repeat, parts of ``network``: what is sharded, and may be recomputed, one by one."""
-        ...
-
-    def named_parameters(self) -> Iterable[tuple[str, Parameter]]: ...
-
-    def read_weights(self) -> None:
-        """Fill the network, which was made empty: each tensor, or the part of it that this process holds."""
-        ...
-
-    def generation_parameters(self) -> Iterable[tuple[str, Parameter]]:
-        """The generation expert: what ``trainable: generation`` trains."""
-        ...
-
-    def save(self, folder: Path, dtype: torch.dtype, *, weights: Mapping[str, Tensor]) -> None:
-        """Write the model's published layout with these ``weights`` of its network, as ``dtype``."""
-        ...
 
 
 @contextmanager
@@ -128,6 +104,7 @@ def publish(model: TrainableModel, folder: Path, dtype: torch.dtype, processes: 
         unfinished = folder.with_name(f".{folder.name}.partial")
         shutil.rmtree(unfinished, ignore_errors=True)
         model.save(unfinished, dtype, weights=weights)
+        mark(unfinished, model)
         shutil.rmtree(folder, ignore_errors=True)
         unfinished.rename(folder)
     processes.wait()

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from srum.config import EvalConfig
+from srum.drawing import draw_prompts
 from srum.evaluation.statistics import wilson
-from srum.models.base import Sampling, UnifiedModel
+from srum.models.base import Generated, Sampling, UnifiedModel
 from srum.records import Name, Prompt, Record
 from srum.run_dir import RunError, run_stage, save_image
 from srum.seeding import seed_for
@@ -60,11 +61,8 @@ def evaluate(model: UnifiedModel, prompts: Sequence[Prompt], config: EvalConfig,
     require_metadata(prompts)
 
     def work(batch: Mapping[str, Prompt]) -> list[CheckedImage]:
-        seeds = [seed_for(seed, prompt_id, "eval") for prompt_id in batch]
-        texts = [prompt.text for prompt in batch.values()]
-        generated = model.generate(texts, Sampling(**config.sampling()), seeds, config.plan)
         checked = []
-        for prompt, result in zip(batch.values(), generated, strict=True):
+        for prompt, result in zip(batch.values(), drawn(model, batch, config, seed), strict=True):
             save_image(result.image, folder / "images" / f"{prompt.id}.png")
             verdict = check(np.asarray(result.image.convert("RGB")), prompt.metadata)
             checked.append(
@@ -80,6 +78,15 @@ def evaluate(model: UnifiedModel, prompts: Sequence[Prompt], config: EvalConfig,
 
     by_id = {prompt.id: prompt for prompt in prompts}
     return summarize(run_stage(folder, "verdicts", CheckedImage, by_id, config.batch_size, work), seed)
+
+
+def drawn(
+    model: UnifiedModel, prompts: Mapping[str, Prompt], config: EvalConfig, seed: int, path: bool = False
+) -> list[Generated]:
+    """An image of each prompt, by id, as ``config`` says; noise and plan have a seed each, of ``seed`` and the id."""
+    noise, plan = ([seed_for(seed, name, purpose) for name in prompts] for purpose in ("eval", "plan"))
+    texts = [prompt.text for prompt in prompts.values()]
+    return draw_prompts(model, texts, Sampling(**config.sampling()), noise, plan if config.plan else None, path)
 
 
 def require_metadata(prompts: Sequence[Prompt]) -> None:

@@ -17,12 +17,11 @@ from torch import Tensor
 
 from srum import flow
 from srum.config import EvalConfig
-from srum.evaluation.accuracy import require_metadata
+from srum.evaluation.accuracy import drawn, require_metadata
 from srum.evaluation.judge_quality import Judge
-from srum.models.base import Sampling, UnifiedModel
+from srum.models.base import Sampling, UnifiedModel, require
 from srum.records import Name, Prompt, Record, Region, RegionJudgement, Score
 from srum.run_dir import run_stage
-from srum.seeding import seed_for
 from srum.shapes.checker import check
 
 # images and prompts -> per image its regions, or none and what went wrong: ``grounding.base.ground``
@@ -73,15 +72,16 @@ def judge_steps(
 ) -> list[JudgedSteps]:
     """Every step towards the image that ``evaluate`` makes of each prompt; ``steps.jsonl`` in ``folder``.
 
-    It resumes by batches. Raises ValueError for metadata that the checker cannot read, before any image is made.
+    It resumes by batches. Raises ValueError for metadata that the checker cannot read, and MissingAbility, before any
+    image is made.
     """
+    require(model, {"path"}, "looking at every step")
     require_metadata([prompt for prompt in prompts if prompt.metadata])
 
     def work(batch: Mapping[str, Prompt]) -> list[JudgedSteps]:
         asked = list(batch.values())
-        seeds = [seed_for(seed, name, "eval") for name in batch]
-        latents = model.predictions([p.text for p in asked], Sampling(**config.sampling()), seeds, config.plan)
-        by_step = [look(step, asked) for step in zip(*latents, strict=True)]
+        paths = [image.path for image in drawn(model, batch, config, seed, path=True)]
+        by_step = [look(step, asked) for step in zip(*(path.predictions for path in paths if path), strict=True)]
         return [JudgedSteps(prompt_id=p.id, steps=own) for p, *own in zip(asked, *by_step, strict=True)]
 
     def look(latents: Sequence[Tensor], asked: Sequence[Prompt]) -> list[JudgedStep]:

@@ -1,45 +1,113 @@
-"""Unified models behind one protocol (``srum.models.base``). ``load`` finds one by name or folder."""
+"""Unified models behind one protocol (``srum.models.base``). ``load`` finds one by name or folder.
+
+An architecture is a folder here; a user's own model is a class in a module of theirs, ``module:Name``.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import json
 import re
 import sys
+from importlib import import_module
+from importlib.metadata import entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from huggingface_hub import snapshot_download
 
 from srum.errors import ModelError
-
-if TYPE_CHECKING:
-    from srum.models.bagel import Bagel
+from srum.models.base import TrainableModel, UnifiedModel
+from srum.models.needs import Need, Recipe
+from srum.plugins import find as find_plugin
 
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # glibc's numbers for mallopt
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # owner/name
 EMBEDDED = {"srum-tiny": Path(__file__).parent / "tiny"}
+ARCHITECTURES = {"llm_config.json": "srum.models.bagel"}  # the file that marks a folder: the module that loads it
+CLASS = "model_class.json"  # marks the folder of a user's own model, and names its class
+
+
+class Description(NamedTuple):
+    """What a folder holds and how it would run, line by line, and the side of its usual images in pixels."""
+
+    rows: dict[str, str]
+    side: int
+
+
+class Architecture(Protocol):
+    """A module that loads folders, and that ``srum doctor`` asks."""
+
+    def load(self, folder: Path, device: torch.device, dtype: torch.dtype, *, spread: bool, empty: bool) -> Any:
+        """The model with its weights as ``dtype``; ``spread`` over several devices; ``empty``: without storage yet."""
+        ...
+
+    def describe(self, folder: Path, device: torch.device, bfloat16: bool) -> Description:
+        """Reads headers alone; raises as ``load`` does."""
+        ...
+
+    def memory(self, folder: Path, size: tuple[int, int], bfloat16: bool) -> dict[str, Need]:
+        """What each stage needs for images of (H, W) pixels."""
+        ...
+
+    def training_memory(self, folder: Path, size: tuple[int, int], bfloat16: bool, recipe: Recipe) -> Need:
+        """What each process of such a training needs."""
+        ...
 
 
 def load(
     name: str | Path, device: str | torch.device = "auto", dtype: torch.dtype = torch.float32, empty: bool = False
-) -> Bagel:
-    """The embedded model by name (``srum-tiny``), a checkpoint folder in the official layout, or one from the hub.
+) -> TrainableModel:
+    """The model of a folder, or one by name (:func:`find`); or of a class ``module:Name``, or of an entry point of the
+    group ``srum.models``, with the weights that it begins with.
 
     ``device``: one of torch's; "auto" is CUDA where there is one, else the CPU; "spread" puts the layers on all GPUs,
     into the host's memory and then on disk, to sample and judge with what no GPU holds alone. On a CPU that multiplies
     bfloat16 natively, and on CUDA, the network computes in bfloat16, whatever the ``dtype`` of its weights; on a CPU
-    the process keeps the memory that it frees (:func:`keep_memory`). ``empty``:
-    without its weights, which training reads once it knows what this process keeps of them (``Bagel.load``). Raises
-    ModelError as :func:`find` and :func:`find_device` do.
+    the process keeps the memory that it frees (:func:`keep_memory`). ``empty``: without its weights, which training
+    reads once it knows what this process keeps of them (``read_weights``). Raises ModelError or PluginError where there
+    is no such model, ModelError as :func:`find_device` does.
     """
-    from srum.models.bagel import Bagel
-
-    layers: Literal["auto"] | None = "auto" if device == "spread" else None
-    found = find_device(device)
-    if found.type == "cpu":
+    loader, folder = _located(name)
+    place = find_device(device)
+    if place.type == "cpu":
         keep_memory()
-    return Bagel.load(find(name), found, "bf16" if native_bfloat16(found) else "fp32", dtype, layers, empty)
+    model: TrainableModel = loader.load(folder, place, dtype, spread=device == "spread", empty=empty)
+    return model
+
+
+def require_model(name: str | Path) -> None:
+    """Raises what :func:`load` would raise where there is no such model. A repository of the hub is fetched."""
+    _located(name)
+
+
+def architecture(folder: Path) -> Architecture:
+    """Who loads the folder. Raises ModelError where nothing marks it."""
+    if (folder / CLASS).is_file():
+        user: Architecture = find_plugin("model", json.loads((folder / CLASS).read_text())["model"], {})
+        return user
+    for marker, module in ARCHITECTURES.items():
+        if (folder / marker).is_file():
+            ours: Any = import_module(module)
+            return ours
+    raise ModelError(f"{folder} is no model: it has none of {', '.join([*ARCHITECTURES, CLASS])}")
+
+
+def mark(folder: Path, model: UnifiedModel) -> None:
+    """Have a folder that ``model`` was saved in say which class loads it, where no file of an architecture does."""
+    if not any((folder / marker).is_file() for marker in ARCHITECTURES):
+        kind = type(model)
+        (folder / CLASS).write_text(json.dumps({"model": f"{kind.__module__}:{kind.__qualname__}"}) + "\n")
+
+
+def _located(name: str | Path) -> tuple[Any, Path | None]:
+    """Who loads a model, and its folder; a user's class has none to begin with."""
+    text = str(name)
+    if not Path(name).is_dir() and (":" in text or text in entry_points(group="srum.models").names):
+        return find_plugin("model", text, {}), None
+    folder = find(name)
+    return architecture(folder), folder
 
 
 def find_device(name: str | torch.device = "auto") -> torch.device:
@@ -70,7 +138,7 @@ def find(name: str | Path) -> Path:
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise ModelError(f"no folder {str(name)!r}, and none from the hub: {reason}") from None
-    raise ModelError(f"no model {str(name)!r}: give a checkpoint folder or one of {', '.join(EMBEDDED)}")
+    raise ModelError(f"no model {str(name)!r}: give a checkpoint folder, one of {', '.join(EMBEDDED)}, or module:Name")
 
 
 def native_bfloat16(device: torch.device) -> bool:

@@ -1,19 +1,41 @@
-"""The protocol that every unified multimodal model meets; stages know models only through it."""
+"""The protocol that every unified multimodal model meets; stages know models only through it.
+
+A context, that which is drawn from, written after or scored after, is a sequence of ``Segment``s, and so is an example
+of training (docs/design.md 3).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
 from PIL.Image import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+
+from srum.errors import ModelError
 
 # ``global_batch`` takes one norm over all images of a call, as the reference does; the others are per image or token.
 Renorm = Literal["global", "channel", "text_channel", "global_batch"]
+
+
+# What a model can do beside drawing from texts and writing after texts.
+Ability = Literal[
+    "seen",  # looks at images
+    "clean",  # has images in its contexts as latents
+    "edit",  # changes the image of its context: clean and seen, then what is to be changed
+    "plan",  # writes a planning text before it draws
+    "path",  # tells the way to an image
+    "velocity",  # is a flow model: ``forward`` predicts velocities, ``corrupt`` draws noise
+    "compile",  # runs through torch.compile
+]
+
+
+class MissingAbility(ModelError):
+    """A model cannot do what is asked of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,28 +55,48 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
-    """Settings of text decoding. ``temperature`` 0 is greedy."""
+    """Settings of text decoding. The token that begins a text counts as one; ``temperature`` 0 is greedy."""
 
     max_tokens: int = 256
     temperature: float = 0.0
-    seed: int = 0
+
+
+@dataclass(frozen=True)
+class SampledPath:
+    """The way to an image in S steps: the ``states`` x_t (S, C, h, w) from which they start at ``timesteps`` (S,), from
+    1 down, and the guided ``velocities`` there (S, C, h, w)."""
+
+    states: Tensor
+    timesteps: Tensor
+    velocities: Tensor
+
+    @property
+    def predictions(self) -> Tensor:
+        """The clean latents x_t - t v that the steps head for, (S, C, h, w); the last is that of the image."""
+        return self.states - self.timesteps[:, None, None, None] * self.velocities
 
 
 @dataclass(frozen=True)
 class Generated:
-    """One generated image: pixels, the sampler's clean, scaled latent (C, h, w), and the planning text."""
+    """One drawn image: pixels, the sampler's clean, scaled latent (C, h, w), and where asked for the way to it."""
 
     image: Image
     latent: Tensor
-    plan: str | None = None
+    path: SampledPath | None = None
 
 
 @dataclass(frozen=True)
-class Question:
-    """One question about an image, and the beginning of the reply where the model is to continue a given text."""
+class Written:
+    """One written text, without the beginning that it was given, and the tokens ``ids`` that were chosen.
+
+    ``logprobs`` (len(ids) + 1,) where it ``ended`` by itself, (len(ids),) where the limit cut it off: of each token,
+    and of the end, under the distribution that it was sampled from (greedy: that of temperature 1).
+    """
 
     text: str
-    reply_prefix: str = ""
+    ids: Sequence[int]
+    logprobs: Tensor
+    ended: bool
 
 
 @dataclass(frozen=True)
@@ -69,6 +111,8 @@ class Segment:
 
     ``loss``: on a text cross-entropy, on a noisy latent flow matching. ``droppable``: left out for guidance, in
     training at a rate and in drawing where the guidance asks. ``dropped``: left out here; an image keeps its position.
+    ``written``: a text that the model wrote in view of all before it, such as a plan, which no guidance branch has.
+    ``open``: a text that is begun and not closed, the last of a context; ``write`` and ``score`` go on with it.
     ``branch``: segments of branch 0, the trunk, come first; those of any other branch go on from its end and do not see
     one another's, such as several questions about one image.
     """
@@ -83,6 +127,8 @@ class Segment:
     loss: bool = False
     droppable: bool = False
     dropped: bool = False
+    written: bool = False
+    open: bool = False
     branch: int = 0
 
 
@@ -132,38 +178,49 @@ class TrainingForward:
 
 
 class UnifiedModel(Protocol):
-    """One network that understands and generates images. Methods are batched, seeded per item, and on one device."""
+    """One network that understands and generates images. Methods are batched, seeded per item, and on one device.
+
+    Contexts of a call that begin with the same Segment objects share what these cost: an image is seen once, whatever
+    is asked about it.
+    """
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         ...
 
-    def generate(
-        self, prompts: Sequence[str], sampling: Sampling, seeds: Sequence[int], plan: bool = False
+    @property
+    def abilities(self) -> frozenset[Ability]:
+        """What it can do; the rest is refused (:func:`require`)."""
+        ...
+
+    @property
+    def plan_instruction(self) -> str:
+        """The text before a prompt that has the model write a plan first (ability ``plan``)."""
+        ...
+
+    def draw(
+        self,
+        contexts: Sequence[Sequence[Segment]],
+        sampling: Sampling,
+        seeds: Sequence[int],
+        *,
+        sizes: Sequence[tuple[int, int]] | None = None,
+        path: bool = False,
     ) -> list[Generated]:
-        """Images of ``prompts``; with ``plan`` a planning text is decoded first and conditions the image."""
+        """An image after each context, its noise drawn by its seed; ``sizes`` (H, W) where not all have that of
+        ``sampling``, ``path``: with the way to it. Guidance compares with :func:`without_text` and
+        :func:`without_images` of the context."""
         ...
 
-    def predictions(
-        self, prompts: Sequence[str], sampling: Sampling, seeds: Sequence[int], plan: bool = False
-    ) -> list[Tensor]:
-        """Where each Euler step of ``generate`` heads for: clean latents (steps, C, h, w) per prompt.
-
-        A step's is x_t - t v, v the guided velocity at x_t; the last is the latent of the image that is generated.
-        """
+    def write(
+        self, contexts: Sequence[Sequence[Segment]], decoding: Decoding, seeds: Sequence[int]
+    ) -> Sequence[Written]:
+        """A text after each context, sampled by its seed; it goes on with the context's last text if that is open."""
         ...
 
-    def answer(
-        self, images: Sequence[Image], questions: Sequence[Sequence[Question]], decoding: Decoding
-    ) -> list[list[str]]:
-        """Reply texts, ``[i][j]`` for question j about image i. The image's cache is written once per image."""
-        ...
-
-    def continuation_logprobs(
-        self, images: Sequence[Image], questions: Sequence[Sequence[Question]], continuations: Sequence[str]
-    ) -> list[Tensor]:
-        """Per image a float tensor (questions, continuations): log p(continuation | image, question, reply_prefix)."""
+    def score(self, contexts: Sequence[Sequence[Segment]], continuations: Sequence[str]) -> list[Tensor]:
+        """Per context (continuations,): the log-probability of each as the text that ``write`` would begin with."""
         ...
 
     def resized(self, image: Image) -> Image:
@@ -179,7 +236,7 @@ class UnifiedModel(Protocol):
         ...
 
     def latent_grid(self, size: tuple[int, int]) -> tuple[int, int]:
-        """(h, w) in latent *tokens* of an image of (H, W) pixels: the grid of the reward map."""
+        """(h, w) in latent *tokens* of an image of (H, W) pixels: the grid of the reward map. Raises ValueError."""
         ...
 
     def tokens(self, latent: Tensor) -> Tensor:
@@ -207,3 +264,66 @@ class UnifiedModel(Protocol):
     def forward(self, batch: Any) -> TrainingForward:
         """The training forward pass over a packed batch; differentiable."""
         ...
+
+
+class TrainableModel(UnifiedModel, Protocol):
+    """A unified model whose weights are here."""
+
+    @property
+    def network(self) -> nn.Module:
+        """All that has weights, but for what turns images into latents."""
+        ...
+
+    def layers(self) -> list[nn.Module]:
+        """The layers that repeat, parts of ``network``: what is sharded, and may be recomputed, one by one."""
+        ...
+
+    def named_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
+        """What may be trained."""
+        ...
+
+    def generation_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
+        """Those of the generation expert: what ``trainable: generation`` trains."""
+        ...
+
+    def read_weights(self) -> None:
+        """Fill the network, which was made empty: each tensor, or the part of it that this process holds."""
+        ...
+
+    def save(self, folder: Path, dtype: torch.dtype, *, weights: Mapping[str, Tensor]) -> None:
+        """Write the model's published layout with these ``weights`` of its network, as ``dtype``."""
+        ...
+
+    def compile(self) -> None:
+        """From now on run through torch.compile (ability ``compile``). Raises ValueError where it cannot work."""
+        ...
+
+
+def require(model: UnifiedModel, abilities: Collection[str], purpose: str) -> None:
+    """Raises MissingAbility where the model lacks one of the abilities, which ``purpose`` needs."""
+    if missing := sorted(set(abilities) - model.abilities):
+        raise MissingAbility(
+            f"{purpose} needs a model with the ability {', '.join(missing)}: {name_of(model)} has none"
+        )
+
+
+def name_of(model: UnifiedModel) -> str:
+    """What a model is called in messages."""
+    return type(model).__name__
+
+
+def without_text(context: Sequence[Segment]) -> list[Segment]:
+    """The context that text guidance compares with: without the texts that may be dropped, and what was written."""
+    return [s for s in context if s.kind != "text" or not (s.droppable or s.written)]
+
+
+def without_images(context: Sequence[Segment]) -> list[Segment]:
+    """The context that image guidance compares with: without images, and what was written in view of them."""
+    return [s for s in context if s.kind == "text" and not s.written]
+
+
+def to_edit(model: UnifiedModel, image: Image) -> tuple[list[Segment], tuple[int, int]]:
+    """An image that is to be changed, as a context begins with it, and the size (H, W) of what is drawn then."""
+    require(model, {"edit"}, "changing an image")
+    resized = model.resized(image)
+    return [Segment("clean", latent=model.encode([resized])[0]), Segment("seen", image=resized)], resized.size[::-1]

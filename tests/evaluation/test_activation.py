@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from srum.drawing import draw_prompts
 from srum.evaluation.activation import find_clusters, mean_activations, strength
 from srum.models.bagel import Bagel
 from srum.models.bagel.network import MLP
-from srum.models.base import Decoding, Question, Sampling
+from srum.models.base import Decoding, Sampling, Segment
 
 CHECKPOINT = Path(__file__).parents[1] / "golden" / "bagel" / "checkpoint"
 
@@ -115,12 +116,12 @@ def test_a_compiled_network_is_refused() -> None:
 def both_tasks(model: Bagel) -> tuple[Tensor, Tensor]:
     """The mean activations in answering two questions and in drawing two images."""
     sampling = Sampling(size=(64, 64), timesteps=3)
-    image = model.generate(["a red fox"], sampling, [0])[0].image
-    questions = [Question("what is it?"), Question("where is it?")]
+    image = draw_prompts(model, ["a red fox"], sampling, [0])[0].image
+    contexts = [[Segment("seen", image=image), Segment("text", text=text)] for text in ("what is it?", "where is it?")]
     understanding = mean_activations(
-        model.network, questions, lambda q: model.answer([image], [[q]], Decoding(max_tokens=4))
+        model.network, contexts, lambda context: model.write([context], Decoding(max_tokens=4), [0])
     )
-    generation = mean_activations(model.network, [1, 2], lambda seed: model.generate(["a fox"], sampling, [seed]))
+    generation = mean_activations(model.network, [1, 2], lambda seed: draw_prompts(model, ["a fox"], sampling, [seed]))
     return understanding, generation
 
 

@@ -16,7 +16,7 @@ from grounding.classical import ClassicalGrounder
 from srum.config import EvalConfig
 from srum.evaluation.denoising import JudgedStep, JudgedSteps, StepScores, judge_steps, summarize_steps
 from srum.flow import schedule
-from srum.models.base import Sampling
+from srum.models.base import Generated, SampledPath, Sampling
 from srum.records import Failure, LayoutJudgement, Prompt, Region, RegionJudgement
 from srum.shapes.prompts import to_metadata
 from srum.shapes.render import render
@@ -32,18 +32,20 @@ CONFIG = EvalConfig(timesteps=4, count=2)
 class Painter:
     """Heads for the images of ``STEPS``, whatever the prompt; a latent is the image itself."""
 
+    abilities = frozenset({"path"})
+
     def __init__(self) -> None:
         self.calls: list[list[str]] = []
 
-    def predictions(
-        self, prompts: Sequence[str], sampling: Sampling, seeds: Sequence[int], plan: bool = False
-    ) -> list[Tensor]:
-        assert len(STEPS) == sampling.timesteps - 1
-        self.calls.append(list(prompts))
-        return [torch.stack([torch.tensor(render(scene)) for scene in STEPS]) for _ in prompts]
+    def draw(self, contexts, sampling, seeds, *, sizes=None, path=False):  # type: ignore[no-untyped-def]
+        assert len(STEPS) == sampling.timesteps - 1 and path
+        self.calls.append([context[0].text for context in contexts])
+        images = torch.stack([torch.tensor(render(scene)) for scene in STEPS])
+        way = SampledPath(images, torch.ones(len(STEPS)), torch.zeros(len(STEPS), 1, 1, 1))
+        return [Generated(Image.new("RGB", (1, 1)), images[-1], way) for _ in contexts]
 
     def decode(self, latents: Sequence[Tensor]) -> list[Image.Image]:
-        return [Image.fromarray(latent.numpy()) for latent in latents]
+        return [Image.fromarray(latent.to(torch.uint8).numpy()) for latent in latents]
 
 
 class Judge:

@@ -21,7 +21,7 @@ from grounding.grid import GridGrounder
 from grounding.native import NativeGrounder
 from grounding.relevance import RelevanceFilter
 from srum.geometry import iou, rle_encode
-from srum.models.base import Question
+from srum.models.base import Segment
 from srum.records import Box, Region
 
 MODEL = SimpleNamespace(device=torch.device("cpu"))
@@ -186,14 +186,14 @@ class Believer:
     def __init__(self) -> None:
         self.asked: list[int] = []
 
-    def continuation_logprobs(
-        self, images: Sequence[Image.Image], questions: Sequence[Sequence[Question]], continuations: Sequence[str]
-    ) -> list[torch.Tensor]:
+    def score(self, contexts: Sequence[Sequence[Segment]], continuations: Sequence[str]) -> list[torch.Tensor]:
         assert list(continuations) == ["Yes", "No"]
-        self.asked += [len(own) for own in questions]
-        yes = [[0.9 if "[0, " in question.text else 0.2 for question in own] for own in questions]
-        assert all("a cat" in question.text for own in questions for question in own)
-        return [torch.tensor([[p, 1 - p] for p in own]).log() - 3 for own in yes]
+        self.asked.append(len(contexts))
+        assert len({id(context[0]) for context in contexts}) == 1  # one image, looked at once
+        questions = [context[1].text or "" for context in contexts]
+        assert all("a cat" in question for question in questions)
+        yes = [0.9 if "[0, " in question else 0.2 for question in questions]
+        return [torch.tensor([p, 1 - p]).log() - 3 for p in yes]
 
 
 def test_regions_that_do_not_bear_on_the_prompt_become_background() -> None:

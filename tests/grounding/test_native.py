@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from grounding.base import ProposalError, ground
 from grounding.native import QUESTION, Frame, NativeGrounder, format_boxes, parse_boxes
-from srum.models.base import Decoding, Question
+from srum.models.base import Decoding, Segment, Written
 from srum.records import Box, Region
 
 WELL_FORMED = '[{"label": "small red circle", "bbox_2d": [4, 8, 14, 18]}, {"label": "cat", "bbox_2d": [0, 0, 9, 9]}]'
@@ -25,11 +26,9 @@ class Fake:
         self.replies = replies
         self.asked: list[str] = []
 
-    def answer(
-        self, images: Sequence[Image.Image], questions: Sequence[Sequence[Question]], decoding: Decoding
-    ) -> list[list[str]]:
-        self.asked += [question.text for own in questions for question in own]
-        return [[reply] for reply in self.replies]
+    def write(self, contexts: Sequence[Sequence[Segment]], decoding: Decoding, seeds: Sequence[int]) -> list[Written]:
+        self.asked += [context[-1].text or "" for context in contexts]
+        return [Written(reply, (), torch.zeros(0), ended=True) for reply in self.replies]
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from judging.base import NoReply
@@ -23,7 +24,7 @@ from judging.self_judge import SelfJudge
 from srum import models
 from srum.config import load_config
 from srum.loop import perform
-from srum.models.base import Decoding, Question
+from srum.models.base import Decoding, Segment
 from srum.records import Failure, Judgement, Region
 from srum.run import Run
 from srum.run_dir import read_records
@@ -34,7 +35,19 @@ Behaviour = Callable[[Handler, dict[str, Any]], None]
 Serve = Callable[[Behaviour], str]
 
 GREY = Image.new("RGB", (8, 8), (128, 128, 128))
-HELLO = [[Question("hello")]]
+SEEN = Segment("seen", image=GREY)
+
+
+def ask(
+    judge: Server,
+    *texts: str,
+    decoding: Decoding = Decoding(),  # noqa: B008 (frozen)
+    seed: int = 0,
+) -> list[str | NoReply]:
+    """The replies to questions about one image."""
+    contexts = [[SEEN, Segment("text", text=text)] for text in texts]
+    replies = judge.write(contexts, decoding, [seed] * len(texts))
+    return [reply if isinstance(reply, NoReply) else reply.text for reply in replies]
 
 
 @pytest.fixture
@@ -90,10 +103,10 @@ def test_what_is_sent(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
         say(handler, "fine")
 
     url = serve(behave)
-    decoding = Decoding(max_tokens=77, temperature=0.7, seed=2**62 + 5)
-    assert server(url + "/").answer([GREY], HELLO, decoding) == [["fine"]]
+    decoding, seed = Decoding(max_tokens=77, temperature=0.7), 2**62 + 5
+    assert ask(server(url + "/"), "hello", decoding=decoding, seed=seed) == ["fine"]
     monkeypatch.setenv("JUDGE_KEY", "secret")
-    server(url, key_variable="JUDGE_KEY").answer([GREY], HELLO, decoding)
+    ask(server(url, key_variable="JUDGE_KEY"), "hello", decoding=decoding, seed=seed)
     (path, body, no_key), (_, _, key) = seen
     assert (path, no_key, key) == ("/v1/chat/completions", None, "Bearer secret")
     settings = {name: body[name] for name in ("model", "max_tokens", "temperature", "seed")}
@@ -120,9 +133,7 @@ def test_replies_keep_their_order_and_so_many_go_at_a_time(serve: Serve) -> None
             running -= 1
         say(handler, text_of(body).upper())
 
-    asked = [[Question(text) for text in own] for own in ("abc", "", "defg")]
-    replies = server(serve(behave), concurrency=3).answer([GREY] * 3, asked, Decoding())
-    assert replies == [["A", "B", "C"], [], ["D", "E", "F", "G"]]
+    assert ask(server(serve(behave), concurrency=3), *"abcdefg") == list("ABCDEFG")
     assert most == 3
 
 
@@ -159,13 +170,13 @@ def test_what_passes_is_tried_again(serve: Serve, trouble: Behaviour) -> None:
         trouble(handler, body) if len(times) <= 2 else say(handler, "at last")
 
     asked = server(serve(behave), retries=2, timeout=0.2, backoff=0.05)
-    assert asked.answer([GREY], HELLO, Decoding()) == [["at last"]]
+    assert ask(asked, "hello") == ["at last"]
     assert times[1] - times[0] >= 0.05 and times[2] - times[1] >= 0.1  # the wait doubles
 
 
 @pytest.mark.parametrize("trouble", PASSING.values(), ids=PASSING)
 def test_what_does_not_pass_is_no_reply(serve: Serve, trouble: Behaviour) -> None:
-    ((reply,),) = server(serve(trouble), retries=1, timeout=0.2).answer([GREY], HELLO, Decoding())
+    (reply,) = ask(server(serve(trouble), retries=1, timeout=0.2), "hello")
     assert isinstance(reply, NoReply) and reply.why
 
 
@@ -179,8 +190,8 @@ def test_a_refused_question_is_not_asked_again_and_the_others_are_answered(serve
         else:
             say(handler, "fine")
 
-    replies = server(serve(behave)).answer([GREY], [[Question("bad"), Question("good")]], Decoding())
-    assert replies == [[NoReply('HTTP 400: {"error": "image too large"}'), "fine"]]
+    replies = ask(server(serve(behave)), "bad", "good")
+    assert replies == [NoReply('HTTP 400: {"error": "image too large"}'), "fine"]
     assert counts == {"good": 1, "bad": 1}
 
 
@@ -190,12 +201,20 @@ def test_a_refused_question_is_not_asked_again_and_the_others_are_answered(serve
     ids=["empty", "html", "null", "list", "object", "no choice", "null choice", "deep"],
 )
 def test_a_body_that_is_no_completion_is_no_reply(serve: Serve, body: bytes) -> None:
-    ((reply,),) = server(serve(lambda handler, _: send(handler, body))).answer([GREY], HELLO, Decoding())
+    (reply,) = ask(server(serve(lambda handler, _: send(handler, body))), "hello")
     assert isinstance(reply, NoReply) and reply.why.startswith("not a chat completion")
 
 
 def test_no_content_is_an_empty_reply(serve: Serve) -> None:
-    assert server(serve(lambda handler, _: say(handler, None))).answer([GREY], HELLO, Decoding()) == [[""]]
+    assert ask(server(serve(lambda handler, _: say(handler, None))), "hello") == [""]
+
+
+@pytest.mark.parametrize(("reason", "ended"), [("stop", True), ("length", False), (None, True)])
+def test_a_reply_that_was_cut_off_is_marked(serve: Serve, reason: str | None, ended: bool) -> None:
+    choice = {"message": {"content": "and so"}, "finish_reason": reason}
+    url = serve(lambda handler, _: send(handler, json.dumps({"choices": [choice]}).encode()))
+    (reply,) = server(url).write([[SEEN, Segment("text", text="hello")]], Decoding(), [0])
+    assert not isinstance(reply, NoReply) and (reply.text, reply.ended) == ("and so", ended)
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
@@ -203,7 +222,7 @@ def test_what_concerns_all_questions_ends_the_stage(serve: Serve, monkeypatch: p
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     url = serve(lambda handler, _: send(handler, b"key secret unknown", status))
     with pytest.raises(ServerError, match=f"HTTP {status} for model 'judge-7b'") as error:
-        server(url).answer([GREY], HELLO, Decoding())
+        ask(server(url), "hello")
     assert "secret" not in str(error.value) and "\n" not in str(error.value)
 
 
@@ -213,9 +232,7 @@ def test_the_key_is_not_taken_elsewhere(serve: Serve, monkeypatch: pytest.Monkey
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     for status in (301, 302, 307, 308):
         with pytest.raises(ServerError, match=f"HTTP {status}"):
-            server(serve(lambda handler, _, s=status: send(handler, b"", s, Location=other))).answer(  # type: ignore[misc]
-                [GREY], HELLO, Decoding()
-            )
+            ask(server(serve(lambda handler, _, s=status: send(handler, b"", s, Location=other))), "hello")  # type: ignore[misc]
     assert visits == []
 
 
@@ -224,12 +241,21 @@ def test_a_server_that_is_not_there(serve: Serve) -> None:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
         with pytest.raises(ServerError, match="cannot be reached"):
-            server(url, retries=1).answer([GREY], [[Question("a")] * 40], Decoding())
+            ask(server(url, retries=1), *"a" * 40)
 
 
-def test_reply_prefixes_are_refused() -> None:
-    with pytest.raises(ValueError, match="prefixes"):
-        server("http://127.0.0.1:1/v1").answer([GREY], [[Question("a", "b")]], Decoding())
+@pytest.mark.parametrize(
+    ("segment", "message"),
+    [
+        (Segment("text", text="so", open=True), "an open text"),
+        (Segment("clean", latent=torch.zeros(1, 2, 2)), "no clean segment"),
+        (Segment("text", ids=(1, 2)), "no text segment"),
+        (Segment("seen", image=torch.zeros(3, 2, 2)), "no pixels"),
+    ],
+)
+def test_what_a_server_does_not_take(segment: Segment, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        server("http://127.0.0.1:1/v1").write([[segment]], Decoding(), [0])
 
 
 # --- as the judge
@@ -265,7 +291,7 @@ def test_a_run_with_a_server_holds_no_key(serve: Serve, tmp_path: Path, monkeypa
     run = Run(tmp_path, load_config(None, [*settings, f"judge.server.url={serve(judging)}"]))
     for stage in ("rollout", "ground"):
         perform(run, stage, 0)
-    monkeypatch.setattr(FakeModel, "answer", None)  # no model of this process is asked
+    monkeypatch.setattr(FakeModel, "write", None)  # no model of this process is asked
     perform(run, "judge", 0)
     judgements = read_records(run.round(0) / "judgements.jsonl", Judgement)
     assert len(judgements) == 8 and all(judgement.layout.score == 0.4 for judgement in judgements)

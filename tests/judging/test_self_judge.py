@@ -5,13 +5,15 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Sequence
+from itertools import groupby
+from typing import NamedTuple
 
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
-from judging.base import NoReply
+from judging.base import NoReply, Question
 from judging.instructions import layout_reply, region_reply
 from judging.self_judge import SelfJudge
 from judging.soft_score import (
@@ -22,44 +24,57 @@ from judging.soft_score import (
     likeliest_score,
     question_up_to,
 )
-from srum.models.base import Decoding, Question
+from srum.models.base import Decoding, Segment, Written
 from srum.records import Failure, LayoutJudgement, Region, RegionJudgement
 
-Reply = Callable[[Image.Image, str, Decoding], str | NoReply]
+
+class Draw(NamedTuple):
+    """How a reply is sampled."""
+
+    temperature: float
+    seed: int
+
+
+Reply = Callable[[Image.Image, str, Draw], str | NoReply]
+
+
+def image_of(segment: Segment) -> Image.Image:
+    assert segment.kind == "seen" and isinstance(segment.image, Image.Image)
+    return segment.image
 
 
 class Fake:
-    """Replies by a function of the image, the question and the decoding; its certainty is a hash of the prefix."""
+    """Replies by a function of the image, the question and the draw; its certainty is a hash of the context.
+
+    Of every call it keeps the decoding, the images in order and the questions about each.
+    """
 
     def __init__(self, reply: Reply) -> None:
         self.reply = reply
         self.answered: list[tuple[Decoding, list[list[str]]]] = []
-        self.shown: list[Sequence[Image.Image]] = []
+        self.shown: list[list[Image.Image]] = []
         self.prefixes: list[str] = []
         self.continuations: list[Sequence[str]] = []
 
-    def answer(
-        self, images: Sequence[Image.Image], questions: Sequence[Sequence[Question]], decoding: Decoding
-    ) -> list[list[str | NoReply]]:
-        self.shown.append(images)
-        self.answered.append((decoding, [[question.text for question in own] for own in questions]))
-        return [
-            [self.reply(image, question.text, decoding) for question in own]
-            for image, own in zip(images, questions, strict=True)
-        ]
+    def write(
+        self, contexts: Sequence[Sequence[Segment]], decoding: Decoding, seeds: Sequence[int]
+    ) -> list[Written | NoReply]:
+        by_image = [list(own) for _, own in groupby(contexts, key=lambda context: id(context[0]))]
+        self.shown.append([image_of(own[0][0]) for own in by_image])
+        self.answered.append((decoding, [[question.text or "" for _, question in own] for own in by_image]))
+        replies = []
+        for (seen, question), seed in zip(contexts, seeds, strict=True):
+            reply = self.reply(image_of(seen), question.text or "", Draw(decoding.temperature, seed))
+            replies.append(Written(reply, (), torch.zeros(0), ended=True) if isinstance(reply, str) else reply)
+        return replies
 
-    def continuation_logprobs(
-        self, images: Sequence[Image.Image], questions: Sequence[Sequence[Question]], continuations: Sequence[str]
-    ) -> list[Tensor]:
+    def score(self, contexts: Sequence[Sequence[Segment]], continuations: Sequence[str]) -> list[Tensor]:
         self.continuations.append(continuations)
-        self.prefixes += [question.reply_prefix for own in questions for question in own]
-        return [
-            torch.stack([self._logprobs(image, question, len(continuations)) for question in own])
-            for image, own in zip(images, questions, strict=True)
-        ]
+        self.prefixes += [context[-1].text or "" for context in contexts if context[-1].open]
+        return [self._logprobs(context, len(continuations)) for context in contexts]
 
-    def _logprobs(self, image: Image.Image, question: Question, count: int) -> Tensor:
-        rng = random.Random(repr((image.tobytes(), question)))
+    def _logprobs(self, context: Sequence[Segment], count: int) -> Tensor:
+        rng = random.Random(repr((image_of(context[0]).tobytes(), [segment.text for segment in context])))
         return torch.tensor([rng.gauss(-5, 2) for _ in range(count)])
 
 
@@ -75,14 +90,14 @@ def asked_ids(text: str) -> list[int]:
     return [int(found) for found in re.findall(r"Region ID: (\d+)\nBounding Box", text)]
 
 
-def well_formed(image: Image.Image, text: str, decoding: Decoding) -> str:
+def well_formed(image: Image.Image, text: str, decoding: Draw) -> str:
     """The score of region n is n / 10, minus the shade of the image in hundreds."""
     shade = image.getpixel((0, 0))[0]  # type: ignore[index]
     parts = [region_reply(index, f"thing {index}", index / 10 - shade / 100, "so") for index in asked_ids(text)]
     return "\n\n".join(parts) or layout_reply(0.4, "as asked")
 
 
-def hesitant(image: Image.Image, text: str, decoding: Decoding) -> str:
+def hesitant(image: Image.Image, text: str, decoding: Draw) -> str:
     """Says nothing useful at first, or (by a draw from the seed) later."""
     rng = random.Random(f"{decoding.seed}{text}")
     if decoding.temperature == 0 and "Region ID: 2" in text:
@@ -130,7 +145,7 @@ def test_questions_of_an_image_go_in_one_call_grouped_by_the_template() -> None:
 @pytest.mark.parametrize("temperature", [0.0, 0.5])
 @pytest.mark.parametrize("soft", [False, True])
 def test_no_result_depends_on_the_batch_or_its_order(soft: bool, temperature: float) -> None:
-    options = {"soft": soft, "retries": 2, "decoding": Decoding(seed=7, temperature=temperature)}
+    options = {"soft": soft, "retries": 2, "seed": 7, "decoding": Decoding(temperature=temperature)}
     together = judge(hesitant, **options)
     judge_one = SelfJudge(Fake(hesitant), **options)  # type: ignore[arg-type]
     single = [judge_one.judge([i], [p], [r])[0] for i, p, r in zip(IMAGES, PROMPTS, REGIONS, strict=True)]
@@ -139,13 +154,27 @@ def test_no_result_depends_on_the_batch_or_its_order(soft: bool, temperature: fl
     assert any(r.attempts > 1 for regions, _ in together for r in regions)
 
 
+def test_every_sampled_reply_has_a_seed_of_its_own() -> None:
+    """Of the image, the question and the attempt alone: in company or not, first or last."""
+    seeds: dict[tuple[bytes, str], set[int]] = {}
+
+    def reply(image: Image.Image, text: str, draw: Draw) -> str:
+        seeds.setdefault((image.tobytes(), text), set()).add(draw.seed)
+        return well_formed(image, text, draw)
+
+    for first in (0, 2):
+        SelfJudge(Fake(reply), soft=False).judge(IMAGES[first:], PROMPTS[first:], REGIONS[first:])  # type: ignore[arg-type]
+    assert all(len(of_question) == 1 for of_question in seeds.values())
+    assert len(set.union(*seeds.values())) == len(seeds) == 20
+
+
 def test_the_seed_changes_the_retries() -> None:
-    seeds = [judge(hesitant, soft=False, decoding=Decoding(seed=seed)) for seed in range(3)]
+    seeds = [judge(hesitant, soft=False, seed=seed) for seed in range(3)]
     assert seeds[0] != seeds[1] or seeds[1] != seeds[2]
 
 
 def test_only_failed_questions_are_asked_again_and_what_was_read_stays() -> None:
-    def reply(image: Image.Image, text: str, decoding: Decoding) -> str:
+    def reply(image: Image.Image, text: str, decoding: Draw) -> str:
         ids = asked_ids(text)
         if not ids:
             return layout_reply(0.4, "as asked")
@@ -231,7 +260,7 @@ BAD: list[tuple[str, str | NoReply, Failure | None]] = [
 def test_what_becomes_of_bad_judges(name: str, reply: str | NoReply, failure: Failure | None) -> None:
     """A counted failure with the reply, after the retries; the others of the batch are judged as ever."""
 
-    def mixed(image: Image.Image, text: str, decoding: Decoding) -> str | NoReply:
+    def mixed(image: Image.Image, text: str, decoding: Draw) -> str | NoReply:
         return reply if "prompt 0" in text and asked_ids(text) else well_formed(image, text, decoding)
 
     judged = judge(mixed, soft=False, retries=2)
@@ -304,7 +333,7 @@ def test_crops_are_shown_one_by_one_with_the_box_in_their_own_pixels() -> None:
 
 
 def test_one_score_of_the_whole_image_is_that_of_every_region() -> None:
-    def reply(image: Image.Image, text: str, decoding: Decoding) -> str:
+    def reply(image: Image.Image, text: str, decoding: Draw) -> str:
         return layout_reply(-0.6 if "as a\nwhole" in text else 0.4, "so")
 
     model = Fake(reply)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,17 @@ from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
 from srum import flow
+from srum.drawing import contexts_of, draw_prompts
 from srum.errors import ModelError
 from srum.flow import FlowNoise
 from srum.models.bagel import Bagel, checkpoint, network
 from srum.models.bagel.cache import Cache
 from srum.models.bagel.config import BagelConfig
+from srum.models.bagel.contexts import levels
 from srum.models.bagel.network import BagelNetwork, additive, attend
 from srum.models.bagel.sampler import guide, sample
 from srum.models.bagel.sequence import Split
-from srum.models.base import Decoding, Question, Sampling, Segment
+from srum.models.base import Decoding, Sampling, Segment, to_edit, without_images, without_text
 from tests.fakes import released_config
 
 CHECKPOINT = Path(__file__).parents[1] / "golden" / "bagel" / "checkpoint"
@@ -56,76 +59,136 @@ def picture(seed: int, size: tuple[int, int]) -> Image.Image:
     return Image.fromarray(noise.to(torch.uint8).numpy())
 
 
+def texts(*texts: str) -> list[list[Segment]]:
+    """A context of each text, which guidance drops."""
+    return [[Segment("text", text=text, droppable=True)] for text in texts]
+
+
+def edits(model: Bagel, images: Sequence[Image.Image], prompts: Sequence[str]) -> dict[str, Any]:
+    """What ``draw`` takes to change each image as its prompt says."""
+    shown = [to_edit(model, image) for image in images]
+    asked = texts(*prompts)
+    return {
+        "contexts": [[*seen, *prompt] for (seen, _), prompt in zip(shown, asked, strict=True)],
+        "sizes": [size for _, size in shown],
+    }
+
+
+@torch.no_grad()
+def piecewise(model: Bagel, segments: Sequence[Segment]) -> Cache:
+    """A context to which the segments are written one by one."""
+    context = model.empty_context(1)
+    for segment in segments:
+        model._extend(context, [[model._split(segment, iter(()))]])
+    return context
+
+
 def test_a_batch_of_images_is_its_images_one_by_one(model: Bagel) -> None:
-    prompts = ["a red fox", "two blue cups on a wooden table, morning light", ""]
-    together = model.generate(prompts, SAMPLING, [1, 2, 3])
-    for prompt, seed, generated in zip(prompts, [1, 2, 3], together, strict=True):
-        (alone,) = model.generate([prompt], SAMPLING, [seed])
+    contexts = texts("a red fox", "two blue cups on a wooden table, morning light", "")
+    together = model.draw(contexts, SAMPLING, [1, 2, 3])
+    for context, seed, generated in zip(contexts, [1, 2, 3], together, strict=True):
+        (alone,) = model.draw([context], SAMPLING, [seed])
         assert torch.allclose(alone.latent, generated.latent, atol=1e-4)
 
 
-@pytest.mark.parametrize("plan", [False, True])
-def test_predictions_lie_on_the_way_to_the_image(model: Bagel, plan: bool) -> None:
-    """x_t and its prediction x_t - t v give v, and so the next x_t: from the noise to the very latent of the image."""
+@pytest.mark.parametrize("planned", [False, True])
+def test_a_path_leads_from_the_noise_to_the_image(model: Bagel, planned: bool) -> None:
+    """Each state is the Euler step of the one before; the last step heads for the very latent of the image."""
     prompts, seeds = ["a red fox", "two blue cups"], [1, 2]
-    predicted = model.predictions(prompts, SAMPLING, seeds, plan)
-    timesteps = flow.schedule(SAMPLING.timesteps, SAMPLING.timestep_shift).tolist()
+    plans = ["it is red", None] if planned else [None, None]
     noises = model.noise(seeds, [SAMPLING.size] * 2)
-    for own, x, made in zip(predicted, noises, model.generate(prompts, SAMPLING, seeds, plan), strict=True):
-        assert own.shape == (3, *made.latent.shape) and torch.equal(own[-1], made.latent)
-        for clean, t, following in zip(own, timesteps[:-1], timesteps[1:], strict=True):
-            v = (x - model.tokens(clean)) / t
-            x = flow.euler_step(x, v, following - t)
-        assert torch.allclose(x, model.tokens(made.latent), atol=1e-4)
-        assert not torch.allclose(own[0], own[-1], atol=1e-2)
+    made = model.draw(contexts_of(model, prompts, plans), SAMPLING, seeds, path=True)
+    assert all(image.path is None for image in model.draw(texts(*prompts), SAMPLING, seeds))
+    for noise, image in zip(noises, made, strict=True):
+        path = image.path
+        assert path is not None and path.states.shape == (3, *image.latent.shape)
+        assert torch.equal(model.tokens(path.states[0]), noise) and path.timesteps[0] == 1
+        steps = zip(path.states, path.velocities, path.timesteps.diff(append=torch.zeros(1)), strict=True)
+        following = [flow.euler_step(x, v, dt) for x, v, dt in steps]
+        assert torch.allclose(torch.stack(following), torch.stack([*path.states[1:], image.latent]), atol=1e-5)
+        assert torch.equal(path.predictions[-1], image.latent)
+        assert not torch.allclose(path.predictions[0], image.latent, atol=1e-2)
+
+
+def test_a_stored_path_is_trained_on(model: Bagel) -> None:
+    """A state of an unguided path, packed for training, has the velocity that the sampler went with."""
+    (context,), sampling = texts("a red fox"), replace(SAMPLING, guidance=1.0)
+    (made,) = model.draw([context], sampling, [1], path=True)
+    assert made.path is not None
+    for state, t, v in zip(made.path.states, made.path.timesteps.tolist(), made.path.velocities, strict=True):
+        noisy = Segment("noisy", state=(model.tokens(state), t), grid=model.latent_grid(sampling.size), loss=True)
+        with torch.no_grad():
+            out = model.forward(model.pack([[*context, noisy]], []))
+        assert torch.allclose(out.velocity, model.tokens(v), atol=1e-4)
 
 
 def test_a_batch_of_edits_is_its_edits_one_by_one(model: Bagel) -> None:
     """Images of three sizes: each result has the size of its own source after the autoencoder's resize."""
     images = [picture(0, (80, 60)), picture(1, (64, 96)), picture(2, (131, 57))]
     prompts = ["make it purple", "", "two blue cups on a wooden table, morning light"]
-    for plan in (False, True):
-        together = model.edit(images, prompts, EDITING, [1, 2, 3], plan)
-        assert [edited.image.size for edited in together] == [(80, 64), (64, 96), (96, 48)]
-        for image, prompt, seed, edited in zip(images, prompts, [1, 2, 3], together, strict=True):
-            (alone,) = model.edit([image], [prompt], EDITING, [seed], plan)
-            assert torch.allclose(alone.latent, edited.latent, atol=1e-4)
-            assert alone.plan == edited.plan and (edited.plan is not None) == plan
+    together = model.draw(sampling=EDITING, seeds=[1, 2, 3], **edits(model, images, prompts))
+    assert [edited.image.size for edited in together] == [(80, 64), (64, 96), (96, 48)]
+    for image, prompt, seed, edited in zip(images, prompts, [1, 2, 3], together, strict=True):
+        (alone,) = model.draw(sampling=EDITING, seeds=[seed], **edits(model, [image], [prompt]))
+        assert torch.allclose(alone.latent, edited.latent, atol=1e-4)
 
 
-def test_an_edit_of_several_images(model: Bagel) -> None:
-    """One context of both images in order; the last gives the size. It depends on both, and on their order."""
-    a, b = picture(0, (64, 96)), picture(1, (96, 64))
-    made = model.edit([[a, b], b, [b, a]], ["join them"] * 3, EDITING, [1] * 3)
-    assert [edited.image.size for edited in made] == [(96, 64), (96, 64), (64, 96)]
-    assert not torch.allclose(made[0].latent, made[1].latent, atol=1e-2)
-    context, _ = model.generation_contexts(["join them"], None, [0], [[a, b]])
-    piecewise = model.empty_context(1)
-    with torch.no_grad():
-        for image in (a, b):
-            model.add_clean(piecewise, model.encode([image]))
-            model.add_seen(piecewise, [image])
-        model.add_text(piecewise, ["join them"])
-    assert torch.equal(context[0].position, piecewise.position)
-    for ours, theirs in zip(context[0].keys, piecewise.keys, strict=True):
-        assert torch.allclose(ours[:, :, : piecewise.used], theirs[:, :, : piecewise.used], atol=1e-4)
+def test_an_edit_depends_on_its_images_in_their_order_and_on_its_prompt(model: Bagel) -> None:
+    """With one noise for all: only the same sources, prompt and scales give the same result."""
+    (a, size), (b, _) = (to_edit(model, picture(seed, (64, 96))) for seed in (0, 1))
+    purple, boat = (Segment("text", text=text, droppable=True) for text in ("make it purple", "add a boat"))
+    contexts = [[*a, purple], [*b, purple], [*a, boat], [*a, purple], [*a, *b, purple], [*b, *a, purple]]
+    made = [x.latent for x in model.draw(contexts, EDITING, [1] * 6, sizes=[size] * 6)]
+    assert torch.allclose(made[0], made[3], atol=1e-4)
+    assert all(not torch.allclose(made[0], other, atol=1e-2) for other in (made[1], made[2], made[4]))
+    assert not torch.allclose(made[4], made[5], atol=1e-2)
+    (plain,) = model.draw(contexts[:1], replace(EDITING, image_guidance=1.0), [1], sizes=[size])
+    assert not torch.allclose(made[0], plain.latent, atol=1e-2)
 
 
-def test_an_edit_depends_on_its_image_and_its_prompt(model: Bagel) -> None:
-    """With one noise for all: only the same source, prompt and scales give the same result."""
-    images = [picture(0, (64, 64)), picture(1, (64, 64)), picture(0, (64, 64)), picture(0, (64, 64))]
-    prompts = ["make it purple", "make it purple", "add a boat", "make it purple"]
-    first, other_image, other_prompt, same = (x.latent for x in model.edit(images, prompts, EDITING, [1] * 4))
-    assert torch.allclose(first, same, atol=1e-4)
-    assert not torch.allclose(first, other_image, atol=1e-2)
-    assert not torch.allclose(first, other_prompt, atol=1e-2)
-    (plain,) = model.edit(images[:1], prompts[:1], replace(EDITING, image_guidance=1.0), [1])
-    assert not torch.allclose(first, plain.latent, atol=1e-2)
+def test_guidance_compares_with_what_the_flags_leave() -> None:
+    """The plan was written in view of all the rest, so that no branch has it; the instruction stays."""
+    instruction, image = Segment("text", text="plan"), Segment("seen", image=picture(0, (8, 8)))
+    prompt = Segment("text", text="a fox", droppable=True)
+    plan = Segment("text", text="red", droppable=True, written=True)
+    context = [instruction, image, prompt, plan]
+    assert without_text(context) == [instruction, image]
+    assert without_images(context) == [instruction, prompt]
 
 
-def test_edits_come_as_many_as_their_images_prompts_and_seeds(model: Bagel) -> None:
-    with pytest.raises(ValueError, match="2 prompts, 1 images and 2 seeds"):
-        model.edit([picture(0, (64, 64))], ["a", "b"], EDITING, [1, 2])
+@torch.no_grad()
+def test_contexts_that_begin_alike_are_written_once(model: Bagel) -> None:
+    """Whatever is shared, keys, values and positions are those of each context written alone, piece by piece."""
+    image, other = (Segment("seen", image=picture(seed, (80, 60))) for seed in (0, 1))
+    told, a, b, c = (Segment("text", text=text) for text in ("look", "What is it?", "Why?", "So?"))
+    contexts = [[told, image, a], [told, image, b, c], [], [told, image], [told, other, a], [a], [told, image, b]]
+    encoder, seen = model.network.vit_model.vision_model, []
+    hook = encoder.register_forward_hook(lambda _module, inputs, _output: seen.append(len(inputs[0])))
+    joined = model.contexts(contexts)
+    hook.remove()
+    assert seen == [2]  # each image once, both in one pass
+    for row, segments in enumerate(contexts):
+        alone, there = piecewise(model, segments), joined.valid[row, : joined.used]
+        assert joined.position[row] == alone.position[0] and int(there.sum()) == alone.used
+        for ours, theirs in zip(joined.keys + joined.values, alone.keys + alone.values, strict=True):
+            assert torch.allclose(ours[row, :, : joined.used][:, there], theirs[0, :, : alone.used], atol=1e-4)
+
+
+def test_passes_over_contexts_that_begin_alike() -> None:
+    """One row for what all have, then one for each way to go on; what is the same text twice is shared only as one."""
+    a, b, c, a_again = (Segment("text", text=text) for text in "abca")
+    passes, rows = levels([[a, b], [a, b, c], [a, c], [a_again, b]])
+    assert passes == [([0, 0], [[a], [a_again, b]]), ([0, 0, 1], [[b], [c], []]), ([0, 0, 1, 2], [[], [c], [], []])]
+    assert rows == [0, 1, 2, 3]
+    assert levels([[], []]) == ([], [0, 0]) and levels([]) == ([], [])
+
+
+def test_there_are_as_many_sizes_and_seeds_as_contexts(model: Bagel) -> None:
+    with pytest.raises(ValueError, match="2 contexts, 1 sizes and 2 seeds"):
+        model.draw(texts("a", "b"), EDITING, [1, 2], sizes=[(64, 64)])
+    with pytest.raises(ValueError, match="1 contexts and 2 seeds"):
+        model.write(texts("a"), Decoding(), [1, 2])
+    assert model.draw([], SAMPLING, []) == model.write([], Decoding(), []) == model.score([], ["a"]) == []
 
 
 def test_a_timestep_at_the_border_of_the_guidance_interval() -> None:
@@ -141,67 +204,71 @@ def test_a_timestep_at_the_border_of_the_guidance_interval() -> None:
     assert branches == [2] * 9 + [1, 1]
 
 
-def test_sampled_plans_belong_to_their_seeds(model: Bagel) -> None:
-    sampling = replace(SAMPLING, plan_temperature=1.0)
-    first = model.generate(["a red fox"] * 2, sampling, [5, 6], plan=True)
-    turned = model.generate(["a red fox"] * 2, sampling, [6, 5], plan=True)
-    assert [g.plan for g in first] == [g.plan for g in reversed(turned)]
-    assert first[0].plan != first[1].plan
+def test_questions_share_an_image_and_are_answered_as_if_alone(model: Bagel) -> None:
+    """Of several lengths, with several images or none, and where the reply is begun."""
+    first, second = Segment("seen", image=picture(0, (80, 60))), Segment("seen", image=picture(1, (131, 57)))
+    told, begun = Segment("text", text=model.config.think_instruction), Segment("text", text="Because", open=True)
+    asked = [Segment("text", text=text) for text in ("What is it?", "How many?", "Why?", "Where is the house?")]
+    contexts = [
+        [first, asked[0]], [first, asked[1]], [first, asked[2], begun], [second, asked[3]], [first, second, asked[0]],
+        [told, second, asked[0]], [asked[0]], [],
+    ]  # fmt: skip
+    decoding, seeds = Decoding(max_tokens=8, temperature=1.0), range(len(contexts))
+    together = model.write(contexts, decoding, seeds)
+    for context, seed, written in zip(contexts, seeds, together, strict=True):
+        (alone,) = model.write([context], decoding, [seed])
+        assert (alone.text, alone.ids, alone.ended) == (written.text, written.ids, written.ended)
+        assert torch.allclose(alone.logprobs, written.logprobs, atol=1e-4)
 
 
-def test_questions_share_an_image_and_answer_as_if_alone(model: Bagel) -> None:
-    images = [picture(0, (80, 60)), picture(1, (131, 57))]
-    questions = [[Question("What is it?"), Question("How many?"), Question("Why?", reply_prefix="Because")],
-                 [Question("Where is the house?")]]  # fmt: skip
-    decoding = Decoding(max_tokens=8)
-    together = model.answer(images, questions, decoding)
-    alone = [
-        [model.answer([i], [[q]], decoding)[0][0] for q in asked] for i, asked in zip(images, questions, strict=True)
-    ]
-    assert together == alone
-    assert model.answer(images, [[], []], decoding) == [[], []]
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_log_probabilities_of_a_text_are_those_of_training(model: Bagel, temperature: float) -> None:
+    """What ``write`` says of its tokens is what a pack of them has; a text that was cut off has no end."""
+    context = [Segment("seen", image=picture(0, (80, 60))), Segment("text", text="What is it?")]
+    (text,) = model.write([context], Decoding(max_tokens=9, temperature=temperature), [3])
+    assert not text.ended and len(text.logprobs) == len(text.ids) == 8
+    with torch.no_grad():
+        out = model.forward(model.pack([[*context, Segment("text", ids=text.ids, loss=True)]], []))
+    expected = (out.logits / (temperature or 1.0)).log_softmax(-1).gather(1, out.labels[:, None])[:8, 0]
+    assert torch.allclose(text.logprobs, expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("think", [False, True])
-def test_a_context_may_hold_several_images_or_none(model: Bagel, think: bool) -> None:
-    """In one batch: two images, none, one; each reply is that of its context written piece by piece."""
-    first, second = picture(0, (80, 60)), picture(1, (131, 57))
-    shown, question = [[first, second], None, second], Question("What is it?")
-    together = model.answer(shown, [[question]] * 3, Decoding(max_tokens=8), think)
-    for images, (reply,) in zip(([first, second], [], [second]), together, strict=True):
-        context = model.empty_context(1)
-        with torch.no_grad():
-            for text in [model.config.think_instruction] * think:
-                model.add_text(context, [text])
-            for image in images:
-                model.add_seen(context, [model.resized(image)])
-            model.add_text(context, [question.text])
-            assert model.decode_text(context, Decoding(max_tokens=8)) == [reply]
+def test_the_end_of_a_text_has_a_log_probability_too(model: Bagel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With another token as the end of all texts, of which one, the first that is sampled, ends by itself."""
+    context, decoding = [Segment("text", text="What is it?")], Decoding(max_tokens=30, temperature=0.7)
+    for end in range(260, 400):
+        monkeypatch.setattr(model, "eos", end)
+        (text,) = model.write([context], decoding, [3])
+        if text.ended and text.ids:
+            break
+    assert text.ended and len(text.logprobs) == len(text.ids) + 1
+    with torch.no_grad():
+        out = model.forward(model.pack([[*context, Segment("text", ids=text.ids, loss=True)]], []))
+    expected = (out.logits / 0.7).log_softmax(-1).gather(1, out.labels[:, None])[:, 0]
+    assert torch.allclose(text.logprobs, expected, atol=1e-4)
 
 
 def test_images_of_one_call_may_differ_in_size(model: Bagel) -> None:
-    sizes = [(64, 96), (32, 32)]
-    together = model.generate(["a red fox", "a boat"], SAMPLING, [1, 2], sizes=sizes)
-    for prompt, seed, size, made in zip(["a red fox", "a boat"], [1, 2], sizes, together, strict=True):
-        (alone,) = model.generate([prompt], replace(SAMPLING, size=size), [seed])
+    sizes, contexts = [(64, 96), (32, 32)], texts("a red fox", "a boat")
+    together = model.draw(contexts, SAMPLING, [1, 2], sizes=sizes)
+    for context, seed, size, made in zip(contexts, [1, 2], sizes, together, strict=True):
+        (alone,) = model.draw([context], replace(SAMPLING, size=size), [seed])
         assert made.image.size == size[::-1] and torch.allclose(alone.latent, made.latent, atol=1e-4)
 
 
 def test_branches_have_the_probabilities_of_whole_texts(model: Bagel) -> None:
     """log p of a continuation, read off one tree, equals that of the text forced token by token."""
-    image, question = picture(2, (80, 60)), Question("Score it.", reply_prefix="Score:")
-    continuations = [" 1.0", " -1.0", " -0.5", "!"]
-    tree = model.continuation_logprobs([image], [[question]], continuations)[0][0]
-    for text, found in zip(continuations, tree, strict=True):
-        context = model.empty_context(1)
+    seen, question = Segment("seen", image=picture(2, (80, 60))), Segment("text", text="Score it.")
+    begun, continuations = Segment("text", text="Score:", open=True), [" 1.0", " -1.0", " -0.5", "!"]
+    (tree,) = model.score([[seen, question, begun]], continuations)
+    for text, score in zip(continuations, tree, strict=True):
+        context = piecewise(model, [seen, question])
         with torch.no_grad():
-            model.add_seen(context, [model.resized(image)])
-            model.add_text(context, [question.text])
-            ids = [model.bos, *model._ids(question.reply_prefix), *model._ids(text)]
+            ids = [model.bos, *model._ids("Score:"), *model._ids(text)]
             log_p = model._log_softmax(model._extend(context, [[Split(kind="text", ids=ids[:-1])]]))
-        own = len(model._ids(text))
-        expected = log_p[range(len(ids) - 1 - own, len(ids) - 1), ids[-own:]].sum()
-        assert found.item() == pytest.approx(expected.item(), abs=1e-4)
+        length = len(model._ids(text))
+        expected = log_p[range(len(ids) - 1 - length, len(ids) - 1), ids[-length:]].sum()
+        assert score.item() == pytest.approx(expected.item(), abs=1e-4)
 
 
 def test_branches_of_a_sample_are_samples_of_their_own(model: Bagel) -> None:
@@ -344,8 +411,7 @@ def test_training_and_sampling_predict_the_same_velocity(model: Bagel) -> None:
     sample = [Segment("text", text="a red fox"), Segment("noisy", latent=latent, loss=True)]
     with torch.no_grad():
         trained = model.forward(model.pack([sample], [FlowNoise(noise, t)])).velocity
-        context = model.empty_context(1)
-        model.add_text(context, ["a red fox"])
+        context = piecewise(model, sample[:1])
         x_t = (1 - t) * model.tokens(latent) + t * noise
         batch = model._lay_out([[replace(model._clean(latent), kind="noisy", tokens=x_t, t=t)]], context)
         _, gen = model._forward(batch, context)
@@ -445,16 +511,16 @@ def test_where_the_layers_are_changes_nothing(model: Bagel, layers: Any) -> None
     on_disk = [all(p.is_meta for p in layer.parameters()) for layer in spread.network.decoder.layers]
     assert on_disk == ([False] * 3 if layers == "auto" else [place == "disk" for place in layers])
     for ours, theirs in zip(
-        *(own.generate(["a red fox", ""], SAMPLING, [1, 2], True) for own in (spread, model)), strict=True
+        *(draw_prompts(one, ["a red fox", ""], SAMPLING, [1, 2], [3, 4]) for one in (spread, model)), strict=True
     ):
-        assert torch.equal(ours.latent, theirs.latent) and ours.plan == theirs.plan
+        assert torch.equal(ours.latent, theirs.latent)
 
 
 @pytest.mark.parametrize("layers", [["cpu", "disk", "cpu"], ["disk"] * 3])
 def test_layers_on_disk_are_saved(model: Bagel, tmp_path: Path, layers: Any) -> None:
     """The file is that of the whole model, in shards of any size; the layers stay on disk, and are drawn with."""
     spread = Bagel.load(CHECKPOINT, layers=layers)
-    (drawn,) = spread.generate(["a red fox"], SAMPLING, [1])
+    (drawn,) = draw_prompts(spread, ["a red fox"], SAMPLING, [1])
     spread.save(tmp_path / "whole")
     spread.save(tmp_path / "shards", max_shard_size=200_000)
     official = load_file(CHECKPOINT / "ema.safetensors")
@@ -465,7 +531,7 @@ def test_layers_on_disk_are_saved(model: Bagel, tmp_path: Path, layers: Any) -> 
     assert [all(p.is_meta for p in layer.parameters()) for layer in spread.network.decoder.layers] == [
         place == "disk" for place in layers
     ]
-    assert torch.equal(spread.generate(["a red fox"], SAMPLING, [1])[0].latent, drawn.latent)
+    assert torch.equal(draw_prompts(spread, ["a red fox"], SAMPLING, [1])[0].latent, drawn.latent)
 
 
 def test_layers_on_disk_are_not_written_over(model: Bagel, tmp_path: Path) -> None:
@@ -511,19 +577,19 @@ def test_adapters_are_merged_on_request(tmp_path: Path) -> None:
         ValueError, match="layers have adapters, which the official layout cannot hold: save with merge"
     ):
         adapted.save(tmp_path)
-    (made,) = adapted.generate(["a red fox"], SAMPLING, [1])
+    (made,) = draw_prompts(adapted, ["a red fox"], SAMPLING, [1])
     adapted.save(tmp_path, merge=True)
     merged = Bagel.load(tmp_path)
     assert merged.network.state_dict().keys() == Bagel.load(CHECKPOINT).network.state_dict().keys()
-    assert torch.allclose(merged.generate(["a red fox"], SAMPLING, [1])[0].latent, made.latent, atol=1e-4)
+    assert torch.allclose(draw_prompts(merged, ["a red fox"], SAMPLING, [1])[0].latent, made.latent, atol=1e-4)
     assert [name for name, _ in adapted.network.named_parameters()] == before
-    assert torch.equal(adapted.generate(["a red fox"], SAMPLING, [1])[0].latent, made.latent)
-    (plain,) = Bagel.load(CHECKPOINT).generate(["a red fox"], SAMPLING, [1])
+    assert torch.equal(draw_prompts(adapted, ["a red fox"], SAMPLING, [1])[0].latent, made.latent)
+    (plain,) = draw_prompts(Bagel.load(CHECKPOINT), ["a red fox"], SAMPLING, [1])
     assert not torch.allclose(plain.latent, made.latent, atol=1e-2)
 
 
 def test_selected_rows_go_on_by_themselves() -> None:
-    """Rows of a cache are copied by ``select`` and joined by ``stack``: lengths and positions go with them."""
+    """Rows of a cache are copied by ``select``: lengths and positions go with them."""
     cache = Cache([HOST], rows=2, kv_heads=1, head_dim=4, device=HOST, dtype=torch.float32)
     cache.reserve(3)
     cache.memories(torch.arange(3), 3)[0].write(torch.arange(24.0).view(2, 1, 3, 4), torch.zeros(2, 1, 3, 4))
@@ -531,5 +597,4 @@ def test_selected_rows_go_on_by_themselves() -> None:
     twice = cache.select([1, 1, 0])
     assert twice.lengths.tolist() == [1, 1, 3] and twice.position.tolist() == [1, 1, 3]
     assert torch.equal(twice.keys[0][2], cache.keys[0][0, :, :3])
-    joined = Cache.stack([cache.select([0]), cache.select([1])])
-    assert joined.lengths.tolist() == cache.lengths.tolist()
+    assert cache.rearranged([0, 1]) is cache and cache.rearranged([1]).lengths.tolist() == [1]

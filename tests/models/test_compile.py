@@ -17,12 +17,13 @@ from torch._dynamo import config as dynamo
 from torch._dynamo.utils import counters
 from torch._inductor import config as inductor
 
+from srum.drawing import draw_prompts
 from srum.flow import FlowNoise
 from srum.models.bagel import Bagel
 from srum.models.bagel.cache import Cache
 from srum.models.bagel.config import LlmConfig
 from srum.models.bagel.network import Decoder, Layout, Sight
-from srum.models.base import Decoding, Question, Sampling, Segment
+from srum.models.base import Decoding, Sampling, Segment
 
 CHECKPOINT = Path(__file__).parents[1] / "golden" / "bagel" / "checkpoint"
 SAMPLING = Sampling(size=(32, 32), timesteps=3, guidance=3.0, guidance_interval=(0.0, 1.0))
@@ -56,9 +57,10 @@ def velocities(model: Bagel, rows: int, words: str) -> Tensor:
     return velocity.detach()
 
 
-def replies(model: Bagel, rows: int, words: str) -> list[list[str]]:
-    image = Image.new("RGB", (32, 32), "red")
-    return model.answer([image], [[Question(words[: 5 + 3 * row]) for row in range(rows)]], Decoding(max_tokens=6))
+def replies(model: Bagel, rows: int, words: str) -> list[str]:
+    seen = Segment("seen", image=Image.new("RGB", (32, 32), "red"))
+    contexts = [[seen, Segment("text", text=words[: 5 + 3 * row])] for row in range(rows)]
+    return [written.text for written in model.write(contexts, Decoding(max_tokens=6), range(rows))]
 
 
 @pytest.mark.parametrize("compiled", ["eager"], indirect=True)
@@ -67,7 +69,7 @@ def test_no_length_has_code_of_its_own(compiled: Bagel) -> None:
 
     def work(rows: int, words: str) -> None:
         velocities(compiled, rows, words)
-        compiled.generate([words[: 9 + row] for row in range(rows)], SAMPLING, range(rows))
+        draw_prompts(compiled, [words[: 9 + row] for row in range(rows)], SAMPLING, range(rows))
         replies(compiled, rows, words)
 
     work(2, WORDS)
@@ -129,8 +131,8 @@ def test_a_compiled_model_is_the_model(compiled: Bagel) -> None:
             found = gradients[name].grad
             assert found is not None and torch.allclose(found, parameter.grad, rtol=1e-3, atol=1e-4), name
     images = [
-        [made.latent for made in own.generate([WORDS, "a cat"], SAMPLING, [1, 2], plan=True)]
-        for own in (compiled, model)
+        [made.latent for made in draw_prompts(one, [WORDS, "a cat"], SAMPLING, [1, 2], [3, 4])]
+        for one in (compiled, model)
     ]
     assert torch.allclose(torch.stack(images[0]), torch.stack(images[1]), atol=1e-3)
     assert replies(compiled, 3, WORDS) == replies(model, 3, WORDS)

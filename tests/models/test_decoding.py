@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,9 @@ from torch.utils._pytree import tree_leaves
 
 from srum.models.bagel import Bagel, decoding
 from srum.models.bagel.cache import Cache
-from srum.models.bagel.decoding import Pace, pick
+from srum.models.bagel.decoding import Pace, Row, go_on, pick
 from srum.models.bagel.sequence import Split
-from srum.models.base import Decoding, Question, Sampling
+from srum.models.base import Decoding, Sampling, Segment
 
 CHECKPOINT = Path(__file__).parents[1] / "golden" / "bagel" / "checkpoint"
 TEXTS = ["What is it?", "How many blue cups stand on the wooden table?", "", "Why", "Where is the house, then?"]
@@ -35,12 +34,17 @@ def model() -> Bagel:
 
 def contexts(model: Bagel, texts: list[str]) -> Cache:
     """One image, then a text per row."""
-    context = model.empty_context(1)
+    seen = Segment("seen", image=Image.new("RGB", (48, 32), "red"))
     with torch.no_grad():
-        model.add_seen(context, [Image.new("RGB", (48, 32), "red")])
-        context = context.select([0] * len(texts))
-        model.add_text(context, texts)
-    return context
+        return model.contexts([[seen, Segment("text", text=text)] for text in texts])
+
+
+def decoded(
+    model: Bagel, settings: Decoding, stop: int, starts: list[list[int]] | None = None, texts: list[str] = TEXTS
+) -> list[list[int]]:
+    with torch.no_grad():
+        rows = model.decode_tokens(contexts(model, texts), settings, SEEDS[: len(texts)], starts, stop)
+    return [row.ids for row in rows]
 
 
 def starts_of(model: Bagel) -> list[list[int]]:
@@ -92,8 +96,7 @@ def test_the_tokens_are_those_of_a_plain_loop(
     """Rows with starts of several lengths stop by themselves, early, late and never; the last two share a seed."""
     monkeypatch.setitem(decoding.PACES, "cpu", pace)
     settings, stop = Decoding(max_tokens=24, temperature=temperature), common[temperature]
-    with torch.no_grad():
-        found = model.decode_ids(contexts(model, TEXTS), settings, stop, starts_of(model), SEEDS)
+    found = decoded(model, settings, stop, starts_of(model))
     assert found == [plainly(model, row, stop, settings) for row in range(len(TEXTS))]
     lengths = [len(ids) - len(start) for ids, start in zip(found, starts_of(model), strict=True)]
     assert min(lengths) < 12 and len(set(lengths)) > 1 and max(lengths) <= 23
@@ -107,24 +110,38 @@ def test_samples_are_those_of_multinomial() -> None:
         for _ in range(20):
             p = torch.softmax(logits / 0.7, 1)
             expected = [int(torch.multinomial(p[row], 1, generator=theirs[row])) for row in range(3)]
-            assert pick(logits, 0.7, ours).tolist() == expected
+            assert pick(logits, 0.7, ours)[0].tolist() == expected
 
 
-def test_sampled_text_is_drawn_by_the_seed_of_its_decoding(model: Bagel) -> None:
-    """Row i of seed s is drawn by s + i; another seed says something else, also through ``answer``."""
-    settings, rows = Decoding(max_tokens=12, temperature=1.0, seed=7), len(TEXTS)
-    with torch.no_grad():
-        by_default = model.decode_ids(contexts(model, TEXTS), settings)
-        assert by_default == model.decode_ids(contexts(model, TEXTS), settings, seeds=range(7, 7 + rows))
-        assert by_default != model.decode_ids(contexts(model, TEXTS), settings, seeds=range(rows))
-    shown, asked = [Image.new("RGB", (48, 32), "red")], [[Question("What is it?")]]
-    first, again, other = (model.answer(shown, asked, replace(settings, seed=seed)) for seed in (0, 0, 1))
-    assert first == again != other
+def test_sampled_text_is_drawn_by_its_seed(model: Bagel) -> None:
+    """In another order, or other company, as before; by another seed something else."""
+    settings, asked = Decoding(max_tokens=12, temperature=1.0), [[Segment("text", text=text)] for text in TEXTS]
+    seeds = list(range(7, 7 + len(TEXTS)))
+    by_seed = [written.text for written in model.write(asked, settings, seeds)]
+    turned = [written.text for written in model.write(asked[:0:-1], settings, seeds[:0:-1])]
+    assert by_seed[1:] == turned[::-1]
+    assert by_seed != [written.text for written in model.write(asked, settings, range(len(TEXTS)))]
 
 
 def test_one_token_is_the_start_alone(model: Bagel) -> None:
-    with torch.no_grad():
-        assert model.decode_ids(contexts(model, ["a"]), Decoding(max_tokens=1)) == [[model.bos]]
+    assert decoded(model, Decoding(max_tokens=1), -1, texts=["a"]) == [[model.bos]]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "text"),
+    [
+        ([5, 6], Row([1, 5, 6], [-0.5, -0.25])),
+        ([5, 9, 7], Row([1, 5], [-0.5, -0.25], ended=True)),
+        ([9, 9], Row([1], [-0.5], ended=True)),
+        ([5, 6, 7, 8], Row([1, 5, 6, 7], [-0.5, -0.25, -0.125])),  # one too many
+        ([5, 6, 7, 9], Row([1, 5, 6, 7], [-0.5, -0.25, -0.125])),  # its end, too
+    ],
+)
+def test_a_text_ends_at_its_stop_or_at_the_limit(tokens: list[int], text: Row) -> None:
+    """After the token 1, at most 3 more, the stop token being 9: the end has a log-probability as the tokens have."""
+    row = Row([1])
+    go_on(row, tokens, [-(2.0**-n) for n in range(1, 1 + len(tokens))], stop=9, most=4)
+    assert row == text
 
 
 # --- nothing waits
@@ -185,13 +202,14 @@ def test_denoising_steps_do_not_wait(
     model: Bagel, guidance: float, waits: Callable[[Callable[[], object]], int]
 ) -> None:
     """However many steps, guided on a part of them, the host waits as often."""
+    asked = [[Segment("text", text=text)] for text in ("a red fox", "")]
     with torch.no_grad():
-        made, _ = model.generation_contexts(["a red fox", ""], None, [1, 2])
+        made = model.contexts([*asked, [], [], *asked][: 2 if guidance == 1.0 else 6])
     sizes = [(32, 48), (32, 32)]
 
     def work(timesteps: int) -> Callable[[], object]:
         sampling = Sampling(timesteps=timesteps, guidance=guidance, image_guidance=1.5)
-        return lambda: model.denoise([c.select([0, 1]) for c in made], model.noise([1, 2], sizes), sizes, sampling)
+        return lambda: model.denoise(made.select(range(made.rows)), model.noise([1, 2], sizes), sizes, sampling)
 
     assert waits(work(8)) == waits(work(12))
 
@@ -205,7 +223,8 @@ def test_decoding_waits_when_it_looks(
     context = contexts(model, TEXTS)
 
     def work(tokens: int) -> Callable[[], object]:
-        return lambda: model.decode_ids(context, Decoding(max_tokens=tokens, temperature=temperature), stop=-1)
+        settings = Decoding(max_tokens=tokens, temperature=temperature)
+        return lambda: model.decode_tokens(context, settings, SEEDS, stop=-1)
 
     assert waits(work(25)) - waits(work(1)) == 3
 
@@ -251,8 +270,7 @@ def test_a_recorded_step_is_every_step(
 ) -> None:
     """No number of a step is Python's: replayed, it goes on through the cache, when rows leave, too."""
     settings, stop = Decoding(max_tokens=24, temperature=temperature), common[temperature]
-    with torch.no_grad():
-        expected = model.decode_ids(contexts(model, TEXTS), settings, stop, starts_of(model), SEEDS)
+    expected = decoded(model, settings, stop, starts_of(model))
     graphs: list[Recording] = []
 
     def graph() -> Recording:
@@ -263,8 +281,7 @@ def test_a_recorded_step_is_every_step(
     monkeypatch.setattr(torch.cuda, "graph", recorded)
     monkeypatch.setitem(decoding.PACES, "cpu", Pace(look=4, room=512))
     monkeypatch.setattr(model, "records", True)
-    with torch.no_grad():
-        assert model.decode_ids(contexts(model, TEXTS), settings, stop, starts_of(model), SEEDS) == expected
+    assert decoded(model, settings, stop, starts_of(model)) == expected
     assert graphs and all(graph.calls for graph in graphs)
 
 
@@ -274,6 +291,5 @@ def test_a_recorded_step_on_a_gpu() -> None:
     found = []
     for records in (False, True):
         model.records = records
-        with torch.no_grad():
-            found.append(model.decode_ids(contexts(model, TEXTS), Decoding(max_tokens=40)))
+        found.append(decoded(model, Decoding(max_tokens=40), model.eos))
     assert found[0] == found[1]

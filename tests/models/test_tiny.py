@@ -9,6 +9,7 @@ from PIL import Image
 from grounding.base import ground, load_grounder
 from judging.self_judge import SelfJudge
 from srum import models
+from srum.drawing import draw_prompts, write_plans
 from srum.models.bagel import Bagel
 from srum.models.base import Sampling
 from srum.shapes.prompts import sample_prompt
@@ -42,12 +43,12 @@ def test_the_files_fit_into_a_package() -> None:
 def test_an_image_is_a_function_of_prompt_and_seed(model: Bagel) -> None:
     prompts = ["a red circle", "a small blue square", "a red circle"]
     sampling = Sampling(size=(64, 64), timesteps=4)
-    first, second, third = model.generate(prompts, sampling, [1, 2, 3])
-    (again,) = model.generate(prompts[:1], sampling, [1])
+    first, second, third = draw_prompts(model, prompts, sampling, [1, 2, 3])
+    (again,) = draw_prompts(model, prompts[:1], sampling, [1])
     assert first.image.size == (64, 64) and model.latent_grid((64, 64)) == (8, 8)
     rounding, other_seed = ((first.latent - x.latent).abs().mean() for x in (again, third))
     assert rounding < 0.15 * other_seed  # bfloat16 rounds differently in batches of different sizes
-    assert second.plan is None and model.generate(prompts[:1], sampling, [1], plan=True)[0].plan
+    assert second.image.size == (64, 64) and write_plans(model, prompts[:1], sampling, [1])[0]
 
 
 def test_it_judges_and_grounds_in_the_formats_of_the_loop(

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from srum import models
 from srum.cli import app
+from srum.drawing import draw_prompts
 from srum.flow import FlowNoise
 from srum.models.bagel.autoencoder import build_autoencoder, encode_mean, official_state
 from srum.models.bagel.model import Bagel
@@ -92,7 +93,7 @@ def test_sittings_end_where_one_run_ends(
         assert expected.keys() == found.keys()
         assert all(torch.equal(expected[key], found[key]) for key in expected)
     model = models.load(parts / "model", "cpu")
-    (generated,) = model.generate(["a red circle"], Sampling(size=(64, 64), timesteps=2), [0])
+    (generated,) = draw_prompts(model, ["a red circle"], Sampling(size=(64, 64), timesteps=2), [0])
     assert generated.image.size == (64, 64) and model.latent_grid((64, 64)) == (8, 8)
 
 

@@ -18,9 +18,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from srum.config import ConfigError, RolloutConfig, TrainConfig, load_config, parse_config
+from srum.drawing import draw_prompts
 from srum.models.bagel import Bagel
 from srum.models.bagel.sequence import Split
-from srum.models.base import Decoding, Question, Sampling
+from srum.models.base import Decoding, Sampling, Segment, Written
 from srum.records import Judgement
 from srum.run_dir import open_image, read_records
 from tests.fakes import FakeModel, run_on_fakes
@@ -341,7 +342,9 @@ def test_replies_are_learned_beside_the_images(tmp_path: Path) -> None:
     expected, count = 0.0, 0
     for reply in said:
         ids = [*model._ids(reply.text), model.eos]
-        context = model._question_contexts([open_image(reply.image)], [[Question(reply.question)]])
+        seen = Segment("seen", image=open_image(reply.image))
+        with torch.no_grad():
+            context = model.contexts([[seen, Segment("text", text=reply.question)]])
         states = model._extend(context, [[Split(kind="text", ids=[model.bos, *ids[:-1]])]])
         log_p = model._log_softmax(states)
         expected -= log_p[torch.arange(len(ids)), ids].sum().item()
@@ -381,14 +384,20 @@ def test_replies_are_those_that_the_judge_gave(tmp_path: Path, instructions: str
     asked: dict[tuple[bytes, str], str] = {}
 
     class Listening(FakeModel):
-        def answer(self, images: Any, questions: Any, decoding: Decoding) -> list[list[str]]:
-            drawn_by = f" {decoding.seed}" if decoding.temperature else ""  # else a further attempt fails as the first
-            anew = [[replace(q, text=q.text + drawn_by) for q in own] for own in questions]
-            found = super().answer(images, anew, decoding)
-            for image, own, said in zip(images, questions, found, strict=True):
-                for question, text in zip(own, said, strict=True):
-                    asked.setdefault((image.tobytes(), question.text), text)
-            return found
+        def write(self, contexts: Any, decoding: Decoding, seeds: Any) -> list[Written]:
+            if decoding.temperature:  # else a further attempt fails as the first
+                drawn_by = [
+                    replace(c[-1], text=f"{c[-1].text} {seed}") for c, seed in zip(contexts, seeds, strict=True)
+                ]
+                written = super().write(
+                    [[*c[:-1], s] for c, s in zip(contexts, drawn_by, strict=True)], decoding, seeds
+                )
+            else:
+                written = super().write(contexts, decoding, seeds)
+            for context, reply in zip(contexts, written, strict=True):
+                if context[0].kind == "seen":
+                    asked.setdefault((context[0].image.tobytes(), context[1].text), reply.text)
+            return written
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tests.fakes.FakeModel", Listening)
@@ -455,7 +464,7 @@ def rolled_out(model: Bagel) -> list[TrainingRecord]:
         replace(
             record,
             candidate=record.candidate.model_copy(update={"sampling": facts}),
-            latent=model.generate([record.candidate.prompt], sampling, [record.candidate.seed])[0].latent,
+            latent=draw_prompts(model, [record.candidate.prompt], sampling, [record.candidate.seed])[0].latent,
             reward_map=torch.linspace(-1, 1, 6).view(2, 3),
         )
         for record in records(model, 4)

@@ -91,16 +91,6 @@ class Cache:
         copy.used = self.used
         return copy
 
-    @staticmethod
-    def stack(caches: Sequence[Cache]) -> Cache:
-        """One cache with the rows of all, padded on the right to the longest."""
-        used = max(c.used for c in caches)
-        for c in caches:
-            c.reserve(used - c.used)
-        joined = object.__new__(Cache)
-        joined.keys = [torch.cat([c.keys[i][:, :, :used] for c in caches]) for i in range(len(caches[0].keys))]
-        joined.values = [torch.cat([c.values[i][:, :, :used] for c in caches]) for i in range(len(caches[0].values))]
-        joined.valid = torch.cat([c.valid[:, :used] for c in caches])
-        joined.position = torch.cat([c.position for c in caches])
-        joined.used = used
-        return joined
+    def rearranged(self, rows: Sequence[int]) -> Cache:
+        """``select``, or this cache itself where that would change nothing."""
+        return self if list(rows) == list(range(self.rows)) else self.select(rows)

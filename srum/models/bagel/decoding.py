@@ -8,6 +8,7 @@ and rows that have stopped leave when they are half of all.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import NamedTuple
 
@@ -75,6 +76,15 @@ class Step:
         self.cache.keep(present, torch.full_like(self.position, self.taken))
 
 
+@dataclass
+class Row:
+    """The tokens of a text, its start included, their log-probabilities and that of its end, where it ``ended``."""
+
+    ids: list[int]
+    logprobs: list[float] = field(default_factory=list)
+    ended: bool = False
+
+
 def decode_rows(
     next_logits: NextLogits,
     cache: Cache,
@@ -84,19 +94,19 @@ def decode_rows(
     seeds: Sequence[int],
     record: bool = False,
     logits_out: list[Tensor] | None = None,
-) -> list[list[int]]:
+) -> list[Row]:
     """``starts``, of which ``cache`` has all but the last tokens, with up to ``decoding.max_tokens`` - 1 more each.
 
-    A row ends before ``stop``. Tokens are sampled as torch.multinomial does with a generator of the row's own seed.
-    ``logits_out`` receives the logits (B, V) of every step, and of a last one whose token is one too many.
+    A row ends before ``stop``, whose log-probability it has. Tokens are sampled as torch.multinomial does with a
+    generator of the row's own seed. ``logits_out`` receives the logits (B, V) of every step, and of a last one whose
+    token is one too many.
     """
-    ids = [list(start) for start in starts]
+    texts = [Row(list(start)) for start in starts]
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     device = cache.position.device
     pace, limit = PACES.get(device.type, PACE), decoding.max_tokens - 1
-    ends = [len(row) + limit for row in ids]
     left = limit + (logits_out is not None)
-    rows = list(range(len(ids)))  # of the cache: which of ids each belongs to
+    rows = list(range(len(texts)))  # of the cache: which of the texts each belongs to
     alive = set(rows)
     while alive and left > 0:
         if 2 * len(alive) <= len(rows):
@@ -104,36 +114,48 @@ def decode_rows(
             cache, rows = cache.select(staying), [rows[row] for row in staying]
         room = min(pace.room, left)
         cache.reserve(room)  # no more: batched products on a CPU copy keys and values that are a part of a tensor
-        token = torch.tensor([ids[i][-1] for i in rows], device=device)
+        token = torch.tensor([texts[i].ids[-1] for i in rows], device=device)
         step = Step(next_logits, cache, token, room, record)
         while step.taken < step.room and 2 * len(alive) > len(rows):
             written = []
             for _ in range(min(pace.look, step.room - step.taken)):
                 logits = step.take()
-                written.append(pick(logits, decoding.temperature, [generators[i] for i in rows]))
-                step.token.copy_(written[-1])
+                token, logprob = pick(logits, decoding.temperature, [generators[i] for i in rows])
+                written.append(torch.stack([token.float(), logprob]))  # exact below 2^24 tokens: one tensor to wait for
+                step.token.copy_(token)
                 if logits_out is not None:
                     logits_out.append(logits.float().cpu())
             left -= len(written)
-            for i, tokens in zip(rows, torch.stack(written, 1).tolist(), strict=True):  # waits for the device
+            for i, (tokens, logprobs) in zip(rows, torch.stack(written, 2).transpose(0, 1).tolist(), strict=True):
                 if i in alive:
-                    ids[i] += takewhile(lambda token: token != stop, tokens)
-                if stop in tokens:
+                    go_on(texts[i], tokens, logprobs, stop, len(starts[i]) + limit)
+                if texts[i].ended:
                     alive.discard(i)
         step.close()
-    return [row[:end] for row, end in zip(ids, ends, strict=True)]
+    return texts
 
 
-def pick(logits: Tensor, temperature: float, generators: Sequence[torch.Generator]) -> Tensor:
-    """The next token of every row (B,): the likeliest, or where ``temperature`` > 0 a sample.
+def go_on(text: Row, tokens: Sequence[float], logprobs: Sequence[float], stop: int, most: int) -> None:
+    """Add to ``text`` what was written after it: up to ``stop``, and to ``most`` tokens."""
+    new = list(takewhile(lambda token: token != stop, map(int, tokens)))[: most - len(text.ids)]
+    text.ended = len(text.ids) + len(new) < most and len(new) < len(tokens)
+    text.ids += new
+    text.logprobs += logprobs[: len(new) + text.ended]
+
+
+def pick(logits: Tensor, temperature: float, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
+    """The next token of every row (B,), the likeliest, or where ``temperature`` > 0 a sample; its log-probability (B,).
 
     A sample is argmax p / q with q ~ Exp(1) drawn by the host, which does not have to see p for it. So does
     torch.multinomial, from the same numbers of a generator.
     """
+    logits = logits.float()
     if temperature == 0:
-        return logits.argmax(1)
-    p = torch.softmax(logits.float() / temperature, dim=1)
+        token = logits.argmax(1)
+        return token, logits.log_softmax(1).gather(1, token[:, None])[:, 0]
+    p = torch.softmax(logits / temperature, dim=1)
     q = torch.stack([torch.empty(p.shape[1]).exponential_(generator=generator) for generator in generators])
     if p.is_cuda:
         q = q.pin_memory()  # else the copy would wait
-    return (p / q.to(p.device, non_blocking=p.is_cuda)).argmax(1)
+    token = (p / q.to(p.device, non_blocking=p.is_cuda)).argmax(1)
+    return token, p.gather(1, token[:, None])[:, 0].log()

@@ -16,8 +16,8 @@ import torch
 from srum.models.bagel.autoencoder import build_autoencoder
 from srum.models.bagel.config import BagelConfig
 from srum.models.bagel.network import BagelNetwork
+from srum.models.needs import BFLOAT, FLOAT, Need, Recipe
 
-FLOAT, BFLOAT = 4, 2  # bytes
 TEXT = 48  # tokens of a prompt, a question or a reply
 QUESTIONS = 6  # about one image
 BRANCHES = 2  # of guided sampling: with the prompt and without
@@ -46,31 +46,6 @@ class Sizes:
             layers=sum(p.numel() for p in network.decoder.layers.parameters()),
             autoencoder=sum(p.numel() for p in autoencoder.parameters()),
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """How a training is done, as far as memory goes (``srum.config.TrainConfig``)."""
-
-    everything: bool = False  # else the generation expert
-    lora_rank: int = 0
-    frozen: int = FLOAT  # bytes of a weight that is not trained
-    recompute: bool = False  # of the layers' activations
-    averages: int = 2 * FLOAT  # bytes of AdamW's two, for each weight
-    compares: bool = True  # with the weights that entered, as region_nft does
-    processes: int = 1  # that share the network
-
-
-@dataclass(frozen=True)
-class Need:
-    """Memory of a stage: once, and for every image of a call."""
-
-    once: int
-    per_image: int
-
-    def images(self, available: int) -> int:
-        """How many images a call may hold; 0 where the stage does not fit at all."""
-        return max(0, available - self.once) // self.per_image
 
 
 def stage_needs(config: BagelConfig, sizes: Sizes, size: tuple[int, int], bfloat16: bool) -> dict[str, Need]:

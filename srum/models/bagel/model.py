@@ -1,4 +1,4 @@
-"""BAGEL behind the protocol of ``srum.models.base``: contexts, images, answers, and the training forward pass."""
+"""BAGEL behind the protocol of ``srum.models.base``: images and texts after contexts, and the training forward pass."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 
 import torch
 from diffusers import AutoencoderKL
@@ -33,21 +33,35 @@ from srum.models.bagel.checkpoint import (
     save_checkpoint,
 )
 from srum.models.bagel.config import BagelConfig
-from srum.models.bagel.decoding import Step, decode_rows
+from srum.models.bagel.contexts import levels
+from srum.models.bagel.decoding import Row, Step, decode_rows
 from srum.models.bagel.network import BagelNetwork
 from srum.models.bagel.sampler import branch_counts, initial_noise, sample
 from srum.models.bagel.sequence import Batch, ImageMarkers, Split, lay_out
-from srum.models.base import Corruption, Decoding, Generated, Question, Sampling, Segment, TrainingForward
+from srum.models.base import (
+    Ability,
+    Corruption,
+    Decoding,
+    Generated,
+    SampledPath,
+    Sampling,
+    Segment,
+    TrainingForward,
+    Written,
+    without_images,
+    without_text,
+)
 
 T = TypeVar("T")
 Precision = Literal["fp32", "bf16"]
-Shown = Image | Sequence[Image] | None  # in one context
 DECODE_BATCH, DECODE_PIXELS = 32, 2**22  # the most images, and pixels of all, per autoencoder call
 VARIANTS = 32  # of a compiled layer: one row or more, with gradients or without, decoding or denoising, ...
 
 
 class Bagel:
-    """A loaded BAGEL checkpoint of any size. Meets ``UnifiedModel``."""
+    """A loaded BAGEL checkpoint of any size. Meets ``TrainableModel``."""
+
+    abilities: frozenset[Ability] = frozenset(get_args(Ability))
 
     def __init__(
         self,
@@ -139,6 +153,10 @@ class Bagel:
     def device(self) -> torch.device:
         return next(self.autoencoder.parameters()).device  # the network may have none yet
 
+    @property
+    def plan_instruction(self) -> str:
+        return self.config.plan_instruction
+
     def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """Everything that may be trained; the fixed position tables are not."""
         return [(n, p) for n, p in self.network.named_parameters() if not n.endswith("pos_embed")]
@@ -187,84 +205,45 @@ class Bagel:
         pixels = latent[0].numel() * self.config.autoencoder.downsample**2
         return min(DECODE_BATCH, max(1, DECODE_PIXELS // pixels))
 
-    # ---------------------------------------------------------------- generation
+    # ---------------------------------------------------------------- drawing
 
     @torch.no_grad()
-    def generate(
+    def draw(
         self,
-        prompts: Sequence[str],
+        contexts: Sequence[Sequence[Segment]],
         sampling: Sampling,
         seeds: Sequence[int],
-        plan: bool = False,
+        *,
         sizes: Sequence[tuple[int, int]] | None = None,
+        path: bool = False,
     ) -> list[Generated]:
-        """One image per prompt. With ``plan`` a planning text is decoded first and conditions the image.
-
-        ``sizes``: (H, W) in pixels per image, where not all have ``sampling.size``.
-        """
-        return self._generate(prompts, None, sizes or [sampling.size] * len(prompts), sampling, seeds, plan)
-
-    @torch.no_grad()
-    def predictions(
-        self, prompts: Sequence[str], sampling: Sampling, seeds: Sequence[int], plan: bool = False
-    ) -> list[Tensor]:
-        """Where each step of ``generate`` heads for: clean latents x_t - t v (steps, C, h, w) per image, v guided."""
-        steps: list[tuple[Tensor, Tensor]] = []
-        sizes = [sampling.size] * len(prompts)
-        self._denoised(prompts, None, sizes, sampling, seeds, plan, steps)
-        timesteps = flow.schedule(sampling.timesteps, sampling.timestep_shift)[:-1].tolist()
-        clean = [flow.euler_step(x, v, -t) for (x, v), t in zip(steps, timesteps, strict=True)]  # all the way to 0
-        by_step = [self._latents(x.chunk(len(prompts)), sizes) for x in clean]
-        return [torch.stack(own) for own in zip(*by_step, strict=True)]
-
-    @torch.no_grad()
-    def edit(
-        self,
-        images: Sequence[Image | Sequence[Image]],
-        prompts: Sequence[str],
-        sampling: Sampling,
-        seeds: Sequence[int],
-        plan: bool = False,
-    ) -> list[Generated]:
-        """Each image changed as its prompt says, at the size that the autoencoder's resize gives it.
-
-        Where a prompt is about several images, the last one gives the size; ``sampling.size`` has no part in it. Usual
-        settings: guidance 4, image_guidance 2, guidance_interval (0, 1], renorm ``text_channel``. Raises
-        ValueError unless there are as many images as prompts and seeds.
-        """
-        sources = [[self.resized(image) for image in _several(shown)] for shown in images]
-        return self._generate(prompts, sources, [own[-1].size[::-1] for own in sources], sampling, seeds, plan)
-
-    def _generate(
-        self,
-        prompts: Sequence[str],
-        sources: Sequence[Shown] | None,
-        sizes: Sequence[tuple[int, int]],
-        sampling: Sampling,
-        seeds: Sequence[int],
-        plan: bool,
-    ) -> list[Generated]:
-        tokens, plans = self._denoised(prompts, sources, sizes, sampling, seeds, plan)
-        latents = self._latents(tokens, sizes)
-        return [Generated(*made) for made in zip(self.decode(latents), latents, plans, strict=True)]
-
-    def _denoised(
-        self,
-        prompts: Sequence[str],
-        sources: Sequence[Shown] | None,
-        sizes: Sequence[tuple[int, int]],
-        sampling: Sampling,
-        seeds: Sequence[int],
-        plan: bool,
-        steps_out: list[tuple[Tensor, Tensor]] | None = None,
-    ) -> tuple[list[Tensor], list[str | None]]:
-        """Clean latent tokens (h w, D) and planning text per image; ``steps_out`` as in ``denoise``."""
-        if not len(prompts) == len(sizes) == len(seeds):
-            raise ValueError(f"{len(prompts)} prompts, {len(sizes)} images and {len(seeds)} seeds")
-        planning = Decoding(temperature=sampling.plan_temperature) if plan else None
+        """An image after each context. Usual settings for changing an image: guidance 4, image_guidance 2,
+        guidance_interval (0, 1], renorm ``text_channel``. Raises ValueError unless all are as many."""
+        sizes = [sampling.size] * len(contexts) if sizes is None else sizes
+        if not len(contexts) == len(sizes) == len(seeds):
+            raise ValueError(f"{len(contexts)} contexts, {len(sizes)} sizes and {len(seeds)} seeds")
+        if not contexts:
+            return []
+        steps: list[tuple[Tensor, Tensor]] | None = [] if path else None
+        branches = [contexts, [without_text(c) for c in contexts], [without_images(c) for c in contexts]]
         with self._compute():
-            contexts, plans = self.generation_contexts(prompts, planning, seeds, sources)
-            return self.denoise(contexts, self.noise(seeds, sizes), sizes, sampling, steps_out), plans
+            cache = self.contexts([c for branch in branches[: max(branch_counts(sampling))] for c in branch])
+            tokens = self.denoise(cache, self.noise(seeds, sizes), sizes, sampling, steps)
+        latents = self._latents(tokens, sizes)
+        paths = [None] * len(latents) if steps is None else self._paths(steps, sizes, sampling)
+        return [Generated(*made) for made in zip(self.decode(latents), latents, paths, strict=True)]
+
+    def _paths(
+        self, steps: Sequence[tuple[Tensor, Tensor]], sizes: Sequence[tuple[int, int]], sampling: Sampling
+    ) -> list[SampledPath]:
+        """Per image what all steps have passed through; x_t and velocities (sum of h w, D) of every step."""
+        counts = [math.prod(self.latent_grid(size)) for size in sizes]
+        timesteps = flow.schedule(sampling.timesteps, sampling.timestep_shift)[:-1]
+        states, velocities = (
+            zip(*(self._latents(values.split(counts), sizes) for values in of_steps), strict=True)
+            for of_steps in zip(*steps, strict=True)
+        )
+        return [SampledPath(torch.stack(x), timesteps, torch.stack(v)) for x, v in zip(states, velocities, strict=True)]
 
     def _latents(self, tokens: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
         """Latents (C, h p, w p) of tokens (h w, D) per image of (H, W) pixels, on the CPU."""
@@ -280,13 +259,14 @@ class Bagel:
 
     def denoise(
         self,
-        contexts: Sequence[Cache],
+        contexts: Cache,
         noise: Sequence[Tensor],
         sizes: Sequence[tuple[int, int]],
         sampling: Sampling,
         steps_out: list[tuple[Tensor, Tensor]] | None = None,
     ) -> list[Tensor]:
-        """Clean latent tokens (h w, D) per image. ``contexts``: full, no text, no image (if it is used).
+        """Clean latent tokens (h w, D) per image. ``contexts``: the rows of all images, then without text, then without
+        images, as many of these as guidance compares.
 
         ``steps_out`` receives x_t and the guided velocity of every step, each (sum of h w, D).
         """
@@ -296,7 +276,7 @@ class Bagel:
         splits = [[Split(kind="noisy", tokens=n, grid=g)] for n, g in zip(noise, grids, strict=True)]
         branches: dict[int, tuple[Cache, Batch]] = {}
         for count in set(branch_counts(sampling)):  # laid out before the steps, of which none waits for the device
-            cache = Cache.stack(contexts[:count]) if count > 1 else contexts[0]
+            cache = contexts.rearranged(range(count * len(noise)))
             branches[count] = cache, self._lay_out(splits * count, cache)
 
         def velocity(x: Tensor, t: float, count: int) -> Tensor:
@@ -307,91 +287,51 @@ class Bagel:
 
         return list(sample(velocity, flat, owner, sampling, steps_out).split([len(x) for x in noise]))
 
-    def generation_contexts(
-        self,
-        prompts: Sequence[str],
-        planning: Decoding | None,
-        seeds: Sequence[int],
-        images: Sequence[Shown] | None = None,
-    ) -> tuple[list[Cache], list[str | None]]:
-        """[full, no text, no image] contexts of the prompts, and the planning texts.
-
-        ``images``, already resized as ``edit`` does, stand before their prompts: each as a clean latent, then as seen.
-        """
-        full = self.empty_context(len(prompts))
-        every = range(full.rows)
-        if planning:
-            self.add_text(full, [self.config.plan_instruction] * len(prompts))
-        if images is not None:
-            no_image = full.select(every)
-            self.add_text(no_image, prompts)
-            self._extend(full, [self._source(shown) for shown in images])
-        no_text = full.select(every)
-        self.add_text(full, prompts)
-        if images is None:
-            no_image = full.select(every)
-        plans: list[str | None] = [None] * len(prompts)
-        if planning:
-            texts = self.decode_text(full, planning, seeds=seeds)
-            self.add_text(full, texts)
-            plans = list(texts)
-        return [full, no_text, no_image], plans
-
-    # ---------------------------------------------------------------- understanding
+    # ---------------------------------------------------------------- writing
 
     @torch.no_grad()
-    def answer(
-        self,
-        images: Sequence[Shown],
-        questions: Sequence[Sequence[Question]],
-        decoding: Decoding,
-        think: bool = False,
-    ) -> list[list[str]]:
-        """Replies ``[i][j]`` to question j about image i, or several images in order, or none, as in a talk of texts.
-
-        The images' keys and values are computed once. With ``think`` the model is first told to think, as the
-        reference does, and the reply begins with its thought.
-        """
-        if not any(questions):
-            return [[] for _ in images]
+    def write(self, contexts: Sequence[Sequence[Segment]], decoding: Decoding, seeds: Sequence[int]) -> list[Written]:
+        """A text after each context. Raises ValueError unless there are as many seeds."""
+        if len(contexts) != len(seeds):
+            raise ValueError(f"{len(contexts)} contexts and {len(seeds)} seeds")
+        if not contexts:
+            return []
+        closed, starts = zip(*(self._begun(context) for context in contexts), strict=True)
         with self._compute():
-            context = self._question_contexts(images, questions, think)
-            prefixes = [q.reply_prefix for asked in questions for q in asked]
-            replies = iter(self.decode_text(context, decoding, prefixes))
-        return [[next(replies) for _ in asked] for asked in questions]
+            rows = self.decode_tokens(self.contexts(closed), decoding, seeds, [[self.bos, *ids] for ids in starts])
+        return [
+            Written(
+                text=self._reply(row.ids)[len(self.tokenizer.decode(start)) :],
+                ids=row.ids[1 + len(start) :],
+                logprobs=torch.tensor(row.logprobs),
+                ended=row.ended,
+            )
+            for row, start in zip(rows, starts, strict=True)
+        ]
 
     @torch.no_grad()
-    def continuation_logprobs(
-        self, images: Sequence[Image], questions: Sequence[Sequence[Question]], continuations: Sequence[str]
-    ) -> list[Tensor]:
-        """Per image (questions, continuations): log p(continuation | image, question, reply prefix).
-
-        The continuations of one question are branches of a tree over its context: one forward pass, nothing copied.
+    def score(self, contexts: Sequence[Sequence[Segment]], continuations: Sequence[str]) -> list[Tensor]:
+        """Per context (continuations,): the log-probability of each as the beginning of a text, or as more of an open
+        one. They are branches of a tree over their context: one forward pass, nothing copied.
         """
+        if not contexts:
+            return []
         branches = [self._ids(text) for text in continuations]
-        if not any(questions):
-            return [torch.zeros(0, len(branches)) for _ in images]
+        closed, starts = zip(*(self._begun(context) for context in contexts), strict=True)
         with self._compute():
-            context = self._question_contexts(images, questions)
-            prefixes = [[self.bos, *self._ids(q.reply_prefix)] for asked in questions for q in asked]
-            states = self._extend(context, [[Split(kind="text", ids=ids)] for ids in prefixes])
-            ends = torch.tensor([len(ids) for ids in prefixes]).cumsum(0) - 1
+            cache = self.contexts(closed)
+            begun = [[self.bos, *ids] for ids in starts]
+            states = self._extend(cache, [[Split(kind="text", ids=ids)] for ids in begun])
+            ends = torch.tensor([len(ids) for ids in begun]).cumsum(0) - 1
             first = self._log_softmax(states[ends.to(self.device)])  # (rows, V)
-            later = self._branch_logprobs(context, branches)  # (rows, continuations)
-        scores = first[:, [ids[0] for ids in branches]] + later
-        return list(scores.cpu().split([len(asked) for asked in questions]))
+            later = self._branch_logprobs(cache, branches)  # (rows, continuations)
+        return list((first[:, [ids[0] for ids in branches]] + later).cpu())
 
-    def _question_contexts(
-        self, images: Sequence[Shown], questions: Sequence[Sequence[Question]], think: bool = False
-    ) -> Cache:
-        """One row per question: what it is told, the images, then the question."""
-        seen = self.empty_context(len(images))
-        if think:
-            self.add_text(seen, [self.config.think_instruction] * len(images))
-        self.add_seen(seen, [[self.resized(image) for image in _several(shown)] for shown in images])
-        context = seen.select([i for i, asked in enumerate(questions) for _ in asked])
-        self.add_text(context, [q.text for asked in questions for q in asked])
-        return context
+    def _begun(self, context: Sequence[Segment]) -> tuple[Sequence[Segment], Sequence[int]]:
+        """The closed part of a context, and the tokens of the text that it leaves open."""
+        if context and context[-1].open:
+            return context[:-1], self._text_ids(context[-1])
+        return context, ()
 
     def _branch_logprobs(self, context: Cache, branches: Sequence[Sequence[int]]) -> Tensor:
         """(rows, branches): log-probability of each branch after its first token."""
@@ -405,62 +345,26 @@ class Bagel:
         log_p = self._log_softmax(states).view(context.rows, len(targets), -1)
         return total.index_add_(1, owner, log_p.gather(2, targets.expand(context.rows, -1)[..., None])[..., 0])
 
-    # ---------------------------------------------------------------- contexts
-
-    def empty_context(self, rows: int) -> Cache:
-        llm = self.config.llm
-        dtype = torch.bfloat16 if self.precision == "bf16" else self.network.llm2vae.weight.dtype
-        devices = self.network.decoder.devices or [self.device] * llm.num_hidden_layers
-        return Cache(devices, rows, llm.num_key_value_heads, llm.head_dim, self.device, dtype)
-
-    def add_text(self, context: Cache, texts: Sequence[str]) -> None:
-        """Append one text segment (bos, ids, eos) to every row."""
-        self._extend(context, [[self._text(self._ids(text))] for text in texts])
-
-    def add_seen(self, context: Cache, images: Sequence[Shown]) -> None:
-        """Append an image through the understanding encoder, or several, or none, to every row."""
-        splits = [[self._seen(image) for image in _several(shown)] for shown in images]
-        if any(splits):
-            self._extend(context, splits)
-
-    def add_clean(self, context: Cache, latents: Sequence[Tensor]) -> None:
-        """Append one clean latent (C, h, w) to every row (timestep 0)."""
-        self._extend(context, [[self._clean(latent)] for latent in latents])
-
-    def decode_text(
+    def decode_tokens(
         self,
         context: Cache,
         decoding: Decoding,
-        prefixes: Sequence[str] | None = None,
-        seeds: Sequence[int] | None = None,
-    ) -> list[str]:
-        """One reply per row, without its prefix; the context itself is left as it was."""
-        prefixes = prefixes or [""] * context.rows
-        starts = [[self.bos, *self._ids(prefix)] for prefix in prefixes]
-        ids = self.decode_ids(context, decoding, starts=starts, seeds=seeds)
-        return [self._reply(row)[len(prefix) :] for row, prefix in zip(ids, prefixes, strict=True)]
-
-    def decode_ids(
-        self,
-        context: Cache,
-        decoding: Decoding,
-        stop: int | None = None,
+        seeds: Sequence[int],
         starts: Sequence[Sequence[int]] | None = None,
-        seeds: Sequence[int] | None = None,
+        stop: int | None = None,
         logits_out: list[Tensor] | None = None,
-    ) -> list[list[int]]:
-        """Token ids per row, the start included and the stop token excluded, at most ``max_tokens`` with bos.
+    ) -> list[Row]:
+        """A row of tokens after each context, its start included (bos alone, where none is given), the stop token not.
 
-        Each row stops by itself. Sampled text is drawn from ``seeds``, one per row (default: ``decoding.seed`` + row).
-        ``logits_out`` receives the logits (rows, V) of every step, rows that have stopped and left apart.
+        At most ``max_tokens`` with bos; each row stops by itself. The context is left as it was. ``logits_out``
+        receives the logits (rows, V) of every step, rows that have stopped and left apart.
         """
-        ids = [list(s) for s in starts] if starts else [[self.bos] for _ in range(context.rows)]
-        cache = context.select(range(len(ids)))
-        if any(len(row) > 1 for row in ids):
-            self._extend(cache, [[Split(kind="text", ids=row[:-1])] if len(row) > 1 else [] for row in ids])
-        seeds = [decoding.seed + i for i in range(len(ids))] if seeds is None else seeds
+        starts = [[self.bos]] * context.rows if starts is None else starts
+        cache = context.select(range(context.rows))
+        if any(len(start) > 1 for start in starts):
+            self._extend(cache, [[Split(kind="text", ids=start[:-1])] if len(start) > 1 else [] for start in starts])
         stop = self.eos if stop is None else stop
-        return decode_rows(self._next_logits, cache, ids, decoding, stop, seeds, self.records, logits_out)
+        return decode_rows(self._next_logits, cache, starts, decoding, stop, seeds, self.records, logits_out)
 
     def _next_logits(self, step: Step) -> Tensor:
         """Logits (rows, V) behind the tokens of a step of decoding."""
@@ -471,6 +375,24 @@ class Bagel:
     def _reply(self, ids: Sequence[int]) -> str:
         """Text between the first bos and the next marker, as the reference cuts it."""
         return self.tokenizer.decode(ids).split("<|im_end|>")[0].split("<|im_start|>")[1]
+
+    # ---------------------------------------------------------------- contexts
+
+    def contexts(self, contexts: Sequence[Sequence[Segment]]) -> Cache:
+        """Keys and values of contexts, a row each; what some begin with alike is computed once."""
+        cache = self.empty_context(1)
+        passes, rows = levels(contexts)
+        for parents, runs in passes:
+            cache = cache.rearranged(parents)
+            self._extend(cache, [[self._split(segment, iter(())) for segment in run] for run in runs])
+        return cache.rearranged(rows)
+
+    def empty_context(self, rows: int) -> Cache:
+        """Contexts to which nothing has been written."""
+        llm = self.config.llm
+        dtype = torch.bfloat16 if self.precision == "bf16" else self.network.llm2vae.weight.dtype
+        devices = self.network.decoder.devices or [self.device] * llm.num_hidden_layers
+        return Cache(devices, rows, llm.num_key_value_heads, llm.head_dim, self.device, dtype)
 
     # ---------------------------------------------------------------- training
 
@@ -569,11 +491,13 @@ class Bagel:
         return Split(kind="text", ids=(self.bos, *ids, self.eos))
 
     def _seen(self, image: Image | Tensor) -> Split:
-        """An image, or pixels (3, H, W) in [-1, 1] whose size already fits the patches."""
+        """An image, resized as the reference does: for the autoencoder, then for the encoder; or pixels (3, H, W) in
+        [-1, 1], of a size that fits the patches."""
         grid = self._seen_grid(image)
         if not isinstance(image, Tensor):
+            config = self.config
             image = pictures.to_tensor(
-                pictures.resize(image, self.config.vit_transform, self.config.transform_max_pixels)
+                pictures.resize(self.resized(image), config.vit_transform, config.transform_max_pixels)
             )
         return Split(kind="seen", patches=pictures.patchify(image, self.config.vit.patch_size), grid=grid)
 
@@ -582,14 +506,9 @@ class Bagel:
         patch, config = self.config.vit.patch_size, self.config
         if isinstance(image, Tensor):
             return image.shape[1] // patch, image.shape[2] // patch
-        width, height = pictures.resized_size(*image.size, config.vit_transform, config.transform_max_pixels)
+        size = pictures.resized_size(*image.size, config.vae_transform, config.transform_max_pixels)
+        width, height = pictures.resized_size(*size, config.vit_transform, config.transform_max_pixels)
         return height // patch, width // patch
-
-    def _source(self, shown: Shown) -> list[Split]:
-        """Images to be changed: the clean latent and what is seen of each."""
-        images = _several(shown)
-        both = zip(self.encode(images), images, strict=True)
-        return [split for latent, image in both for split in (self._clean(latent), self._seen(image))]
 
     def _clean(self, latent: Tensor) -> Split:
         patch = self.config.latent_patch_size
@@ -654,11 +573,6 @@ def _image(segment: Segment) -> Image | Tensor:
     if segment.image is None or isinstance(segment.image, Path):
         raise ValueError(f"a seen segment needs an image, got {segment.image}")
     return segment.image
-
-
-def _several(shown: Shown) -> Sequence[Image]:
-    """The images of a context."""
-    return [] if shown is None else [shown] if isinstance(shown, Image) else shown
 
 
 def _runs(items: Sequence[Tensor], limit: Callable[[Tensor], int]) -> Iterator[list[Tensor]]:

@@ -1,0 +1,41 @@
+"""From prompts to images: what an image is drawn from, and the planning text that a model may write first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from srum.models.base import Decoding, Generated, Sampling, Segment, UnifiedModel, require
+
+
+def draw_prompts(
+    model: UnifiedModel,
+    prompts: Sequence[str],
+    sampling: Sampling,
+    seeds: Sequence[int],
+    plan_seeds: Sequence[int] | None = None,
+    path: bool = False,
+) -> list[Generated]:
+    """An image of each prompt, its noise drawn by its seed; with ``plan_seeds`` after a plan that is drawn by those."""
+    plans = [None] * len(prompts) if plan_seeds is None else write_plans(model, prompts, sampling, plan_seeds)
+    return model.draw(contexts_of(model, prompts, plans), sampling, seeds, path=path)
+
+
+def write_plans(model: UnifiedModel, prompts: Sequence[str], sampling: Sampling, seeds: Sequence[int]) -> list[str]:
+    """The planning text that the model writes for each prompt, by its seed. Raises MissingAbility."""
+    require(model, {"plan"}, "drawing after a plan")
+    instruction = Segment("text", text=model.plan_instruction)
+    contexts = [[instruction, Segment("text", text=prompt)] for prompt in prompts]
+    return [text.text for text in model.write(contexts, Decoding(temperature=sampling.plan_temperature), seeds)]
+
+
+def contexts_of(model: UnifiedModel, prompts: Sequence[str], plans: Sequence[str | None]) -> list[list[Segment]]:
+    """What the image of each prompt is drawn from: the prompt, or, with a plan, the instruction to write one, the
+    prompt, the plan."""
+    asked = [Segment("text", text=prompt, droppable=True) for prompt in prompts]
+    if all(plan is None for plan in plans):
+        return [[prompt] for prompt in asked]
+    instruction = Segment("text", text=model.plan_instruction)
+    return [
+        [prompt] if plan is None else [instruction, prompt, Segment("text", text=plan, droppable=True, written=True)]
+        for prompt, plan in zip(asked, plans, strict=True)
+    ]
