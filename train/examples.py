@@ -99,10 +99,10 @@ class Mix:
         ]
 
     def digest(self) -> str:
-        """A checksum of the examples in order: ids, credits, texts."""
+        """A checksum of the examples in order: ids, texts, credits."""
         total = hashlib.sha256()
         for example in (*(e for part in self.parts for e in part.examples), *self.held_out):
-            total.update(repr((example.id, [(s.kind, s.text, s.loss) for s in example.segments])).encode())
+            total.update(repr((example.id, [(s.kind, s.text or s.ids, s.loss) for s in example.segments])).encode())
             for credit in example.credit:
                 total.update(credit.numpy().tobytes())
         return total.hexdigest()
