@@ -76,7 +76,8 @@ class Mix:
     def __post_init__(self) -> None:
         for part in self.parts:
             if part.per_step and not part.examples:
-                raise TrainingError(f"there is nothing to train on: no {part.name} among the examples")
+                rest = f" beside {len(self.held_out)} to validate with" if self.held_out else ""
+                raise TrainingError(f"there is nothing to train on: no {part.name or 'examples'}{rest}")
 
     @classmethod
     def of_shares(cls, kinds: Mapping[str, Sequence[Example]], shares: Mapping[str, int], batch_size: int) -> Mix:
