@@ -19,7 +19,7 @@ def sample_advantages(scores: Sequence[float], groups: Sequence[str], offset: fl
     """
     all_scores = torch.tensor(scores, dtype=torch.float64)
     numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
-    index = torch.tensor([numbers[group] for group in groups], dtype=torch.long)
+    index = torch.tensor([numbers[group] for group in groups])
     sums, counts = torch.zeros(2, len(numbers), dtype=torch.float64).index_add_(
         1, index, torch.stack([all_scores, torch.ones_like(all_scores)])
     )

@@ -503,4 +503,4 @@ def test_a_map_outside_its_range_is_refused(tmp_path: Path) -> None:
 
 def test_nothing_to_train_on_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="nothing to train on"):
-        run(tmp_path, settings(), records=[])
+        run(tmp_path, settings(method="sft"), records=[])
