@@ -1,6 +1,6 @@
 """The experiment behind the claims: several seeds of the loop on the embedded world, measured by the exact checker.
 
-    python benchmarks/lab.py --seeds 0 1 2 --rounds 4 --out runs/lab [--set train.lr=3e-4] [--parts loop rounds]
+    python benchmarks/lab.py --seeds 0 1 2 3 4 --rounds 4 --out runs/lab [--set train.lr=3e-4] [--parts loop rounds]
 
 Parts, each over all seeds:
 
@@ -25,7 +25,8 @@ Parts, each over all seeds:
             those of one round in which all weights are trained, with the judge's replies among the data and without
 
 Every part goes on where it was interrupted and returns at once where it has finished; ``lab.json`` gathers the parts.
-Intervals are 95% percentiles over resampled prompts; a prompt brings its differences in all seeds with it.
+Intervals are of 95%: of accuracies and their differences by a bootstrap crossed over training seeds and prompts, of
+what is one number per seed by Student's t (``srum.evaluation.statistics``). Of one seed they cover the prompts alone.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ from srum.evaluation.accuracy import evaluate
 from srum.evaluation.activation import find_clusters, mean_activations, strength
 from srum.evaluation.denoising import JudgedSteps, judge_steps, summarize_steps
 from srum.evaluation.judge_quality import JudgeQuality, flipped_relations, judge_quality
+from srum.evaluation.statistics import crossed, over_seeds
 from srum.loop import STAGES, evaluate_arms, perform, run_loop
 from srum.models.base import Sampling
 from srum.records import Candidate, Grounding, Judgement, Prompt
@@ -64,7 +66,6 @@ from train.trainer import train
 
 DEVELOPMENT = 280  # prompts; no more than there are for the evaluation
 FLIPPED = 200  # prompts about positions
-RESAMPLES = 10_000
 OWN_ROUNDS = 3  # of the loops of part own, in a run that has so many
 STEP_PROMPTS = 32  # of part steps, of each of which every step is judged
 SAMPLES = 100  # of part activation: images that are judged, and prompts that are drawn
@@ -112,12 +113,13 @@ Strengths = dict[str, dict[str, float]]  # weights -> cluster and task -> averag
 @dataclass(frozen=True)
 class Row:
     """One line of the table: percent, or points where it is a difference; AUROC and scores times 100, activations times
-    1000; counts as they are."""
+    1000; counts as they are. ``covers``: what the interval treats as drawn, such as ``5 seeds, 600 prompts``."""
 
     what: str
     mean: float
     per_seed: list[float]
     interval: tuple[float, float] | None = None
+    covers: str = ""
 
 
 # --- the parts
@@ -408,11 +410,9 @@ def accuracy_rows(found: Sequence[Verdicts], pairs: Sequence[tuple[str, str]] = 
 
 
 def accuracy_row(what: str, values: np.ndarray) -> Row:
-    """``values`` (seeds, prompts) in [-1, 1]; the mean over both in percent, its bootstrap interval over prompts."""
-    per_prompt = 100 * values.mean(axis=0)
-    drawn = np.random.default_rng(0).choice(per_prompt, (RESAMPLES, len(per_prompt))).mean(axis=1)
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return Row(what, float(per_prompt.mean()), (100 * values.mean(axis=1)).tolist(), (float(low), float(high)))
+    """``values`` (seeds, prompts) in [-1, 1]; the mean over both in percent, its crossed interval."""
+    estimate = crossed(values)
+    return Row(what, estimate.value, (100 * values.mean(axis=1)).tolist(), estimate.interval, estimate.covers)
 
 
 def judge_rows(found: Sequence[Quality]) -> list[Row]:
@@ -441,13 +441,19 @@ def own_rows(found: Sequence[Verdicts]) -> list[Row]:
 
 
 def step_rows(found: Sequence[Mapping[str, Sequence[JudgedSteps]]]) -> list[Row]:
-    """Means over the first half of the steps, which draft, and over the second, and the claimed differences."""
+    """Means over the first half of the steps, which draft, and over the second, and the claimed differences.
+
+    A prompt none of whose steps in the half was judged, of whatever arm or seed, is left out.
+    """
     rows = []
     for quantity in ("layout", "detail", "correct"):
         values = {arm: step_values(found, arm, quantity) for arm in found[0]}
         middle = values[BASE].shape[2] // 2
         for half, steps in {"first": slice(0, middle), "second": slice(middle, None)}.items():
-            means = {arm: np.nanmean(own[..., steps], axis=2) for arm, own in values.items()}
+            halves = {arm: own[..., steps] for arm, own in values.items()}
+            judged = [~np.isnan(own).all(axis=2).any(axis=0) for own in halves.values()]  # in every seed, at some step
+            of_all = np.logical_and.reduce(judged)
+            means = {arm: np.nanmean(own[:, of_all], axis=2) for arm, own in halves.items()}
             rows += [accuracy_row(f"{quantity}, {half} half: {arm}", own) for arm, own in means.items()]
             rows += [
                 accuracy_row(f"{quantity}, {half} half: {a} - {b}", means[a] - means[b])
@@ -479,8 +485,11 @@ def activation_rows(found: Sequence[Strengths]) -> list[Row]:
 
 
 def mean_row(what: str, per_seed: list[float]) -> Row:
-    """A row without an interval."""
-    return Row(what, sum(per_seed) / len(per_seed), per_seed)
+    """A row of one number per seed, with its interval over the seeds where there are several."""
+    if len(per_seed) == 1:
+        return Row(what, per_seed[0], per_seed)
+    estimate = over_seeds(per_seed)
+    return Row(what, estimate.value, per_seed, estimate.interval, estimate.covers)
 
 
 def transfer_rows(found: Sequence[Transferred]) -> list[Row]:
@@ -547,6 +556,8 @@ def measure(part: str, configs: Sequence[RunConfig], out: Path) -> list[Row]:
 def table_of(report: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
     """All parts measured so far."""
     table = Table("part", "what", "mean", "95% interval", "per seed", title="percent and points; exact checker")
+    if any(len(row["per_seed"]) == 1 for rows in report.values() for row in rows):
+        table.caption = "one seed: intervals cover prompts alone, another training may differ by more"
     for part, rows in report.items():
         for row in rows:
             interval = "[{:+.1f}, {:+.1f}]".format(*row["interval"]) if row["interval"] else ""
@@ -559,7 +570,7 @@ def table_of(report: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure the parts, add them to ``lab.json`` and print the table of all that is in it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--out", type=Path, default=Path("runs/lab"))
     parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="override; may be repeated")

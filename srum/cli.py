@@ -6,7 +6,6 @@ one line and exit code 2; anything else is a traceback.
 
 from __future__ import annotations
 
-import math
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -263,18 +262,23 @@ def run_(
 def pretrain(
     out: Annotated[Path, typer.Option(help="Folder of the states to resume from; the model is its model/.")],
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights and data.")] = 0,
-    minutes: Annotated[
-        float | None, typer.Option(min=0, help="Stop the network after so long; the same command goes on.")
-    ] = None,
     compile_layers: Annotated[
         bool,
         typer.Option("--compile", help="Train through torch.compile: faster after a minute; needs a C++ compiler."),
     ] = False,
+    device: Annotated[str, typer.Option(help="Where it trains: cpu, cuda, cuda:1, mps.")] = "cpu",
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes that make samples; 0 on a CPU, else as many as cores.")
+    ] = None,
+    scale: Annotated[float, typer.Option(help="Stretch (above 1) or cut the schedule of the network.")] = 1.0,
 ) -> None:
-    """Pretrain srum-tiny from scratch on the embedded world: tokenizer, autoencoder, network."""
+    """Pretrain srum-tiny from scratch on the embedded world: tokenizer, autoencoder, network.
+
+    Interrupted, the same command goes on.
+    """
     from train.pretrain import pretrain as run_stages
 
-    run_stages(out, seed=seed, minutes=math.inf if minutes is None else minutes, compile_layers=compile_layers)
+    run_stages(out, seed=seed, compile_layers=compile_layers, device=device, workers=workers, scale=scale)
 
 
 @contextmanager

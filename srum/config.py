@@ -206,6 +206,7 @@ class TrainConfig(Section):
 
     steps: Count = 120
     batch_size: Count = 64  # samples per optimiser step
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: that of pretraining, for matrices, in one process
     lr: Positive = 3e-4
     schedule: Literal["constant", "linear", "cosine"] = "linear"  # after the warm-up; linear and cosine end at 0
     warmup_steps: Annotated[int, Field(ge=0)] = 0

@@ -4,7 +4,7 @@ A row is a candidate with everything known of it. The image is a struct of its P
 show: ``load_dataset("parquet", data_files="run.parquet").cast_column("image", Image())``. Regions and judgements are
 lists of structs with the fields of ``srum.records``, null where the stage has not run; the reward map is a list of rows
 (h, w) of float32; the latent is the safetensors file. Free dictionaries are JSON. Checkpoints, evaluations and prompts
-without a candidate stay behind.
+without a candidate stay behind. What is unpacked goes into images/, latents/ and rewards/ of its round alone.
 """
 
 from __future__ import annotations
@@ -12,23 +12,35 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
-from srum.config import RunConfig, dump
+from srum.config import dump, parse_config
 from srum.reading import CandidateView, RunView
 from srum.records import Candidate, Grounding, Judgement, Prompt, Record, RewardMap
-from srum.run_dir import CONFIG, ImageError, RunError, atomic, inside, record_id, round_dir, write_records, write_text
+from srum.run_dir import (
+    CONFIG,
+    ImageError,
+    RunError,
+    atomic,
+    inside,
+    make_record,
+    record_id,
+    round_dir,
+    write_records,
+    write_text,
+)
 
 T = TypeVar("T")
 
 ROWS = 64  # per row group: what is in memory at a time
 CONFIG_KEY = b"srum.config"  # in the metadata of the file
+LATER = {"parent", "context"}  # columns that exports of version 0.1.0 may lack
 
 FILE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 SIZE = pa.list_(pa.int32())  # (H, W) or (h, w)
@@ -63,6 +75,10 @@ SCHEMA = pa.schema(
         "plan": pa.string(),
         "size": SIZE,
         "sampling": pa.string(),
+        "parent": pa.string(),
+        "context": pa.list_(
+            pa.struct({"kind": pa.string(), "text": pa.string(), "candidate_id": pa.string()}),
+        ),
         "image": FILE,
         "latent": FILE,
         "regions": pa.list_(REGION),
@@ -99,7 +115,8 @@ def write_export(run: RunView, out: Path) -> tuple[int, int]:
 def read_export(path: Path, folder: Path) -> RunView:
     """Unpack an export into ``folder``, a new or empty one, and open it as a run; its files are those exported.
 
-    Raises RunError, before anything is written, for a folder that holds something and for a file that is no export.
+    Raises RunError, before anything is written, for a folder that holds something and for a file that is no export;
+    for a row that is none, or that names a file outside the folders of its round, before any of that row is written.
     """
     if folder.exists() and any(folder.iterdir()):
         raise RunError(f"{folder} is not empty; choose another folder")
@@ -110,13 +127,16 @@ def read_export(path: Path, folder: Path) -> RunView:
     config = (file.schema_arrow.metadata or {}).get(CONFIG_KEY)
     if config is None:
         raise RunError(f"{path} was not written by srum export: it holds no config")
+    if lacking := set(SCHEMA.names) - LATER - set(file.schema_arrow.names):
+        raise RunError(f"{path} was not written by srum export: it lacks {', '.join(sorted(lacking))}")
+    whole_config = parse_config(_parsed(config, f"{path}: its config"))
     records: dict[Path, dict[str, Record]] = {}
-    for batch in file.iter_batches(ROWS):
-        for row in batch.to_pylist():
-            _unpack(row, round_dir(folder, row["round"]), records)
+    rows = (row for batch in file.iter_batches(ROWS) for row in batch.to_pylist())
+    for number, row in enumerate(rows, start=1):
+        _unpack(row, folder, records, f"{path}: row {number}")
     for name, lines in records.items():
         write_records(name, lines.values())
-    write_text(folder / CONFIG, dump(RunConfig.model_validate_json(config)))  # last: what is half unpacked is no run
+    write_text(folder / CONFIG, dump(whole_config))  # last: what is half unpacked is no run
     return RunView(folder)
 
 
@@ -154,27 +174,59 @@ def _row(candidate: CandidateView) -> dict[str, Any]:
     return row
 
 
-def _unpack(row: dict[str, Any], folder: Path, records: dict[Path, dict[str, Record]]) -> None:
-    """Write the files of a row into the ``folder`` of its round, and add its records by id to those of their files."""
-    owner = {"candidate_id": row["id"]}
-    fields = {name: row[name] for name in Candidate.model_fields}
-    files = {name: row[name]["path"] for name in ("image", "latent")}
-    for name in files:
-        with atomic(inside(folder, row[name]["path"])) as partial:
-            partial.write_bytes(row[name]["bytes"])
-    prompt = Prompt(id=row["prompt_id"], text=row["prompt"], metadata=json.loads(row["metadata"]))
-    candidate = Candidate.model_validate(fields | files | {"sampling": json.loads(row["sampling"])})
-    found: dict[str, Record] = {"prompts": prompt, "candidates": candidate}
-    if row["regions"] is not None:
-        facts = {"regions": row["regions"], "error": row["grounding_error"]}
-        found["regions"] = Grounding.model_validate(owner | facts)
-    if row["layout_judgement"] is not None:
-        facts = {"regions": row["region_judgements"], "layout": row["layout_judgement"]}
-        found["judgements"] = Judgement.model_validate(owner | facts)
-    if row["reward"] is not None:
-        reward = RewardMap.model_validate(owner | row["reward"])
-        with atomic(inside(folder, reward.values)) as partial:
-            save_file({"reward": torch.tensor(row["reward_map"])}, partial)
-        found["rewards"] = reward
-    for name, record in found.items():
+def _unpack(row: dict[str, Any], run: Path, records: dict[Path, dict[str, Record]], where: str) -> None:
+    """Write the files of a row into the folder of its round and add its records by id to those of their files."""
+    if not isinstance(row["round"], int) or row["round"] < 0:
+        raise RunError(f"{where}: round: expected a number from 0, got {row['round']!r}")
+    folder = round_dir(run, row["round"])
+    made = _records(row, folder, where)
+    for path, content in _files(row, made, folder, where).items():
+        with atomic(path) as partial:
+            partial.write_bytes(content)
+    for name, record in made.items():
         records.setdefault(folder / f"{name}.jsonl", {}).setdefault(record_id(record), record)
+
+
+def _records(row: dict[str, Any], folder: Path, where: str) -> dict[str, Record]:
+    """The records of a row, by the name of the stage's file."""
+
+    def made(kind: type[Record], **values: Any) -> Record:
+        return make_record(values, kind, folder, where)
+
+    plain = {name: row[name] for name in Candidate.model_fields if row.get(name) is not None}
+    paths = {name: (row[name] or {}).get("path") for name in ("image", "latent")}
+    metadata, sampling = (_parsed(row[name], f"{where}: {name}") for name in ("metadata", "sampling"))
+    records = {
+        "prompts": made(Prompt, id=row["prompt_id"], text=row["prompt"], metadata=metadata),
+        "candidates": made(Candidate, **(plain | paths | {"sampling": sampling})),
+    }
+    owner = row["id"]
+    if row["regions"] is not None:
+        records["regions"] = made(Grounding, candidate_id=owner, regions=row["regions"], error=row["grounding_error"])
+    if row["layout_judgement"] is not None:
+        said = {"regions": row["region_judgements"], "layout": row["layout_judgement"]}
+        records["judgements"] = made(Judgement, candidate_id=owner, **said)
+    if row["reward"] is not None:
+        records["rewards"] = made(RewardMap, candidate_id=owner, **row["reward"])
+    return records
+
+
+def _files(row: dict[str, Any], records: dict[str, Record], folder: Path, where: str) -> dict[Path, bytes]:
+    """The contents of a row's files by their paths: images/, latents/ and rewards/ are all that a row may write to."""
+    contents = {"images": row["image"]["bytes"], "latents": row["latent"]["bytes"]}
+    names = dict(zip(contents, records["candidates"].files(), strict=True))
+    if "rewards" in records:
+        contents["rewards"] = save({"reward": torch.tensor(row["reward_map"])})
+        (names["rewards"],) = records["rewards"].files()
+    if empty := [kind for kind, content in contents.items() if content is None]:
+        raise RunError(f"{where}: nothing to write into {empty[0]}/")
+    if strays := [name for kind, name in names.items() if PurePosixPath(name).parts[:-1] != (kind,)]:
+        raise RunError(f"{where}: {strays[0]!r} is not in images/, latents/ or rewards/")
+    return {inside(folder, name): contents[kind] for kind, name in names.items()}
+
+
+def _parsed(text: str | bytes, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise RunError(f"{where}: not JSON: {error}") from None

@@ -1,7 +1,8 @@
 """What one stage hands to the next: prompt, candidate, regions, judgement, reward map.
 
 Every record is frozen, validated on construction and one line of JSON in a run's folder (``srum.run_dir``).
-Arrays (images, latents, reward maps) are files beside the lines, addressed by candidate id.
+Arrays (images, latents, reward maps) are files beside the lines, addressed by candidate id. Records come from anywhere:
+an id can name a file (``Name``), a path leads down from the round's folder (``RunPath``), or the record is refused.
 
 Frames: boxes and masks are in *image pixels* of the candidate's own image, continuous coordinates
 ``(x0, y0, x1, y1)`` with x in [0, W], y in [0, H], the origin at the top left corner. Sizes are (H, W).
@@ -10,13 +11,32 @@ Scores are in [-1, 1] (specs: -1 contradicts the prompt, 0 neutral, 1 perfect).
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
+from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 SCHEMA_VERSION = 1
+FILE_SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")  # with a suffix and a dot before it still a file's name
 
+
+def _names_a_file(text: str) -> str:
+    if not FILE_SAFE.fullmatch(text):
+        raise ValueError(f"{text[:200]!r} cannot name a file; use at most 200 letters, digits and ._-")
+    return text
+
+
+def _leads_down(text: str) -> str:
+    path = PurePosixPath(text)
+    if not path.parts or path.is_absolute() or ".." in path.parts or re.search(r"[\\:\x00-\x1f]", text):
+        raise ValueError(f"{text[:200]!r} is not the path of a file inside the round's folder")
+    return text
+
+
+Name = Annotated[str, AfterValidator(_names_a_file)]
+RunPath = Annotated[str, AfterValidator(_leads_down)]  # relative; where links lead is asked where it is read (run_dir)
 Score = Annotated[float, Field(ge=-1.0, le=1.0, allow_inf_nan=False)]
 Size = tuple[int, int]  # (H, W)
 Box = tuple[float, float, float, float]  # (x0, y0, x1, y1), image pixels
@@ -27,32 +47,60 @@ class Record(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    def files(self) -> list[str]:
+        """The files that the record names, as paths from the folder of its own file."""
+        return []
+
 
 class Prompt(Record):
     """A text that requests an image. ``metadata`` is free (the embedded world stores GenEval's format there)."""
 
-    id: str = Field(min_length=1)
+    id: Name
     text: str = Field(min_length=1)
     metadata: dict[str, Any] = Field(default_factory=dict)
+
+
+class ContextPart(Record):
+    """One segment of what an image was drawn after: a text, or an earlier candidate of the round.
+
+    ``kind`` says how the candidate stood there: ``seen`` by the understanding encoder, or as a ``clean`` latent.
+    """
+
+    kind: Literal["text", "seen", "clean"]
+    text: str | None = None
+    candidate_id: Name | None = None
+
+    @model_validator(mode="after")
+    def _is_of_its_kind(self) -> ContextPart:
+        if (self.text is None) == (self.kind == "text") or (self.candidate_id is None) != (self.kind == "text"):
+            raise ValueError(f"kind: {self.kind} has {'a text' if self.kind == 'text' else 'a candidate_id'} alone")
+        return self
 
 
 class Candidate(Record):
     """One generated image of one prompt.
 
     ``image`` and ``latent`` are paths relative to the round's folder; the latent is the sampler's own clean latent
-    (C, h, w) in the model's scaled latent space, never a re-encoding.
+    (C, h, w) in the model's scaled latent space, never a re-encoding. ``context`` is what stood between the prompt and
+    the image; ``parent`` is the candidate that this one continues: chains and trees are candidates with parents.
     """
 
-    id: str = Field(min_length=1)
-    prompt_id: str
+    id: Name
+    prompt_id: Name
     prompt: str
     index: int = Field(ge=0, description="number of this candidate among those of its prompt")
     seed: int
     plan: str | None = None
-    image: str
-    latent: str
+    image: RunPath
+    latent: RunPath
     size: Size
     sampling: dict[str, Any] = Field(default_factory=dict)
+    parent: Name | None = None
+    context: list[ContextPart] = Field(default_factory=list)
+
+    def files(self) -> list[str]:
+        """The image and the latent."""
+        return [self.image, self.latent]
 
 
 class MaskRLE(Record):
@@ -83,7 +131,7 @@ class Region(Record):
 class Grounding(Record):
     """All region proposals of one candidate. No region found is a valid, counted outcome; ``error`` is not."""
 
-    candidate_id: str
+    candidate_id: Name
     regions: list[Region]
     error: str | None = None
 
@@ -137,7 +185,7 @@ class LayoutJudgement(Judged):
 class Judgement(Record):
     """Everything the judge said of one candidate. Region 0, where present, is the background."""
 
-    candidate_id: str
+    candidate_id: Name
     regions: list[RegionJudgement]
     layout: LayoutJudgement
 
@@ -150,9 +198,13 @@ class RewardMap(Record):
     scores up to 0.4, neutral, are first stretched to [-1, 1] (``srum.reward_map.sample_score``).
     """
 
-    candidate_id: str
-    values: str
+    candidate_id: Name
+    values: RunPath
     grid: Size
     mapping: Literal["signed", "unit"]
     alpha: float = Field(ge=0.0, le=1.0)
     sample_score: Score
+
+    def files(self) -> list[str]:
+        """The array."""
+        return [self.values]

@@ -26,11 +26,12 @@ from PIL import Image
 
 from srum import plots
 from srum.config import load_config
-from srum.evaluation.accuracy import Accuracy, CheckedImage, paired_bootstrap, summarize
+from srum.evaluation.accuracy import Accuracy, CheckedImage, summarize
+from srum.evaluation.statistics import Estimate, difference
 from srum.reading import CandidateView, read_round
 from srum.records import Candidate, Judged, Region, RegionJudgement
 from srum.run import BASE, Run
-from srum.run_dir import CONFIG, ImageError, open_image, read_records, write_text
+from srum.run_dir import CONFIG, ImageError, inside, open_image, read_records, write_text
 
 T = TypeVar("T")
 
@@ -75,8 +76,8 @@ def _contents(run: Path) -> dict[str, Any]:
         "losses": list(_losses(rounds, names)),
         "samples": list(_samples(rounds, names)),
         "timings": list(_flatten(_read_json(run / "timings.json"))),
-        "config": _read_text(run / "config.yaml"),
-        "command": _read_text(run / "command.txt"),
+        "config": _read_text(inside(run, "config.yaml")),
+        "command": _read_text(inside(run, "command.txt")),
         "counted_rounds": [folder.name for folder in rounds if (folder / "counts.json").exists()],
         "counts": _counts(rounds),
         "filters": _filters(groups),
@@ -102,12 +103,12 @@ def _accuracy(arms: Mapping[str, list[CheckedImage]]) -> dict[str, dict[str, Acc
     return {arm: {"overall": result.overall, **result.per_category} for arm, result in results.items()}
 
 
-def _gains(arms: Mapping[str, list[CheckedImage]]) -> dict[str, tuple[float, float, float]]:
-    """Points above base with their paired 95% interval, for the arms that have been tested on the same prompts."""
+def _gains(arms: Mapping[str, list[CheckedImage]]) -> dict[str, Estimate]:
+    """Points above base, paired by prompt, for the arms that have been tested on the same prompts."""
     correct = {arm: {v.prompt_id: v.correct for v in verdicts} for arm, verdicts in arms.items()}
     base = correct.pop(BASE, {})
     return {
-        arm: paired_bootstrap([of_arm[key] for key in base], list(base.values()))
+        arm: difference([of_arm[key] for key in base], list(base.values()))
         for arm, of_arm in correct.items()
         if base and base.keys() == of_arm.keys()
     }
@@ -143,7 +144,7 @@ def _samples(rounds: list[Path], names: Sequence[str]) -> Iterator[dict[str, Any
         for arm, steps in _in_order(arms, names).items():
             rows = []
             for name in sorted({image.stem for step in steps for image in step.glob("*.png")}):
-                files = [step / f"{name}.png" for step in steps]  # the last step's may not all be there yet
+                files = [inside(step, f"{name}.png") for step in steps]  # the last step's may not all be there yet
                 pictures = [_picture(file, SAMPLE_SIDE) if file.exists() else None for file in files]
                 rows.append({"prompt": prompts[name], "pictures": pictures})
             yield {"title": f"{folder.name}, {arm}", "steps": [int(step.name[5:]) for step in steps], "rows": rows}

@@ -20,7 +20,7 @@ deleted. Lines are records with the schema's version.
 from __future__ import annotations
 
 import json
-import re
+import os
 import shutil
 import time
 import warnings
@@ -38,9 +38,10 @@ from tqdm import tqdm
 
 from srum.config import FREE, RunConfig, differing_fields, dump, load_config
 from srum.processes import Processes
-from srum.records import SCHEMA_VERSION, Prompt, Record
+from srum.records import FILE_SAFE, SCHEMA_VERSION, Prompt, Record
 
 CONFIG = "config.yaml"
+PARTS = ".parts"  # how the folder of a stage's shards ends
 T = TypeVar("T")
 R = TypeVar("R", bound=Record)
 
@@ -53,8 +54,7 @@ STAGE_OF = {
     "verdicts": "eval",
 }  # the command that writes a file of this name
 NAMED = 3  # ids that an error names
-
-FILE_SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+LONGEST_PROMPT_ID = 100  # characters; the ids of candidates are longer
 
 
 class RunError(ValueError):
@@ -128,11 +128,26 @@ def round_dir(folder: Path, round_index: int) -> Path:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """The path of a file of ``folder``. Raises RunError for a name that leads out of it: names come from anywhere."""
-    path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
+    """The path of a file of ``folder``, which need not exist.
+
+    Names come from anywhere, and so do links: raises RunError where they lead out of the folder. Those of a folder in
+    the hub's cache lead to the blobs of its repository (snapshots/REVISION/x -> ../../blobs/HASH), which is fine.
+    """
+    home = folder.resolve()
+    if "\0" in name or not any(_real(folder / name).is_relative_to(place) for place in (home, *_blobs(home))):
         raise RunError(f"{name!r} is not in {folder}")
-    return path
+    return folder / name
+
+
+def _real(path: Path) -> Path:
+    """Where links lead; of a link that leads to itself the path (``Path.resolve`` raises until Python 3.13)."""
+    return Path(os.path.realpath(path))
+
+
+def _blobs(folder: Path) -> list[Path]:
+    """Where the files of a ``folder`` in the hub's cache are: datasets--owner--name/blobs."""
+    revisions = (above for above in (folder, *folder.parents) if above.parent.name == "snapshots")
+    return [above.parents[1] / "blobs" for above in revisions if "--" in above.parents[1].name]
 
 
 @contextmanager
@@ -140,6 +155,7 @@ def atomic(path: Path) -> Iterator[Path]:
     """A path beside ``path`` to write to; the file takes its name, and its folder exists, once it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
+    partial.unlink(missing_ok=True)  # what a kill left; a link there would be written through
     yield partial
     partial.replace(path)
 
@@ -165,7 +181,7 @@ def read_records(path: Path, kind: type[R]) -> list[R]:
     """The records of a file of JSON lines.
 
     Raises RunError, naming file and line, for a missing file, a torn last line (which only the stage that writes the
-    file can mend, ``run_stage``) and any other malformed line.
+    file can mend, ``run_stage``), any other malformed line, and one that names a file outside the file's folder.
     """
     records, torn = _read_whole_lines(path, kind)
     if torn:
@@ -208,27 +224,35 @@ def _read_whole_lines(path: Path, kind: type[R]) -> tuple[list[R], bool]:
         lines = path.read_bytes().splitlines(keepends=True)
     except FileNotFoundError:
         raise RunError(f"{path} is missing: the stage that writes it has not finished") from None
+    folder = path.parent.parent if path.parent.suffix == PARTS else path.parent
     records: list[R] = []
     for number, line in enumerate(lines, start=1):
         try:
             values = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             if number == len(lines) and not line.endswith(b"\n"):
                 return records, True
             raise RunError(f"{path}:{number}: not JSON: {line[:80]!r}") from None
-        records.append(_parse_record(values, kind, f"{path}:{number}"))
+        where = f"{path}:{number}"
+        if not isinstance(values, dict) or values.pop("schema", None) != SCHEMA_VERSION:
+            raise RunError(f"{where}: not a record of schema version {SCHEMA_VERSION}")
+        records.append(make_record(values, kind, folder, where))
     return records, False
 
 
-def _parse_record(values: Any, kind: type[R], where: str) -> R:
-    if not isinstance(values, dict) or values.pop("schema", None) != SCHEMA_VERSION:
-        raise RunError(f"{where}: not a record of schema version {SCHEMA_VERSION}")
+def make_record(values: Mapping[str, Any], kind: type[R], folder: Path, where: str) -> R:
+    """The record of plain ``values`` that came from ``where``. Raises RunError, also for files outside ``folder``."""
     try:
-        return kind.model_validate(values)
+        record = kind.model_validate(values)
+        for name in record.files():
+            inside(folder, name)
     except ValidationError as error:
         detail = error.errors()[0]
         field = ".".join(map(str, detail["loc"])) or kind.__name__
         raise RunError(f"{where}: {field}: {detail['msg'].removeprefix('Value error, ')}") from None
+    except RunError as error:
+        raise RunError(f"{where}: {error}") from None
+    return record
 
 
 def save_image(image: Image.Image, path: Path) -> None:
@@ -279,7 +303,7 @@ def run_stage(
     Several processes share the batches that are missing; all return all records, in the order of the items. Raises
     RunError, naming the file, where it holds records of other items or, finished, not of all.
     """
-    final, parts = folder / f"{name}.jsonl", folder / f"{name}.parts"
+    final, parts = folder / f"{name}.jsonl", folder / f"{name}{PARTS}"
     processes = Processes.here()
     complete, done, shards = processes.once(lambda: _what_is_there(final, parts, kind, items, batch_size, gaps))
     if complete:
@@ -368,7 +392,7 @@ def finished(folder: Path, name: str) -> bool:
     def whole() -> bool:
         if not path.exists() or path.read_bytes()[-1:] not in (b"", b"\n"):
             return False
-        _drop(folder / f"{name}.parts")
+        _drop(folder / f"{name}{PARTS}")
         return True
 
     return Processes.here().once(whole)
@@ -413,7 +437,7 @@ def _text_prompt(line: str, number: int, where: str) -> Prompt:
 def _json_prompt(line: str, number: int, where: str) -> Prompt:
     try:
         values = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RunError(f"{where}: not JSON: {error}") from None
     if not isinstance(values, dict):
         raise RunError(f"{where}: expected an object with 'prompt', got {type(values).__name__}")
@@ -421,8 +445,8 @@ def _json_prompt(line: str, number: int, where: str) -> Prompt:
     if not isinstance(text, str) or not text.strip():
         raise RunError(f"{where}: expected a text in 'prompt' or 'text', got {text!r}")
     name = values.pop("id", f"line-{number:04d}")
-    if not isinstance(name, str) or not FILE_SAFE.fullmatch(name):
-        raise RunError(f"{where}: id {name!r} cannot name a file; use letters, digits and ._-")
+    if not isinstance(name, str) or not FILE_SAFE.fullmatch(name) or len(name) > LONGEST_PROMPT_ID:
+        raise RunError(f"{where}: id {name!r} cannot name a file; use at most {LONGEST_PROMPT_ID} letters, digits, ._-")
     metadata = values.get("metadata", values if set(values) - {"prompt", "text"} else {})
     if not isinstance(metadata, dict):
         raise RunError(f"{where}: expected an object in 'metadata', got {type(metadata).__name__}")

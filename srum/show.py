@@ -8,7 +8,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from srum.config import differing_fields
-from srum.evaluation.accuracy import CheckedImage, accuracy_of, paired_bootstrap
+from srum.evaluation.accuracy import CheckedImage, accuracy_of
+from srum.evaluation.statistics import difference
 from srum.plots import BeforeAfter
 from srum.reading import CandidateView, RunView
 from srum.records import Judged
@@ -90,14 +91,15 @@ def _rounds(a: RunView, b: RunView) -> Table:
 def _accuracies(a: RunView, b: RunView) -> Table:
     """Percent by the exact checker; the difference with its paired interval where the prompts are the same."""
     table = Table("arm", escape(str(a.folder)), escape(str(b.folder)), "difference", "95% interval")
+    table.caption = "intervals over prompts: another training seed may differ by more"
     ours, theirs = a.verdicts(), b.verdicts()
     for arm in (arm for arm in ours if arm in theirs):
         sides = [[verdict.correct for verdict in verdicts] for verdicts in (ours[arm], theirs[arm])]
-        difference = ("", "")
+        gain = ("", "")
         if _prompts(ours[arm]) == _prompts(theirs[arm]):
-            points, low, high = paired_bootstrap(sides[1], sides[0])
-            difference = f"{points:+.1f}", f"{low:+.1f} to {high:+.1f}"
-        table.add_row(arm, *(f"{accuracy_of(side).accuracy:.1f}" for side in sides), *difference)
+            points = difference(sides[1], sides[0])
+            gain = f"{points.value:+.1f}", f"{points.low:+.1f} to {points.high:+.1f}"
+        table.add_row(arm, *(f"{accuracy_of(side).accuracy:.1f}" for side in sides), *gain)
     return table
 
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import attention, judge, lab, medium, memory, rasterizer, real_size, report, stages, training
+from benchmarks import attention, gpu_check, judge, lab, medium, memory, rasterizer, real_size, report, stages, training
 from srum import models
+from srum.evaluation.denoising import JudgedStep, JudgedSteps
 from srum.models.bagel import Bagel
 from srum.records import Prompt
 from srum.run_dir import read_records
@@ -63,6 +64,35 @@ def test_the_real_size_at_a_small_one(capsys: pytest.CaptureFixture[str]) -> Non
     assert [row[1].strip() for row in rows] == ["1 images", "2 images", "1 texts"]
     for row in rows[:2]:
         assert 0 < float(row[4].strip(" %")) < 100
+
+
+@pytest.mark.parametrize("part", ["draw", "decode", "train"])
+def test_the_gpu_check_at_a_toy_size(part: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """On a CPU every part says something of every batch, and nothing of it fails."""
+    gpu_check.main([part, "--tiny"])
+    lines = capsys.readouterr().out.splitlines()
+    expected = {
+        "draw": ["1 images: ", "2 images: "],
+        "decode": ["1 texts: ", "2 texts: "],
+        "train": ["pack of 2 images"],
+    }
+    for start in expected[part]:
+        (line,) = [line for line in lines if line.startswith(start)]
+        assert "Error" not in line and " 0.00 s an image" not in line
+
+
+def test_operations_of_an_image_are_those_of_its_products() -> None:
+    """One step of one branch, counted by torch, less the few tokens and layers that the formula leaves out."""
+    model = real_size.random_model(real_size.SMALL, torch.device("cpu"))
+    size = (128, 128)
+    contexts = gpu_check.contexts_of(model, 1)
+    counted = stages.operations(gpu_check.denoising(model, contexts, size, 1, 1))
+    assert 0.7 < gpu_check.image_operations(model, size) / counted < 1
+
+
+@pytest.mark.slow
+def test_fast_paths_agree_on_a_cpu() -> None:
+    assert gpu_check.agree(gpu_check.TINY)
 
 
 def test_every_way_of_a_training_step_learns(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,12 +231,26 @@ def test_a_difference_that_every_prompt_shows_has_no_width() -> None:
     assert (row.mean, row.per_seed, row.interval) == (100.0, [100.0] * 3, (100.0, 100.0))
 
 
-def test_prompts_are_resampled_with_all_their_seeds() -> None:
-    """Ten prompts won in all of 3 seeds, ten lost: copies of a prompt in other seeds make the interval no narrower."""
-    one = np.array([[1.0] * 10 + [0.0] * 10])
-    alone, thrice = lab.accuracy_row("x", one), lab.accuracy_row("x", np.repeat(one, 3, axis=0))
-    assert thrice.interval == alone.interval and thrice.mean == alone.mean == 50.0
-    assert alone.interval is not None and 20 < alone.interval[0] < 40 and 60 < alone.interval[1] < 80
+def test_a_row_says_what_its_interval_covers() -> None:
+    """Verdicts cover seeds and prompts, one number per seed the seeds; of one seed the prompts are left, or nothing."""
+    assert lab.accuracy_row("x", np.eye(3)).covers == "3 seeds, 3 prompts"
+    assert lab.accuracy_row("x", np.eye(3)[:1]).covers == "3 prompts"
+    assert lab.mean_row("x", [1.0, 2.0, 3.0]).covers == "3 seeds" and lab.mean_row("x", [1.0]).interval is None
+
+
+def test_a_prompt_that_was_not_judged_is_left_out_of_the_steps() -> None:
+    """Of three prompts in two seeds the judge fails on every first step of the last, in one seed: two are left."""
+
+    def steps(*layouts: float | None) -> JudgedSteps:
+        return JudgedSteps(prompt_id="p", steps=[JudgedStep(layout=s, detail=0.0, correct=True) for s in layouts])
+
+    whole = {"base": [steps(0.5, 1.0), steps(-0.5, 1.0), steps(1.0, 1.0)]}
+    failed = {"base": [*whole["base"][:2], steps(None, 1.0)]}
+    rows = {row.what: row for row in lab.step_rows([whole, failed])}
+    assert (
+        rows["layout, first half: base"].mean == 0.0 and rows["layout, first half: base"].covers == "2 seeds, 2 prompts"
+    )
+    assert rows["layout, second half: base"].covers == "2 seeds, 3 prompts"
 
 
 def test_transfer_is_what_is_gained_on_the_other_domains(monkeypatch: pytest.MonkeyPatch) -> None:

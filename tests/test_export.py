@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,13 +18,15 @@ from srum import open_run
 from srum.cli import app
 from srum.config import RunConfig
 from srum.interchange import import_round
-from srum.run_dir import RunError, claim_run
+from srum.records import Candidate, ContextPart
+from srum.run_dir import RunError, claim_run, read_records, write_records
 from tests.fakes import FakeModel, run_on_fakes
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 from srum.export import ROWS, read_export, write_export  # noqa: E402
 
+FILES = ("image", "latent")
 STAGES = ("prompts", "candidates", "regions", "judgements", "rewards")
 
 
@@ -126,13 +130,73 @@ def test_what_cannot_be_unpacked_is_refused_and_nothing_written(exported: Path, 
     assert not (tmp_path / "back").exists()
 
 
-@pytest.mark.parametrize("name", ["../../stolen.png", "/stolen.png"])
-def test_a_file_outside_the_run_is_not_written(exported: Path, tmp_path: Path, name: str) -> None:
+def changed(exported: Path, out: Path, column: str, change: Callable[[Any], Any]) -> Path:
+    """The export with other values in one column."""
     table = pq.read_table(exported)
-    images = [image | {"path": name} for image in table.column("image").to_pylist()]
-    place = table.schema.get_field_index("image")
-    field = table.schema.field("image")
-    pq.write_table(table.set_column(place, field, pa.array(images, field.type)), tmp_path / "bad.parquet")
-    with pytest.raises(RunError, match=r"stolen\.png' is not in"):
-        read_export(tmp_path / "bad.parquet", tmp_path / "run")
-    assert not list(tmp_path.rglob("stolen.png"))
+    place, field = table.schema.get_field_index(column), table.schema.field(column)
+    values = [change(value) for value in table.column(column).to_pylist()]
+    pq.write_table(table.set_column(place, field, pa.array(values, field.type)), out)
+    return out
+
+
+PLACES = ["../../stolen.png", "/stolen.png", "images/../../../stolen.png", "", ".", "images\\..\\stolen.png"]
+
+
+@pytest.mark.parametrize(
+    ("column", "change", "message"),
+    [
+        *[
+            (kind, {"path": place}, f"row 1: {kind}: .* is not the path of a file")
+            for kind in FILES
+            for place in PLACES
+        ],
+        (
+            "image",
+            {"path": "train/srum/checkpoints/step-00000001/.metadata"},
+            "row 1: .* is not in images/, latents/ or",
+        ),
+        ("latent", {"path": "images/a.png"}, "row 1: 'images/a.png' is not in images/, latents/ or rewards/"),
+        ("reward", {"values": "../../stolen.png"}, r"values: '../../stolen\.png' is not the path"),
+        ("reward", {"values": "config.yaml"}, "'config.yaml' is not in images/, latents/ or rewards/"),
+        ("id", "../../../stolen", r"row 1: id: '../../../stolen' cannot name a file"),
+        ("prompt_id", "../stolen", r"row 1: id: '../stolen' cannot name a file"),
+        ("parent", "/etc/stolen", r"row 1: parent: '/etc/stolen' cannot name a file"),
+        (
+            "context",
+            [{"kind": "seen", "text": None, "candidate_id": "../x"}],
+            r"row 1: context\.0\.candidate_id: '../x'",
+        ),
+        ("metadata", "[" * 10_000, "row 1: metadata: not JSON"),
+        ("round", -1, "row 1: round: expected a number from 0, got -1"),
+        ("image", {"bytes": None}, "row 1: nothing to write into images/"),
+    ],
+)
+def test_a_hostile_export_writes_nothing_outside(
+    exported: Path, tmp_path: Path, column: str, change: Any, message: str
+) -> None:
+    def hostile(value: Any) -> Any:
+        return (value and value | change) if isinstance(change, dict) else change
+
+    path = changed(exported, tmp_path / "bad.parquet", column, hostile)
+    with pytest.raises(RunError, match=message):
+        read_export(path, tmp_path / "a/b/run")
+    written = {path.name for path in tmp_path.rglob("*") if path.is_file()} - {"bad.parquet"}
+    assert all(name.startswith("train-") for name in written) and not list(tmp_path.rglob("config.yaml"))
+
+
+def test_an_export_of_the_first_version_is_read(folder: Path, exported: Path, tmp_path: Path) -> None:
+    pq.write_table(pq.read_table(exported).drop_columns(["parent", "context"]), tmp_path / "old.parquet")
+    assert contents(read_export(tmp_path / "old.parquet", tmp_path / "back").folder) == contents(folder)
+    pq.write_table(pq.read_table(exported).drop_columns(["regions"]), tmp_path / "other.parquet")
+    with pytest.raises(RunError, match="not written by srum export: it lacks regions"):
+        read_export(tmp_path / "other.parquet", tmp_path / "other")
+
+
+def test_a_chain_comes_back(folder: Path, tmp_path: Path) -> None:
+    chain = shutil.copytree(folder, tmp_path / "chain")
+    path = chain / "round-000/candidates.jsonl"
+    first, second, *others = read_records(path, Candidate)
+    context = [ContextPart(kind="text", text="again"), ContextPart(kind="seen", candidate_id=first.id)]
+    write_records(path, [first, second.model_copy(update={"parent": first.id, "context": context}), *others])
+    write_export(open_run(chain), tmp_path / "chain.parquet")
+    assert contents(read_export(tmp_path / "chain.parquet", tmp_path / "back").folder) == contents(chain)

@@ -161,6 +161,21 @@ def test_a_bad_image_leaves_its_line_out(tmp_path: Path) -> None:
     assert count == 1 and "'gone.png' could not be read when the round was made" in problems[0]
 
 
+def test_images_of_a_snapshot_of_the_hub_are_imported_and_links_elsewhere_are_not(tmp_path: Path) -> None:
+    repository = tmp_path / "datasets--me--judged"
+    (repository / "blobs").mkdir(parents=True)
+    (repository / "snapshots/0a1b").mkdir(parents=True)
+    for place in (repository / "blobs/9f", tmp_path / "private"):
+        Image.new("RGB", (16, 16)).save(place, format="png")
+    (repository / "snapshots/0a1b/a.png").symlink_to("../../blobs/9f")
+    (repository / "snapshots/0a1b/b.png").symlink_to(tmp_path / "private")
+    lines = [GOOD | {"bad_image_file": name, "good_image_file": name} for name in ("a.png", "b.png", "a\0.png")]
+    path = write(tmp_path / "l.jsonl", *lines)
+    count, problems = import_round(path, repository / "snapshots/0a1b", FakeModel(), tmp_path / "round")
+    assert count == 1 and "'b.png' is not in" in problems[0] and "is not in" in problems[1]
+    assert [candidate.id for candidate in imported(tmp_path / "round")[0]] == ["line-000001"]
+
+
 @pytest.mark.parametrize("other", ["image", "score", "folder", "rollout"])
 def test_a_round_of_the_same_prompts_is_not_joined(tmp_path: Path, other: str) -> None:
     """The same prompts from other lines, from other images, or of a rollout: nothing in the round changes."""

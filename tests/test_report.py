@@ -28,7 +28,7 @@ from srum.records import (
     RewardMap,
 )
 from srum.report import write_report
-from srum.run_dir import write_json, write_records, write_text
+from srum.run_dir import RunError, write_json, write_records, write_text
 
 ARMS = ("base", "sft", "srum_paper", "srum")
 CATEGORIES = ("single_object", "counting", "color_attr")
@@ -285,6 +285,28 @@ def test_no_text_breaks_out_of_its_place(run: Path) -> None:
     (card,) = group["candidates"]
     grounding, said = card["lines"]
     assert {group["prompt"], group["category"], grounding["text"], said["reply"]} == {HOSTILE}
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "round-000/images/train-0000-0.png",
+        "round-000/rewards/train-0000-0.safetensors",
+        "eval/base/images/held-out-0000.png",
+        "round-000/train/srum/samples/step-00000000/train-0000-0.png",
+        "command.txt",
+    ],
+)
+def test_a_received_run_brings_no_file_of_ours_into_the_page(run: Path, tmp_path: Path, place: str) -> None:
+    link, private = run / place, tmp_path / "private"
+    private.mkdir()
+    (private / "file").write_text("private")
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(private / "file")
+    with pytest.raises(RunError, match=rf"{link.name}' is not in "):
+        write_report(run)
+    assert not (run / "report.html").exists()
 
 
 def test_nothing_is_loaded_from_elsewhere(run: Path) -> None:

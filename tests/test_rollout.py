@@ -1,4 +1,4 @@
-"""Rollout: prompts, seeds per record, what is written, resume. Accuracy: the checker, categories, intervals."""
+"""Rollout: prompts, seeds per record, what is written, resume. Accuracy: the checker, categories."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from srum.config import EvalConfig, RunConfig, load_config
-from srum.evaluation.accuracy import accuracy_of, evaluate, paired_bootstrap
+from srum.evaluation.accuracy import evaluate
 from srum.models.base import Generated, Sampling
 from srum.records import Candidate, Prompt
 from srum.rollout import choose_prompts, rollout
@@ -174,25 +174,3 @@ def test_an_evaluation_samples_as_its_config_says(tmp_path: Path) -> None:
 def test_prompts_without_metadata_cannot_be_checked(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"prompt 'p0' .* not of the embedded world: include"):
         evaluate(FakeModel(), PROMPTS, EvalConfig(), tmp_path, seed=0)
-
-
-def test_the_wilson_interval() -> None:
-    """n = 10, half of them correct: centre 1/2, half width z sqrt(1/40 + z^2/400) / (1 + z^2/10) = 0.26341."""
-    accuracy = accuracy_of([True, False] * 5)
-    assert accuracy.accuracy == 50.0
-    assert accuracy.interval == pytest.approx((50 - 26.3407, 50 + 26.3407), abs=1e-3)
-    assert accuracy_of([True]).interval[1] == 100.0
-    with pytest.raises(ValueError, match="no verdicts"):
-        accuracy_of([])
-
-
-def test_the_paired_bootstrap() -> None:
-    """30 prompts gained and 10 lost of 100: 20 points, standard error sqrt(0.4 - 0.04) / 10 = 6 points."""
-    a = [True] * 30 + [False] * 10 + [True] * 60
-    b = [False] * 30 + [True] * 10 + [True] * 60
-    difference, low, high = paired_bootstrap(a, b)
-    assert difference == pytest.approx(20.0)
-    assert low == pytest.approx(20 - 1.96 * 6, abs=1.0) and high == pytest.approx(20 + 1.96 * 6, abs=1.0)
-    assert paired_bootstrap(a, b) == (difference, low, high)
-    assert paired_bootstrap(b, a)[0] == pytest.approx(-20.0)
-    assert paired_bootstrap(a, a) == (0.0, 0.0, 0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -12,9 +13,12 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from srum.config import RunConfig, load_config
-from srum.records import Prompt
+from srum.evaluation.accuracy import CheckedImage
+from srum.records import Candidate, Grounding, Judgement, Prompt, RewardMap
 from srum.run_dir import (
     RunError,
     StageTimer,
@@ -22,6 +26,7 @@ from srum.run_dir import (
     atomic,
     claim_run,
     finished,
+    inside,
     open_image,
     read_prompts,
     read_records,
@@ -187,6 +192,7 @@ def test_a_torn_shard_is_done_again(tmp_path: Path) -> None:
         ('{"schema": 2, "id": "x", "text": "y"}', "not a record of schema version 1"),
         ('{"schema": 1, "id": "x"}', "text: Field required"),
         ("[]", "not a record"),
+        ("[" * 100_000, "not JSON"),
     ],
 )
 def test_a_malformed_line_is_named(tmp_path: Path, line: str, message: str) -> None:
@@ -194,6 +200,146 @@ def test_a_malformed_line_is_named(tmp_path: Path, line: str, message: str) -> N
     (tmp_path / "p.jsonl").write_text(f"{good}\n{line}\n{good}\n")
     with pytest.raises(RunError, match=rf"p\.jsonl:2: {message}"):
         read_records(tmp_path / "p.jsonl", Prompt)
+
+
+FACTS: dict[str, Any] = {"prompt_id": "p", "prompt": "a cat", "index": 0, "seed": 0, "size": [8, 8]}
+CANDIDATE = FACTS | {"id": "a", "image": "images/a.png", "latent": "latents/a.st"}
+REWARD = {"candidate_id": "a", "values": "rewards/a.st", "grid": [1, 1], "mapping": "signed", "alpha": 1}
+LAYOUT = {"score": 1.0}
+HOSTILE_IDS = ["../x", "/x", "..", ".hidden", "a/b", "a\\b", "", "a\n", "a" * 201, "-rf", "\u00e9"]
+HOSTILE_PATHS = ["../x", "/x", "..", "a/../../x", "images\\x", "C:x", "", ".", "a\x00"]
+
+
+def read_back(folder: Path, kind: type[Any], values: Mapping[str, Any]) -> Any:
+    (folder / "r.jsonl").write_text(json.dumps({"schema": 1, **values}) + "\n")
+    (record,) = read_records(folder / "r.jsonl", kind)
+    return record
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "field"),
+    [
+        (Prompt, {"id": "a", "text": "b"}, "id"),
+        (Candidate, CANDIDATE, "id"),
+        (Candidate, CANDIDATE, "prompt_id"),
+        (Candidate, CANDIDATE, "parent"),
+        (Grounding, {"candidate_id": "a", "regions": []}, "candidate_id"),
+        (Judgement, {"candidate_id": "a", "regions": [], "layout": LAYOUT}, "candidate_id"),
+        (RewardMap, REWARD | {"sample_score": 0}, "candidate_id"),
+        (CheckedImage, {"prompt_id": "a", "prompt": "b", "category": "c", "correct": True, "reasons": []}, "prompt_id"),
+    ],
+)
+@pytest.mark.parametrize("hostile", HOSTILE_IDS)
+def test_an_id_that_could_not_name_a_file_is_refused_where_it_is_read(
+    tmp_path: Path, kind: type[Any], values: dict[str, Any], field: str, hostile: str
+) -> None:
+    assert read_back(tmp_path, kind, values)
+    with pytest.raises(RunError, match=rf"r\.jsonl:1: {field}: .* cannot name a file") as error:
+        read_back(tmp_path, kind, values | {field: hostile})
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("field", ["image", "latent", "values"])
+@pytest.mark.parametrize("hostile", HOSTILE_PATHS)
+def test_a_path_out_of_the_round_is_refused_where_it_is_read(tmp_path: Path, field: str, hostile: str) -> None:
+    kind, values = (RewardMap, REWARD | {"sample_score": 0}) if field == "values" else (Candidate, CANDIDATE)
+    with pytest.raises(RunError, match=rf"r\.jsonl:1: {field}: .* is not the path of a file inside the round's folder"):
+        read_back(tmp_path, kind, values | {field: hostile})
+
+
+@settings(max_examples=200)
+@given(st.text(alphabet="a./\\~:- ", max_size=12))
+def test_a_path_that_is_accepted_leads_down(path: str) -> None:
+    try:
+        name = Candidate.model_validate(CANDIDATE | {"image": path}).image
+    except ValueError:
+        return
+    assert os.path.normpath(os.path.join("/run/round", name)).startswith("/run/round/")
+
+
+@pytest.mark.parametrize("field", ["image", "latent", "values"])
+def test_a_link_out_of_the_round_is_refused_where_its_record_is_read(tmp_path: Path, field: str) -> None:
+    """Be it the file or the folder that is the link; one that stays inside is followed, a missing file is no fault."""
+    kind, values = (RewardMap, REWARD | {"sample_score": 0}) if field == "values" else (Candidate, CANDIDATE)
+    path = tmp_path / "round" / values[field]
+    path.parent.mkdir(parents=True)
+    assert read_back(tmp_path / "round", kind, values)
+    (tmp_path / "secret").write_text("private")
+    path.symlink_to(tmp_path / "secret")
+    with pytest.raises(RunError, match=rf"r\.jsonl:1: '{values[field]}' is not in "):
+        read_back(tmp_path / "round", kind, values)
+    path.unlink()
+    path.symlink_to(path.name)  # to itself
+    assert read_back(tmp_path / "round", kind, values)
+    path.unlink()
+    (path.parent / "other").write_text("public")
+    path.symlink_to("other")
+    assert read_back(tmp_path / "round", kind, values)
+    path.parent.rename(tmp_path / "elsewhere")
+    path.parent.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RunError, match="is not in "):
+        read_back(tmp_path / "round", kind, values)
+
+
+def test_the_shards_of_a_stage_name_files_of_the_round(tmp_path: Path) -> None:
+    record = Candidate.model_validate(CANDIDATE)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/a.png").touch()
+    write_records(tmp_path / "things.parts/00000.jsonl", [record])
+    assert read_records(tmp_path / "things.parts/00000.jsonl", Candidate) == [record]
+    (tmp_path / "images/a.png").unlink()
+    (tmp_path / "images/a.png").symlink_to("/etc/hostname")
+    with pytest.raises(RunError, match="is not in "):
+        read_records(tmp_path / "things.parts/00000.jsonl", Candidate)
+
+
+def test_links_into_the_hubs_cache_are_followed(tmp_path: Path) -> None:
+    """A snapshot's files are links to the blobs of its own repository; those of another lead out."""
+    blobs = {}
+    for owner in ("datasets--me--images", "datasets--you--images"):
+        blobs[owner] = tmp_path / owner / "blobs/0a1b"
+        blobs[owner].parent.mkdir(parents=True)
+        blobs[owner].write_text(owner)
+    snapshot = tmp_path / "datasets--me--images/snapshots/main/round-000"
+    snapshot.mkdir(parents=True)
+    (snapshot / "own.png").symlink_to("../../../blobs/0a1b")
+    (snapshot / "other.png").symlink_to(blobs["datasets--you--images"])
+    assert inside(snapshot, "own.png").read_text() == "datasets--me--images"
+    with pytest.raises(RunError, match=r"'other\.png' is not in"):
+        inside(snapshot, "other.png")
+    (tmp_path / "plain/snapshots/main").mkdir(parents=True)
+    (tmp_path / "plain/blobs").write_text("x")
+    (tmp_path / "plain/snapshots/main/x").symlink_to("../../blobs")
+    with pytest.raises(RunError, match="'x' is not in"):
+        inside(tmp_path / "plain/snapshots/main", "x")
+
+
+def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / ".file.txt.partial").symlink_to(tmp_path / "mine")
+    (tmp_path / "file.txt").symlink_to(tmp_path / "mine")
+    with atomic(tmp_path / "file.txt") as partial:
+        partial.write_text("theirs")
+    assert (tmp_path / "mine").read_text() == "mine" and (tmp_path / "file.txt").read_text() == "theirs"
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"kind": "text"}, "text has a text alone"),
+        ({"kind": "text", "text": "a", "candidate_id": "b"}, "text has a text alone"),
+        ({"kind": "seen", "text": "a"}, "seen has a candidate_id alone"),
+        ({"kind": "clean", "candidate_id": "../b"}, "cannot name a file"),
+    ],
+)
+def test_a_part_of_a_context_is_a_text_or_a_candidate(part: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Candidate.model_validate(CANDIDATE | {"context": [part]})
+
+
+def test_candidates_from_before_chains_are_read(tmp_path: Path) -> None:
+    record = read_back(tmp_path, Candidate, CANDIDATE)
+    assert record.parent is None and record.context == []
 
 
 def test_records_come_back_as_they_were(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from srum.processes import Processes
+from train.muon import Muon
 from train.optimizer import optimizer_state, start_optimizer
 
 KEPT = 2
@@ -91,7 +92,7 @@ class Checkpoints:
     def _path(self, step: int, pattern: str = "{}") -> Path:
         return self.folder / pattern.format(f"step-{step:08d}")
 
-    def resume(self, state: State, parameters: Mapping[str, Parameter], optimizer: Optimizer) -> int:
+    def resume(self, state: State, parameters: Mapping[str, Parameter], optimizer: Optimizer | Muon) -> int:
         """Load the newest checkpoint into ``state`` and the optimiser; the number of steps done (0: there is none).
 
         Raises CheckpointMismatch where the checkpoint's run and this one differ. A finished run takes any model: its

@@ -9,13 +9,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from srum.models.base import Segment
+from srum.config import TrainConfig
+from srum.models.base import Segment, UnifiedModel
+from srum.processes import Processes
 from srum.seeding import seed_for
+
+if TYPE_CHECKING:
+    from train.feed import ExampleFeed
 
 
 class TrainingError(RuntimeError):
@@ -35,23 +40,6 @@ class Example:
     segments: Sequence[Segment]
     credit: Sequence[Tensor] = ()
     group: str = ""
-
-
-class Source(Protocol):
-    """Where the examples of a step come from."""
-
-    @property
-    def held_out(self) -> Sequence[Example]:
-        """Those to validate with."""
-        ...
-
-    def at(self, step: int, seed: int) -> list[tuple[int, Example]]:
-        """(epoch, example) of a step, counted from 0: a function of the step and the seed alone."""
-        ...
-
-    def digest(self) -> str:
-        """A checksum of what is learned, for resuming."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -98,6 +86,12 @@ class Mix:
                 len(part.examples), step * part.per_step, (step + 1) * part.per_step, seed, part.name
             )
         ]
+
+    def feed(self, model: UnifiedModel, config: TrainConfig, seed: int, processes: Processes) -> ExampleFeed:
+        """The steps, as this model and these processes take them."""
+        from train.feed import ExampleFeed
+
+        return ExampleFeed(model, self, config, seed, processes)
 
     def digest(self) -> str:
         """A checksum of the examples in order: ids, texts, credits."""

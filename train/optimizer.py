@@ -11,10 +11,13 @@ from torch.optim import Optimizer
 
 from srum.config import TrainConfig
 from train.examples import TrainingError
+from train.muon import Muon
 
 
-def make_optimizer(named: Mapping[str, Parameter], config: TrainConfig) -> Optimizer:
-    """AdamW by ``memory.optimizer``. Raises TrainingError where what it needs is not installed."""
+def make_optimizer(named: Mapping[str, Parameter], config: TrainConfig) -> Optimizer | Muon:
+    """What ``optimizer`` and ``memory.optimizer`` name. Raises TrainingError where what it needs is not installed."""
+    if config.optimizer == "muon":
+        return Muon(named, config.lr, config.betas, config.eps, config.weight_decay)
     parameters = list(named.values())
     if config.memory.optimizer == "fp32":
         # foreach: loops over many tensors at once do not take sharded ones
@@ -26,7 +29,7 @@ def make_optimizer(named: Mapping[str, Parameter], config: TrainConfig) -> Optim
     return AdamW8bit(parameters, config.lr, config.betas, config.eps, config.weight_decay)
 
 
-def set_rate(optimizer: Optimizer, lr: float) -> None:
+def set_rate(optimizer: Optimizer | Muon, lr: float) -> None:
     """Set the learning rate, which torchao keeps in a tensor."""
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
@@ -35,12 +38,12 @@ def set_rate(optimizer: Optimizer, lr: float) -> None:
             group["lr"] = lr
 
 
-def optimizer_state(optimizer: Optimizer, parameters: Mapping[str, Parameter]) -> dict[str, dict[str, Tensor]]:
+def optimizer_state(optimizer: Optimizer | Muon, parameters: Mapping[str, Parameter]) -> dict[str, dict[str, Tensor]]:
     """The optimiser's tensors by the names of the parameters that it has moved."""
     return {name: optimizer.state[p] for name, p in parameters.items() if p in optimizer.state}
 
 
-def start_optimizer(optimizer: Optimizer, parameters: Mapping[str, Parameter]) -> None:
+def start_optimizer(optimizer: Optimizer | Muon, parameters: Mapping[str, Parameter]) -> None:
     """Make the optimiser's tensors for ``parameters``, which stay as they are: a step without gradient, of length 0."""
     for parameter in parameters.values():
         parameter.grad = torch.zeros_like(parameter)

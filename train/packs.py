@@ -140,6 +140,12 @@ class Credits:
             torch.tensor(sample, dtype=torch.long).to(device),
         )
 
+    @classmethod
+    def ones(cls, segments: int, device: torch.device) -> Credits:
+        """One for all tokens of at most so many segments, of a pack that is one sample."""
+        zeros = torch.zeros(segments, dtype=torch.long, device=device)
+        return cls(ONES.to(device), zeros, zeros, zeros)
+
     def at(self, segment: Tensor, place: Tensor) -> Tensor:
         """The credits of tokens (N,) by their segment and their place in it."""
         return self.values[self.start[segment] + self.stride[segment] * place]

@@ -27,11 +27,12 @@ from srum.processes import Processes
 from train import lora
 from train.checkpoint import Checkpoints, State
 from train.data import TrainingRecord
-from train.examples import Example, Source, TrainingError, generator_for
+from train.examples import TrainingError
+from train.feed import Feed, Source, Step
 from train.metrics import TIMESTEP_BINS, Log, image_sums, step_means, text_sums
 from train.objective import Objective, Terms, Tokens
 from train.optimizer import make_optimizer, optimizer_state, set_rate
-from train.packs import Pack, Sample, at_every_timestep, cut, draw, make_pack, opened
+from train.packs import Pack
 from train.probes import check_reproduction, probed, sample_again, save_samples, shown
 from train.sharding import shard, whole
 from train.tracking import tracked
@@ -106,7 +107,8 @@ def train(
             trained = stack.enter_context(lora.adapted(model, chosen, config.lora))
         if config.memory.checkpoint_activations:
             stack.enter_context(recomputed(model.layers()))
-        trainer = Trainer(model, source, objective, config, seed, trained, processes)
+        feed = source.feed(model, config, seed, processes)
+        trainer = Trainer(model, feed, objective, config, seed, trained, processes)
         sampled = trainer.sample(probes)
         if reproduces:
             check_reproduction(probes, sampled)
@@ -126,8 +128,8 @@ def train(
 
         def look(done: int, last: bool) -> None:
             """What is wanted of the weights after so many steps: validation, samples."""
-            if source.held_out and (last or done % config.validation.every == 0):
-                log.append("validation", {"step": done} | trainer.validate())
+            if (last or done % config.validation.every == 0) and (means := trainer.validate()):
+                log.append("validation", {"step": done} | means)
             if pictured and (last or done % config.samples.every == 0):
                 made = trainer.sample(pictured)
                 if first:
@@ -169,10 +171,10 @@ class Losses:
     pack: Pack
     credit: Tensor  # (N,)
 
-    def mean(self, image_tokens: int, text_tokens: int) -> Tensor:
-        """The pack's share of the loss of a step with so many tokens."""
-        of_images = torch.stack(list(self.image.values())).sum() / max(1, image_tokens)
-        return of_images + torch.stack(list(self.text.values())).sum() / max(1, text_tokens)
+    def mean(self, step: Step) -> Tensor:
+        """The pack's share of the loss of a step."""
+        of_images = torch.stack(list(self.image.values())).sum() / max(1, step.image_tokens)
+        return of_images + torch.stack(list(self.text.values())).sum() / max(1, step.text_tokens)
 
     def non_finite(self) -> list[str]:
         """The examples of which a term is not a finite number."""
@@ -186,6 +188,27 @@ class Losses:
         return [self.pack.ids[number] for number in sorted(bad)]
 
 
+class Sums:
+    """The sums that the metrics are made of, over packs and processes."""
+
+    def __init__(self, processes: Processes) -> None:
+        self.processes = processes
+        self.added: list[Tensor] = []  # of images, of texts
+        self.names: tuple[list[str], list[str]] = [], []
+
+    def add(self, losses: Losses, counted: bool) -> None:
+        """Add those of a pack, if it counts."""
+        own = [image_sums(losses.image, losses.credit, losses.forward.timestep), text_sums(losses.text)]
+        own = [counted * sums for sums in own]
+        self.added = [a + b for a, b in zip(self.added, own, strict=True)] if self.added else own
+        self.names = list(losses.image), list(losses.text)
+
+    def means(self, text_tokens: int) -> dict[str, Any]:
+        """The metrics of all processes."""
+        images, texts = (self.processes.total(sums) for sums in self.added)
+        return step_means(images, texts, self.names, text_tokens)
+
+
 class Trainer:
     """A model on its way: the trained ``parameters`` by name, the optimiser, the old weights and the average.
 
@@ -196,15 +219,16 @@ class Trainer:
     def __init__(
         self,
         model: TrainableModel,
-        source: Source,
+        feed: Feed,
         objective: Objective,
         config: TrainConfig,
         seed: int,
         trained: Sequence[str],
         processes: Processes = Processes(),  # noqa: B008 (frozen)
     ) -> None:
-        self.model, self.source, self.objective = model, source, objective
-        self.config, self.seed, self.processes = config, seed, processes
+        self.model, self.feed, self.objective = model, feed, objective
+        self.config, self.processes = config, processes
+        self.foreach = processes.count == 1 and model.device.type == "cuda"  # loops over tensors do not take shards
         auto = native_bfloat16(model.device)
         self.bfloat16 = auto if config.precision == "auto" else config.precision == "bf16"
         named = dict(model.named_parameters())
@@ -250,88 +274,54 @@ class Trainer:
         lora.merge(self.model.network)
         return updates
 
-    def step(self, step: int) -> dict[str, Any]:
+    def step(self, number: int) -> dict[str, Any]:
         """One optimiser step; the row of metrics.
 
         Where a loss or gradient is not finite no weight changes: NonFiniteError, or a row that says what was left out.
         """
-        config = self.config
-        lr = config.lr * lr_factor(step, config)
+        config, step = self.config, self.feed.step(number)
+        lr = config.lr * lr_factor(number, config)
         set_rate(self.optimizer, lr)
-        drawn = [(epoch, opened(self.model, example)) for epoch, example in self.source.at(step, self.seed)]
-        packs = self.own_packs([self.model.length(example.segments) for _, example in drawn])
-        samples = [([self.draw(*drawn[k]) for k in members], counted) for members, counted in packs]
-        tokens = self.count(samples)
         self.optimizer.zero_grad()
-        sums: list[Tensor] = []
-        for of_pack, counted in samples:
-            losses = self.losses(of_pack)
-            loss = losses.mean(*tokens)
+        sums = Sums(self.processes)
+        for pack, counted in step.packs:
+            losses = self.losses(pack)
+            loss = losses.mean(step)
             bad = [] if torch.isfinite(loss) else losses.non_finite()
             if named := self.processes.joined(bad):
-                return self.leave_out("loss", step, named)
-            (loss * (self.processes.count * counted)).backward()  # gradients become means over the processes
-            sums = self.added(sums, losses, counted)
-        norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters.values(), config.clip, foreach=False))
+                return self.leave_out("loss", number, named)
+            if loss.requires_grad:  # a pack of texts alone has no gradient where only what draws is trained
+                (loss * (self.processes.count * counted)).backward()  # gradients become means over the processes
+            sums.add(losses, counted)
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters.values(), config.clip, foreach=self.foreach))
         if not torch.isfinite(norm):
-            return self.leave_out("gradient", step, [example.id for _, example in drawn])
+            return self.leave_out("gradient", number, step.ids)
         self.optimizer.step()
         for copy, decay in self.followers().values():
             copy.follow(decay)
-        means = self.means(sums, losses, tokens[1])
-        return {"step": step + 1, "loss": means.pop("loss"), "grad_norm": norm.item(), "lr": lr} | means
+        means = sums.means(step.text_tokens)
+        return {"step": number + 1, "loss": means.pop("loss"), "grad_norm": norm.item(), "lr": lr} | means
 
-    def leave_out(self, what: str, step: int, ids: list[str]) -> dict[str, Any]:
+    def leave_out(self, what: str, number: int, ids: Sequence[str]) -> dict[str, Any]:
         """The row of a step that was left out, or NonFiniteError."""
         if self.config.on_nonfinite == "stop":
-            raise NonFiniteError(what, step, ids)
+            raise NonFiniteError(what, number, ids)
         self.optimizer.zero_grad()
         nothing = {"loss": None, "loss_by_timestep": [None] * TIMESTEP_BINS}
-        return {"step": step + 1, "non_finite": what, "examples": ids} | nothing
+        return {"step": number + 1, "non_finite": what, "examples": list(ids)} | nothing
 
     @torch.no_grad()
-    def validate(self) -> dict[str, Any]:
-        """Means of the objective over the examples that are held out, each at one timestep of every bin."""
-        held_out = [opened(self.model, example) for example in self.source.held_out]
-        all_samples = [s for e in held_out for s in at_every_timestep(self.model, e, self.config, self.seed)]
-        sums: list[Tensor] = []
-        text_tokens = 0
-        for start in range(0, len(all_samples), self.config.batch_size):
-            batch = all_samples[start : start + self.config.batch_size]
-            packs = self.own_packs([self.model.length(sample.segments) for sample in batch])
-            samples = [([batch[k] for k in members], counted) for members, counted in packs]
-            text_tokens += self.count(samples)[1]
-            for of_pack, counted in samples:
-                losses = self.losses(of_pack)
-                sums = self.added(sums, losses, counted)
-        return self.means(sums, losses, text_tokens)
+    def validate(self) -> dict[str, Any] | None:
+        """Means of the objective over what is held out; None where nothing is."""
+        sums, text_tokens = Sums(self.processes), 0
+        for step in self.feed.validation():
+            text_tokens += step.text_tokens
+            for pack, counted in step.packs:
+                sums.add(self.losses(pack), counted)
+        return sums.means(text_tokens) if sums.added else None
 
-    def own_packs(self, lengths: Sequence[int]) -> list[tuple[list[int], bool]]:
-        """This process's packs of samples of ``lengths``, the places of each, and whether a pack counts.
-
-        All processes have the same number, since they gather weights and sum gradients together; where there are fewer
-        samples than processes, a pack of another stands in that does not count.
-        """
-        packs = cut(lengths, self.config.memory.pack_tokens, self.processes.count)
-        own = packs[self.processes.rank :: self.processes.count]
-        return [(pack or packs[0], bool(pack)) for pack in own]
-
-    def count(self, packs: Sequence[tuple[Sequence[Sample], bool]]) -> tuple[int, int]:
-        """How many image and text tokens all processes predict in these packs, of each its own, that count."""
-        counts = torch.tensor(
-            [self.model.targets(s.segments, s.corruptions) for pack, counted in packs if counted for s in pack]
-            or [(0, 0)]
-        )
-        image, text = self.processes.total(counts.sum(dim=0)).tolist()
-        return image, text
-
-    def draw(self, epoch: int, example: Example) -> Sample:
-        """The example as this epoch sees it."""
-        return draw(self.model, example, self.config, generator_for(self.seed, epoch, example.id))
-
-    def losses(self, samples: Sequence[Sample]) -> Losses:
-        """The terms of the objective on samples that run together."""
-        pack = make_pack(self.model, samples)
+    def losses(self, pack: Pack) -> Losses:
+        """The terms of the objective on a pack."""
         old = None
         if self.as_old is not None:
             with torch.no_grad(), self.as_old():
@@ -360,17 +350,6 @@ class Trainer:
 
         values = self.run(work)
         return kinds[0](*values)
-
-    def added(self, sums: list[Tensor], losses: Losses, counted: bool) -> list[Tensor]:
-        """The sums of the metrics with those of one more pack."""
-        own = [image_sums(losses.image, losses.credit, losses.forward.timestep), text_sums(losses.text)]
-        own = [counted * each for each in own]
-        return [total + each for total, each in zip(sums, own, strict=True)] if sums else own
-
-    def means(self, sums: list[Tensor], losses: Losses, text_tokens: int) -> dict[str, Any]:
-        """The means of the metrics over the tokens of all processes; ``losses`` names the terms."""
-        images, texts = (self.processes.total(each) for each in sums)
-        return step_means(images, texts, (list(losses.image), list(losses.text)), text_tokens)
 
     @torch.no_grad()
     def sample(self, records: Sequence[TrainingRecord]) -> list[Generated]:

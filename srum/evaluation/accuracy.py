@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,24 +9,27 @@ from pathlib import Path
 import numpy as np
 
 from srum.config import EvalConfig
+from srum.evaluation.statistics import wilson
 from srum.models.base import Sampling, UnifiedModel
-from srum.records import Prompt, Record
+from srum.records import Name, Prompt, Record
 from srum.run_dir import run_stage, save_image
 from srum.seeding import seed_for
 from srum.shapes.checker import check
 from srum.shapes.prompts import from_metadata
 
-Z_95 = 1.959963984540054
-
 
 class CheckedImage(Record):
     """The checker's verdict on the image of one prompt, ``images/<prompt id>.png``; a line of ``verdicts.jsonl``."""
 
-    prompt_id: str
+    prompt_id: Name
     prompt: str
     category: str
     correct: bool
     reasons: list[str]
+
+    def files(self) -> list[str]:
+        """The image."""
+        return [f"images/{self.prompt_id}.png"]
 
 
 @dataclass(frozen=True)
@@ -103,24 +105,5 @@ def summarize(verdicts: Sequence[CheckedImage], seed: int) -> EvalResult:
 
 def accuracy_of(correct: Sequence[bool]) -> Accuracy:
     """Percent correct with its Wilson score interval. Raises ValueError for no verdicts at all."""
-    if not correct:
-        raise ValueError("there are no verdicts to average")
-    n, share = len(correct), sum(correct) / len(correct)
-    centre = (share + Z_95**2 / (2 * n)) / (1 + Z_95**2 / n)
-    half = Z_95 * math.sqrt(share * (1 - share) / n + Z_95**2 / (4 * n * n)) / (1 + Z_95**2 / n)
-    low, high = min(max(centre - half, 0.0), share), max(min(centre + half, 1.0), share)  # no rounding past the ends
-    return Accuracy(100 * share, (100 * low, 100 * high), n)
-
-
-def paired_bootstrap(a: Sequence[bool], b: Sequence[bool], n: int = 10000, seed: int = 0) -> tuple[float, float, float]:
-    """Accuracy of ``a`` minus that of ``b`` in points, and its 95% percentile interval over resampled prompts.
-
-    ``a`` and ``b`` are verdicts on the same prompts in the same order. A resample of the prompts enters through how
-    often each difference (-1, 0, 1) is drawn, which is multinomial: exact, and needs no (n, prompts) array.
-    """
-    differences = np.asarray(a, dtype=int) - np.asarray(b, dtype=int)
-    size = len(differences)
-    shares = [(differences == value).mean() for value in (-1, 0, 1)]
-    drawn = np.random.default_rng(seed).multinomial(size, shares, size=n)
-    low, high = np.percentile(100 * (drawn[:, 2] - drawn[:, 0]) / size, [2.5, 97.5])
-    return 100 * float(differences.mean()), float(low), float(high)
+    estimate = wilson(correct)
+    return Accuracy(estimate.value, estimate.interval, len(correct))

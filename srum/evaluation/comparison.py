@@ -8,7 +8,8 @@ from typing import Any
 
 from rich.table import Table
 
-from srum.evaluation.accuracy import EvalResult, paired_bootstrap
+from srum.evaluation.accuracy import EvalResult
+from srum.evaluation.statistics import difference
 from srum.run import BASE
 
 
@@ -21,8 +22,8 @@ def summarize(results: Mapping[str, EvalResult]) -> dict[str, Any]:
     }
     for arm, result in results.items():
         if arm != BASE:
-            points, low, high = paired_bootstrap(result.correct, results[BASE].correct)
-            summary[arm]["difference_to_base"] = {"points": points, "interval": (low, high)}
+            gain = difference(result.correct, results[BASE].correct)
+            summary[arm]["difference_to_base"] = {"points": gain.value, "interval": gain.interval}
     return summary
 
 

@@ -20,7 +20,7 @@ from srum.config import EvalConfig
 from srum.evaluation.accuracy import require_metadata
 from srum.evaluation.judge_quality import Judge
 from srum.models.base import Sampling, UnifiedModel
-from srum.records import Prompt, Record, Region, RegionJudgement, Score
+from srum.records import Name, Prompt, Record, Region, RegionJudgement, Score
 from srum.run_dir import run_stage
 from srum.seeding import seed_for
 from srum.shapes.checker import check
@@ -44,7 +44,7 @@ class JudgedStep(Record):
 class JudgedSteps(Record):
     """The steps on the way to the image of one prompt, in order; a line of ``steps.jsonl``."""
 
-    prompt_id: str
+    prompt_id: Name
     steps: list[JudgedStep]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from srum.shapes.prompts import phrase, split_of
 from srum.shapes.scenes import (
     COLOURS,
     GRID,
@@ -144,6 +145,16 @@ def corrupt_spec(spec: Spec, rng: np.random.Generator) -> Spec:
         held_out = mentions_held_out(changed) and not mentions_held_out(spec)
         if canonical(changed) != canonical(spec) and not held_out:
             return changed
+
+
+def corrupt_prompt(spec: Spec, rng: np.random.Generator, split: str = "train") -> tuple[Spec, str]:
+    """A prompt of the split that differs from the spec in one fact: without asking the split again, a training prompt
+    becomes one of another split in one of eight cases."""
+    while True:
+        changed = corrupt_spec(spec, rng)
+        text = phrase(changed, rng)
+        if split_of(changed, text) == split:
+            return changed, text
 
 
 def _with_fact_changed(spec: Spec, fact: str, rng: np.random.Generator) -> Spec:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from srum.shapes.scenes import CELL, Spec, Want, relation_holds
+from srum.shapes.scenes import CELL, GRID, Spec, Want, relation_holds
 
 
 class Seen(Protocol):
@@ -95,3 +95,25 @@ def relation_sentence(spec: Spec, holds: bool) -> str:
         raise ValueError(f"no relation is asked for in {spec}")
     subject, object_ = spec.wants[spec.relation.subject_index], spec.wants[spec.relation.object_index]
     return f"{subject.name} is {'' if holds else 'not '}{spec.relation.kind} {object_.name}"
+
+
+def completable(things: Sequence[Seen], spec: Spec) -> bool:
+    """Whether more things could make the scene what the spec asks for, those that are there staying as they are.
+
+    Each fills a place of its own with all its attributes; the relation holds, or a free cell would make it hold.
+    """
+    exact = assign(things, spec).exact
+    if len(exact) < len(things):
+        return False
+    if spec.relation is None or len(things) != 1:
+        return related(things, spec) or not things
+    centre, taken = things[0].centre, _cell(things[0].centre)
+    cells = [(column, row) for row in range(GRID) for column in range(GRID) if (column, row) != taken]
+    places = [(CELL * (column + 0.5), CELL * (row + 0.5)) for column, row in cells]
+    is_subject = exact[0] == spec.wants[spec.relation.subject_index]
+    ends = [(centre, place) if is_subject else (place, centre) for place in places]
+    return any(relation_holds(spec.relation.kind, subject, object_) for subject, object_ in ends)
+
+
+def _cell(centre: tuple[float, float]) -> tuple[int, int]:
+    return int(centre[0] // CELL), int(centre[1] // CELL)

@@ -15,10 +15,12 @@ from srum.records import Box
 from srum.shapes.scenes import (
     COLOURS,
     DIAMETER,
+    HELD_OUT_PAIRS,
     IMAGE_SIZE,
     SHAPES,
     Scene,
     Thing,
+    Want,
     outline,
     pick,
     random_cells,
@@ -38,6 +40,8 @@ DAMAGES = ("merged", "bitten", "noisy outline", "blurred", "two-coloured")
 
 PATCH = 24
 SUPER = 6
+_SIDE = IMAGE_SIZE + 2 * PATCH
+_BLANK = np.full((_SIDE, _SIDE, 3), BACKGROUND, np.float32)
 _SHIFT = 4  # binary digits after the point in OpenCV's polygon coordinates
 
 
@@ -72,8 +76,7 @@ class _Canvas:
     """An image with a margin of one patch, so that nothing has to be cut while painting."""
 
     def __init__(self) -> None:
-        side = IMAGE_SIZE + 2 * PATCH
-        self.pixels = np.full((side, side, 3), BACKGROUND, np.float32)
+        self.pixels = _BLANK.copy()
 
     def paint(self, alpha: np.ndarray, colour: str, centre: tuple[float, float]) -> None:
         x, y = _origin(centre)
@@ -107,7 +110,10 @@ class Distorted:
 
 
 def render_distorted(scene: Scene, rng: np.random.Generator) -> Distorted:
-    """The scene with about a third of its things badly drawn, and stray blobs in a third of the images."""
+    """The scene with about a third of its things badly drawn, and stray blobs in a third of the images.
+
+    No damage makes a held-out pair of shape and colour of one that is not.
+    """
     canvas = _Canvas()
     damage = {index: pick(DAMAGES, rng) for index in range(len(scene.things)) if rng.random() < 0.35}
     for index, thing in enumerate(scene.things):
@@ -132,13 +138,13 @@ def _paint_damaged(canvas: _Canvas, thing: Thing, how: str | None, rng: np.rando
         alpha = cv2.GaussianBlur(alpha, (0, 0), rng.uniform(0.25, 0.35) * DIAMETER[thing.size])
     canvas.paint(alpha, thing.colour, thing.centre)
     if how == "two-coloured":
-        other = pick([colour for colour in COLOURS if colour != thing.colour], rng)
+        other = pick([c for c in COLOURS if c != thing.colour and (thing.shape, c) not in HELD_OUT_PAIRS], rng)
         canvas.paint(alpha * _half_plane(thing.centre, rng), other, thing.centre)
 
 
 def _second_shape(thing: Thing, rng: np.random.Generator) -> np.ndarray:
     """The outline of another shape of the same size, more than half a diameter away."""
-    shape = pick([shape for shape in SHAPES if shape != thing.shape], rng)
+    shape = pick([s for s in SHAPES if s != thing.shape and (s, thing.colour) not in HELD_OUT_PAIRS], rng)
     angle = rng.uniform(0, 2 * np.pi)
     shift = rng.uniform(0.5, 0.7) * DIAMETER[thing.size]
     return _points(shape, thing.size, thing.centre) + shift * np.array([np.cos(angle), np.sin(angle)])
@@ -175,8 +181,8 @@ def _half_plane(centre: tuple[float, float], rng: np.random.Generator) -> np.nda
 
 
 def _paint_blob(canvas: _Canvas, cell: tuple[int, int], rng: np.random.Generator) -> Box:
-    """A small ellipse of any colour somewhere in the cell; returns its box."""
-    place = random_thing(rng, None, cell)
+    """A small ellipse, of any colour that is not held out for circles, somewhere in the cell; returns its box."""
+    place = random_thing(rng, Want("circle"), cell)
     a, b = rng.uniform(1.5, 3.5, size=2)
     x, y = place.centre
     points = outline("circle") * (2 * a, 2 * b) + np.subtract(place.centre, _origin(place.centre))

@@ -103,7 +103,9 @@ def round_of(scores: Sequence[Sequence[float | None]]) -> tuple:
         regions.append(Region(id=0, box=(0, 0, 64, 64), area=1, source="background"))
         of_regions = [*given_scores[: len(things)], given_scores[2]]
         candidates.append(
-            Candidate(id=name, prompt_id="p", prompt="x", index=index, seed=0, image="", latent="", size=(64, 64))
+            Candidate(
+                id=name, prompt_id="p", prompt="x", index=index, seed=0, image="x.png", latent="x.st", size=(64, 64)
+            )
         )
         groundings.append(Grounding(candidate_id=name, regions=regions))
         judgements.append(

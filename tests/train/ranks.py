@@ -64,7 +64,7 @@ def records(model: Bagel, count: int = 6) -> list[TrainingRecord]:
         h, w = grid = model.latent_grid(size := SIZES[number % 3])
         candidate = Candidate(
             id=f"c{number}", prompt_id=f"p{number // 2}", prompt=PROMPTS[number % 4], index=number % 2, seed=number,
-            image="", latent="", size=size,
+            image="images/c.png", latent="latents/c.safetensors", size=size,
         )  # fmt: skip
         latent = torch.randn(16, 2 * h, 2 * w, generator=generator)
         reward_map = torch.rand(grid, generator=generator) * 2 - 1
@@ -193,8 +193,9 @@ def load_parts(file: Path) -> None:
     model = Bagel.load(CHECKPOINT, empty=True)
     with reading() as read:
         config = config_of(method="sft")
-        parts = learned(records(model), config, 0)
-        Trainer(model, *parts, config.train, 0, ["llm2vae.bias"], Processes.here())
+        mix, objective = learned(records(model), config, 0)
+        feed = mix.feed(model, config.train, 0, Processes.here())
+        Trainer(model, feed, objective, config.train, 0, ["llm2vae.bias"], Processes.here())
     held = [local(parameter).untyped_storage().nbytes() for parameter in model.network.parameters()]
     file.write_text(json.dumps({"read": read, "held": held}))
 

@@ -1,0 +1,132 @@
+"""Intervals of 95%: of a share, over training seeds, and over seeds and prompts together.
+
+An accuracy has two sources of chance: which prompts were asked, and which seed the training had. An interval says of
+each whether it covers it (``Estimate.covers``); one training has no spread that could be covered.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import stdtrit
+
+Z_95 = 1.959963984540054
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its 95% interval: in percent, or points where it is a difference (``over_seeds``: in the unit of its
+    argument).
+
+    ``seeds`` and ``prompts`` are how many of them the interval treats as drawn; None: it takes them as they are, and
+    says nothing about others.
+    """
+
+    value: float
+    low: float
+    high: float
+    seeds: int | None = None
+    prompts: int | None = None
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Both ends."""
+        return self.low, self.high
+
+    @property
+    def covers(self) -> str:
+        """What the interval treats as drawn, such as ``5 seeds, 600 prompts``."""
+        counts = {"seeds": self.seeds, "prompts": self.prompts}
+        return ", ".join(f"{count} {name}" for name, count in counts.items() if count is not None)
+
+
+def wilson(correct: Sequence[bool]) -> Estimate:
+    """Percent correct with Wilson's score interval, over prompts. Raises ValueError for no verdicts at all."""
+    if not len(correct):
+        raise ValueError("there are no verdicts to average")
+    n, share = len(correct), sum(correct) / len(correct)
+    centre = (share + Z_95**2 / (2 * n)) / (1 + Z_95**2 / n)
+    half = Z_95 * math.sqrt(share * (1 - share) / n + Z_95**2 / (4 * n * n)) / (1 + Z_95**2 / n)
+    low, high = min(max(centre - half, 0.0), share), max(min(centre + half, 1.0), share)  # no rounding past the ends
+    return Estimate(100 * share, 100 * low, 100 * high, prompts=n)
+
+
+def over_seeds(per_seed: Sequence[float]) -> Estimate:
+    """The mean of one number per training seed with Student's interval; the prompts are taken as they are.
+
+    For a difference, ``per_seed`` holds the differences within a seed. Raises ValueError for fewer than two seeds.
+    """
+    values = _finite(per_seed)
+    if values.ndim != 1 or len(values) < 2:
+        raise ValueError(f"an interval over seeds needs at least two of them, got {per_seed}")
+    half = _t_95(len(values)) * float(values.std(ddof=1)) / math.sqrt(len(values))
+    mean = float(values.mean())
+    return Estimate(mean, mean - half, mean + half, seeds=len(values))
+
+
+def crossed(values: ArrayLike, seed: int = 0) -> Estimate:
+    """100 times the mean of ``values`` (seeds, prompts), or (prompts,) of one seed, with a crossed bootstrap interval.
+
+    Seeds and prompts are drawn again independently of one another, and the mean moves by what those drawn deviate by;
+    the percentiles of all such means are the interval. It is corrected twice. Few seeds understate their spread: their
+    deviation is widened by t / z sqrt(S / (S - 1)), so that with many prompts the interval is Student's over seeds
+    (Hesterberg, "What teachers should know about the bootstrap", 2015). And the noise of single images is in both
+    deviations (Owen, "The pigeonhole bootstrap", 2007) but must count once: it is taken out of that of the prompts.
+    The interval of one seed covers the prompts alone, and ``seeds`` is None. Raises ValueError for NaN and no values.
+    """
+    table = np.atleast_2d(_finite(values))
+    if table.ndim != 2 or not table.size:
+        raise ValueError(f"there are no verdicts to average: expected (seeds, prompts), got shape {table.shape}")
+    (seeds, prompts), mean, rng = table.shape, float(table.mean()), np.random.default_rng(seed)
+    by_seed, by_prompt = table.mean(axis=1) - mean, table.mean(axis=0) - mean
+    noise = table - mean - by_seed[:, None] - by_prompt
+    through_prompts = _kept(noise, by_prompt) * _resampled(rng, by_prompt)
+    through_seeds = _widening(seeds) * _resampled(rng, by_seed)
+    low, high = np.percentile(100 * (mean + through_prompts + through_seeds), [2.5, 97.5])
+    return Estimate(100 * mean, float(low), float(high), seeds if seeds > 1 else None, prompts)
+
+
+def difference(a: ArrayLike, b: ArrayLike, seed: int = 0) -> Estimate:
+    """``a`` less ``b`` in points, paired: verdicts (seeds, prompts) or (prompts,), on the same prompts in one order.
+
+    It is ``crossed`` of the differences. Raises ValueError where the shapes differ, and as ``crossed`` does.
+    """
+    first, second = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    if first.shape != second.shape:
+        raise ValueError(f"verdicts of shapes {first.shape} and {second.shape} are not on the same seeds and prompts")
+    return crossed(first - second, seed)
+
+
+def _finite(values: ArrayLike) -> NDArray[np.float64]:
+    array = np.asarray(values, dtype=float)
+    if not np.isfinite(array).all():
+        raise ValueError(f"{int((~np.isfinite(array)).sum())} of {array.size} values are not numbers; leave them out")
+    return array
+
+
+def _resampled(rng: np.random.Generator, deviations: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The means (RESAMPLES,) of as many of the deviations, drawn with replacement."""
+    return rng.choice(deviations, (RESAMPLES, len(deviations))).mean(axis=1)
+
+
+def _kept(noise: NDArray[np.float64], by_prompt: NDArray[np.float64]) -> float:
+    """Which part of the prompts' deviations (prompts,) is their own: of the variance, all but that of the mean over the
+    seeds of what neither seed nor prompt explains, ``noise`` (seeds, prompts)."""
+    seeds, spread = len(noise), float((by_prompt**2).sum())
+    if seeds == 1 or not spread:
+        return 1.0
+    return math.sqrt(max(0.0, 1 - float((noise**2).sum()) / (seeds * (seeds - 1) * spread)))
+
+
+def _widening(seeds: int) -> float:
+    return _t_95(seeds) / Z_95 * math.sqrt(seeds / (seeds - 1)) if seeds > 1 else 1.0
+
+
+def _t_95(count: int) -> float:
+    """The 97.5th percentile of Student's t over so many values."""
+    return float(stdtrit(count - 1, 0.975))

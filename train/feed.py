@@ -1,0 +1,100 @@
+"""What feeds the trainer: the packs of each step, of which each process makes its own.
+
+``ExampleFeed`` draws them from examples; pretraining has a feed whose packs come from worker processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from srum.config import TrainConfig
+from srum.models.base import UnifiedModel
+from srum.processes import Processes
+from train.examples import Example, Mix, generator_for
+from train.packs import Pack, Sample, at_every_timestep, cut, draw, make_pack, opened
+
+
+@dataclass(frozen=True)
+class Step:
+    """The packs of this process in a step, each made when it is asked for, and whether it counts.
+
+    ``image_tokens`` and ``text_tokens`` are what all processes predict in packs that count; ``ids`` all examples of the
+    step.
+    """
+
+    packs: Iterable[tuple[Pack, bool]]
+    image_tokens: int
+    text_tokens: int
+    ids: Sequence[str]
+
+
+class Feed(Protocol):
+    """Gives the trainer its steps."""
+
+    def step(self, number: int) -> Step:
+        """Step ``number``, counted from 0: a function of it and of the seed alone."""
+        ...
+
+    def validation(self) -> Iterator[Step]:
+        """What is held out, the same every time; nothing where nothing is."""
+        ...
+
+
+class Source(Protocol):
+    """What is learned: examples (``train.examples.Mix``), or what else can be made a feed of."""
+
+    def digest(self) -> str:
+        """A checksum of what is learned, for resuming."""
+        ...
+
+    def feed(self, model: UnifiedModel, config: TrainConfig, seed: int, processes: Processes) -> Feed:
+        """The steps, as this model and these processes take them."""
+        ...
+
+
+class ExampleFeed:
+    """The steps of a mix of examples, drawn by ``seed``, in packs as ``train.memory`` allows."""
+
+    def __init__(self, model: UnifiedModel, mix: Mix, config: TrainConfig, seed: int, processes: Processes) -> None:
+        self.model, self.mix, self.config, self.seed, self.processes = model, mix, config, seed, processes
+
+    def step(self, number: int) -> Step:
+        """The examples of the step with their dropout, timesteps and noise."""
+        drawn = [(epoch, opened(self.model, example)) for epoch, example in self.mix.at(number, self.seed)]
+        packs = self.own_packs([self.model.length(example.segments) for _, example in drawn])
+        samples = [([self.draw(*drawn[place]) for place in members], counted) for members, counted in packs]
+        return self._step(samples, [example.id for _, example in drawn])
+
+    def validation(self) -> Iterator[Step]:
+        """Every example that is held out, at one timestep of every bin, by batches."""
+        held_out = [opened(self.model, example) for example in self.mix.held_out]
+        samples = [s for e in held_out for s in at_every_timestep(self.model, e, self.config, self.seed)]
+        for start in range(0, len(samples), self.config.batch_size):
+            batch = samples[start : start + self.config.batch_size]
+            packs = self.own_packs([self.model.length(sample.segments) for sample in batch])
+            own = [([batch[place] for place in members], counted) for members, counted in packs]
+            yield self._step(own, [sample.example.id for sample in batch])
+
+    def draw(self, epoch: int, example: Example) -> Sample:
+        """The example as this epoch sees it."""
+        return draw(self.model, example, self.config, generator_for(self.seed, epoch, example.id))
+
+    def own_packs(self, lengths: Sequence[int]) -> list[tuple[list[int], bool]]:
+        """This process's packs of samples of ``lengths``, the places of each, and whether a pack counts.
+
+        All processes have the same number, since they gather weights and sum gradients together; where there are fewer
+        samples than processes, a pack of another stands in that does not count.
+        """
+        packs = cut(lengths, self.config.memory.pack_tokens, self.processes.count)
+        own = packs[self.processes.rank :: self.processes.count]
+        return [(pack or packs[0], bool(pack)) for pack in own]
+
+    def _step(self, own: Sequence[tuple[list[Sample], bool]], ids: Sequence[str]) -> Step:
+        counts = [self.model.targets(s.segments, s.corruptions) for samples, counted in own if counted for s in samples]
+        image_tokens, text_tokens = self.processes.total(torch.tensor(counts or [(0, 0)]).sum(dim=0)).tolist()
+        packs = ((make_pack(self.model, samples), counted) for samples, counted in own)
+        return Step(packs, image_tokens, text_tokens, ids)
