@@ -4,15 +4,15 @@
 
 Parts, each over all seeds:
 
-    loop    base, sft, srum_paper and srum after the last round, on the held-out prompts
+    loop    base, sft, srum (Eq. 1-3) and region_nft after the last round, on the held-out prompts
     first   the same after the first round, the only one in which every arm learns from images of its own weights
-    rounds  srum after every round, on development prompts: does it collapse?
-    credit  the objective of srum on the candidates of round 0, its score on the blamed regions or spread evenly, same
+    rounds  region_nft after every round, on development prompts: does it collapse?
+    credit  region_nft on the candidates of round 0, its score on the blamed regions or spread evenly, same
             steps and noise, on the held-out prompts
     judge   the judge's scores of round 0 against the truth, and flipped relations
     plan    the base model with a planning text and without, on development prompts
     ablations  Eq. 1-3 after one round, on the candidates of round 0, without one of its parts or with another lambda_c
-    own     every objective in a loop of its own, which learns from images of its own weights in every round, after one
+    own     every method in a loop of its own, which learns from images of its own weights in every round, after one
             round and after three, on the held-out prompts
     steps   layout, detail and correctness of the images that the denoising steps of the arms after one round head for
             (paper, Fig. 4), judged by the base model, on held-out prompts: means over the first and over the second
@@ -21,8 +21,8 @@ Parts, each over all seeds:
             the arms after one round (paper, Algorithm 1)
     transfer  one round of every arm on prompts of one domain, half as many and half as long, on the held-out prompts of
             each domain (paper, Table 4)
-    after   the judge's scores of the images of round 0 again, after training: by the weights that srum made, and by
-            those of one round in which all weights are trained, with the judge's replies among the data and without
+    after   the judge's scores of the images of round 0 again, after training: by the weights that region_nft made, and
+            by those of one round in which all weights are trained, with the judge's replies among the data and without
 
 Every part goes on where it was interrupted and returns at once where it has finished; ``lab.json`` gathers the parts.
 Intervals are of 95%: of accuracies and their differences by a bootstrap crossed over training seeds and prompts, of
@@ -33,8 +33,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -47,22 +45,20 @@ from torch import Tensor
 
 from grounding.stage import load_proposer
 from judging.stage import load_judge
-from srum.config import EvalConfig, RunConfig, TrainConfig, load_config
+from srum.config import EvalConfig, RunConfig, changed, load_config
 from srum.evaluation.accuracy import evaluate
 from srum.evaluation.activation import find_clusters, mean_activations, strength
 from srum.evaluation.denoising import JudgedSteps, judge_steps, summarize_steps
 from srum.evaluation.judge_quality import JudgeQuality, flipped_relations, judge_quality
 from srum.evaluation.statistics import crossed, over_seeds
-from srum.loop import STAGES, evaluate_arms, perform, run_loop
+from srum.fork import fork_run
+from srum.loop import evaluate_arms, perform, run_loop, stages
 from srum.models.base import Sampling
 from srum.records import Candidate, Grounding, Judgement, Prompt
 from srum.rollout import choose_prompts
-from srum.run import BASE, MAIN, Run, console, load_model
+from srum.run import BASE, Run, console, load_model
 from srum.run_dir import atomic, claim_run, open_image, read_records, write_json, write_records
 from srum.seeding import seed_for
-from train.data import load_training_records
-from train.stage import arms
-from train.trainer import train
 
 DEVELOPMENT = 280  # prompts; no more than there are for the evaluation
 FLIPPED = 200  # prompts about positions
@@ -72,20 +68,20 @@ SAMPLES = 100  # of part activation: images that are judged, and prompts that ar
 PERCENTILE = 50.0  # tau of Algorithm 1, to which the paper gives no value: the more active half of the neurons
 DOMAIN_POOL = 900  # prompts of all categories, from which those of a domain are taken
 
-CLAIMED = ((MAIN, BASE), ("srum_paper", "sft"))  # the first is better than the second
-# part own: what each objective changes in the config; region-NFT is the run itself
-OBJECTIVES = {
-    "sft": ("train.objective=sft",),
-    "srum_paper": ("train.objective=srum",),
-    "srum_paper-unit": ("train.objective=srum", "reward.mapping=unit"),
+CLAIMED = (("region_nft", BASE), ("srum", "sft"))  # the first is better than the second
+# part own: what each loop changes in the config of the run, which is region_nft's
+LOOPS = {
+    "sft": ("method=sft",),
+    "srum": ("method=srum",),
+    "srum-unit": ("method=srum", "reward.mapping=unit"),
 }
 # part ablations: what each of them changes in Eq. 1-3 (paper, Fig. 3)
 ABLATIONS = {
-    "srum_paper": (),
-    "sample-level": ("train.credit=sample", "train.use_layout=false"),  # that score holds the layout's
+    "srum": (),
+    "sample-level": ("credit=sample", "use_layout=false"),  # that score holds the layout's
     "binary": ("reward.binary=true",),
-    "no-layout": ("train.use_layout=false",),
-    **{f"lambda-{value}": (f"train.constraint_weight={value}",) for value in (0.0, 0.1, 0.3, 0.7, 1.0)},
+    "no-layout": ("use_layout=false",),
+    **{f"lambda-{value}": (f"constraint_weight={value}",) for value in (0.0, 0.1, 0.3, 0.7, 1.0)},
 }
 # part transfer: the categories of each domain
 DOMAINS = {
@@ -96,12 +92,7 @@ DOMAINS = {
 # part after: what is trained for one round
 TRAINED = {
     "all-weights": ("train.trainable=all",),
-    "all-weights-and-replies": ("train.trainable=all", "train.replies.weight=0.1"),
-}
-FILES = {  # of a round, by the stage that makes them
-    "rollout": ("prompts.jsonl", "candidates.jsonl", "images", "latents"),
-    "ground": ("regions.jsonl",),
-    "judge": ("judgements.jsonl",),
+    "all-weights-and-replies": ("train.trainable=all", "train.replies=16", "train.text_weight=0.1"),
 }
 
 Verdicts = dict[str, list[bool]]  # what was tried -> correct or not, in the order of the prompts
@@ -134,11 +125,8 @@ def loop(run: Run) -> Verdicts:
 
 
 def first(run: Run) -> Verdicts:
-    """The arms after one round. From then on all learn from the images of ``srum``, which are better than their own."""
-    return {
-        arm: verdicts(run, after_one_round(run, arm), run.config.eval, f"first/{arm}")
-        for arm in (BASE, *arms(run.config))
-    }
+    """The arms after one round. From then on all learn from the images of ``region_nft``, better than their own."""
+    return {arm: verdicts(run, after_one_round(run, arm), run.config.eval, f"first/{arm}") for arm in (BASE, *run.arms)}
 
 
 def after_one_round(run: Run, arm: str) -> str:
@@ -150,22 +138,20 @@ def rounds(run: Run) -> Verdicts:
     """The default after every round; the rounds are made by ``loop``."""
     config = development(run.config.eval)
     return {
-        f"after {k} rounds": verdicts(run, run.weights(MAIN, k), config, f"rounds/{k}")
-        for k in range(run.config.rounds + 1)
+        f"after {k} rounds": verdicts(run, run.newest(k), config, f"rounds/{k}") for k in range(run.config.rounds + 1)
     }
 
 
 def credit(run: Run) -> Verdicts:
     """One round of the default with the score spread evenly, and on the blamed regions."""
-    make_round_0(run)
-    found = {}
+    judge_round_0(run)
+    correct = {}
     for name in ("sample", "region"):
-        config = run.config.train.model_copy(update={"credit": name})
-        own = run.folder / "lab" / "train" / name
-        folder = run.train_dir(MAIN, 0) if config == run.config.train else own
-        train_on_round_0(run, config, folder)
-        found[name] = verdicts(run, str(folder / "model"), run.config.eval, f"credit/{name}")
-    return found
+        same = changed(run.config, [f"credit={name}"]) == run.config
+        trained = run if same else branch(run, f"credit/{name}", ["compare=[]", f"credit={name}"], "train")
+        perform(trained, "train", 0)
+        correct[name] = verdicts(run, trained.newest(1), run.config.eval, f"credit/{name}")
+    return correct
 
 
 def plan(run: Run) -> Verdicts:
@@ -180,36 +166,30 @@ def plan(run: Run) -> Verdicts:
 
 def ablations(run: Run) -> Verdicts:
     """One round of Eq. 1-3 as it is and ablated, beside the base model and SFT."""
-    make_round_0(run)
-    changes = {"sft": ("train.objective=sft",)} | {
-        name: ("train.objective=srum", *own) for name, own in ABLATIONS.items()
-    }
-    found = {BASE: verdicts(run, run.weights(BASE, 0), run.config.eval, f"first/{BASE}")}
-    for name, own in changes.items():
+    judge_round_0(run)
+    changes = {"sft": ("method=sft",)} | {name: ("method=srum", *parts) for name, parts in ABLATIONS.items()}
+    correct = {BASE: verdicts(run, run.weights(BASE, 0), run.config.eval, f"first/{BASE}")}
+    for name, parts in changes.items():
         # the first round of part own, where that trains the same
-        folder = f"own/{name}" if OBJECTIVES.get(name) == own else f"ablations/{name}"
-        ablated = branch(run, folder, ["compare=false", *own], ("rollout", "ground", "judge"))
-        for stage in STAGES:
-            perform(ablated, stage, 0)
-        found[name] = verdicts(ablated, ablated.weights(MAIN, 1), run.config.eval, "after-1")
-    return found
+        folder = f"own/{name}" if LOOPS.get(name) == parts else f"ablations/{name}"
+        ablated = branch(run, folder, ["compare=[]", *parts], "rasterize")
+        make_round(ablated, 0)
+        correct[name] = verdicts(ablated, ablated.newest(1), run.config.eval, "after-1")
+    return correct
 
 
 def own(run: Run) -> Verdicts:
-    """The objectives, each in a loop of its own that begins with the candidates of the base model."""
-    loops = {
-        name: branch(run, f"own/{name}", ["compare=false", *changes], ("rollout", "ground", "judge"))
-        for name, changes in OBJECTIVES.items()
-    }
+    """The methods, each in a loop of its own that begins with the candidates of the base model."""
+    judge_round_0(run)
+    loops = {name: branch(run, f"own/{name}", ["compare=[]", *changes], "rasterize") for name, changes in LOOPS.items()}
     counts = own_rounds(run.config)
-    found = {BASE: verdicts(run, run.weights(BASE, 0), run.config.eval, f"first/{BASE}")}
-    for name, looped in [*loops.items(), (MAIN, run)]:
+    correct = {BASE: verdicts(run, run.weights(BASE, 0), run.config.eval, f"first/{BASE}")}
+    for name, looped in [*loops.items(), (run.method.name, run)]:
         for k in range(counts[-1]):
-            for stage in STAGES:
-                perform(looped, stage, k)
+            make_round(looped, k)
         for k in counts:
-            found[f"{name}, {k}"] = verdicts(looped, looped.weights(MAIN, k), run.config.eval, f"after-{k}")
-    return found
+            correct[f"{name}, {k}"] = verdicts(looped, looped.newest(k), run.config.eval, f"after-{k}")
+    return correct
 
 
 def own_rounds(config: RunConfig) -> list[int]:
@@ -224,7 +204,7 @@ def steps(run: Run) -> dict[str, list[JudgedSteps]]:
     judge = load_judge(run.config, run.config.model, run.config.seed)
     propose = load_proposer(run.config, run.config.model)
     found = {}
-    for arm in (BASE, *arms(run.config)):
+    for arm in (BASE, *run.arms):
         folder, model = run.folder / "lab" / "steps" / arm, load_model(run.config, after_one_round(run, arm))
         found[arm] = judge_steps(model, judge, propose, prompts, config, folder, run.config.seed)
         means = summarize_steps(found[arm], Sampling(**config.sampling()))
@@ -234,8 +214,8 @@ def steps(run: Run) -> dict[str, list[JudgedSteps]]:
 
 def activation(run: Run) -> Strengths:
     """Algorithm 1: clusters from the base model, and their strengths in it and in the arms after one round."""
-    make_round_0(run)
-    means = {arm: activations_of(run, arm) for arm in (BASE, *arms(run.config))}
+    judge_round_0(run)
+    means = {arm: activations_of(run, arm) for arm in (BASE, *run.arms)}
     clusters = asdict(find_clusters(means[BASE]["understanding"], means[BASE]["generation"], PERCENTILE))
     sizes = {f"number of {cluster} neurons": float(neurons.sum()) for cluster, neurons in clusters.items()}
     return {"sizes": sizes} | {
@@ -287,9 +267,8 @@ def transfer(run: Run) -> Transferred:
     found: Transferred = {BASE: {"nothing": on_domains(base)}}
     for domain in DOMAINS:
         trained = domain_run(run, domain)
-        for stage in STAGES:
-            perform(trained, stage, 0)
-        for arm in arms(trained.config):
+        make_round(trained, 0)
+        for arm in trained.arms:
             correct = verdicts(trained, trained.weights(arm, 1), run.config.eval, f"first/{arm}")
             found.setdefault(arm, {})[domain] = on_domains(correct)
     return found
@@ -303,7 +282,7 @@ def domain_run(run: Run, domain: str) -> Run:
         write_records(path, [prompt for prompt in pool if is_of(prompt, domain)])
     count, steps = max(1, run.config.prompt_count // 2), max(1, run.config.train.steps // 2)
     changes = ["rounds=1", f"prompts={path}", f"prompt_count={count}", f"train.steps={steps}"]
-    return branch(run, f"transfer/{domain}", changes, ())
+    return branch(run, f"transfer/{domain}", changes, "rollout")
 
 
 def is_of(prompt: Prompt, domain: str) -> bool:
@@ -313,21 +292,20 @@ def is_of(prompt: Prompt, domain: str) -> bool:
 
 def judge(run: Run) -> Quality:
     """How well the base model judges round 0, and flipped relations."""
-    make_round_0(run)
-    return quality(run, run.weights(MAIN, 0))
+    judge_round_0(run)
+    return quality(run, run.newest(0))
 
 
 def after(run: Run) -> dict[str, Quality]:
     """The same of weights that have been trained."""
     found = {"before": judge(run)}
-    weights = {f"{MAIN}, {run.config.rounds} rounds": run.weights(MAIN, run.config.rounds)}
+    weights = {f"{run.method.name}, {run.config.rounds} rounds": run.newest(run.config.rounds)}
     for name, changes in TRAINED.items():
-        trained = branch(run, f"after/{name}", ["compare=false", *changes], ("rollout", "ground", "judge"))
-        for stage in STAGES:
-            perform(trained, stage, 0)
-        weights[name] = trained.weights(MAIN, 1)
+        trained = branch(run, f"after/{name}", ["compare=[]", *changes], "rasterize")
+        make_round(trained, 0)
+        weights[name] = trained.newest(1)
     for name, path in weights.items():
-        judged = branch(run, f"after/{name}, judging", [f"judge.model={path}"], ("rollout", "ground"))
+        judged = branch(run, f"after/{name}, judging", [f"judge.model={path}"], "judge")
         perform(judged, "judge", 0)
         found[name] = quality(judged, path)
     return found
@@ -354,34 +332,26 @@ def quality_of_round_0(folder: Path) -> JudgeQuality:
     )
 
 
-def branch(run: Run, name: str, changes: Sequence[str], stages: Sequence[str]) -> Run:
-    """A run in ``lab/NAME`` with the config of ``run`` but for ``changes``, and what ``stages`` made of its round 0."""
-    branched = Run(run.folder / "lab" / name, load_config(run.folder / "config.yaml", changes))
+def branch(run: Run, name: str, changes: Sequence[str], stage: str) -> Run:
+    """A run in ``lab/NAME`` with the config of ``run`` but for ``changes``, and its round 0 before ``stage``."""
+    branched = Run(run.folder / "lab" / name, changed(run.config, changes))
+    if not branched.folder.exists():
+        fork_run(run.folder, branched.folder, stage, branched.config, 0)
     claim_run(branched.folder, branched.config, resume=True)
-    for stage in stages:
-        for file in FILES[stage]:
-            old, new = run.round(0) / file, branched.round(0) / file
-            if not new.exists():
-                copy = shutil.copytree if old.is_dir() else shutil.copy
-                new.parent.mkdir(parents=True, exist_ok=True)
-                copy(old, partial := new.with_name(f".{file}.partial"))
-                partial.rename(new)
     return branched
 
 
-def make_round_0(run: Run) -> None:
+def judge_round_0(run: Run) -> None:
     """The candidates of the base model, their judgements and reward maps."""
-    for name in STAGES:
+    for name in stages(run):
         if name != "train":
             perform(run, name, 0)
 
 
-def train_on_round_0(run: Run, config: TrainConfig, folder: Path) -> None:
-    """The base model trained as in ``loop.train_stage``, with the same noise."""
-    if not (folder / "model").exists():
-        records, _ = load_training_records(run.round(0))
-        model = load_model(run.config, run.weights(MAIN, 0))
-        train(model, records, config, folder, seed_for(run.config.seed, 0, "train"), progress=sys.stderr.isatty())
+def make_round(run: Run, k: int) -> None:
+    """Every stage of a round."""
+    for name in stages(run):
+        perform(run, name, k)
 
 
 def development(config: EvalConfig) -> EvalConfig:

@@ -58,7 +58,7 @@ def draw_objectives(lab: Path, out: Path) -> None:
 def draw_steps(lab: Path, out: Path) -> None:
     """Write ``out``: layout, detail and correctness at each denoising step, the means over the lab's seeds."""
     seeds: dict[str, list[list[dict[str, float]]]] = {}
-    for arm in ("base", "sft", "srum_paper", "srum"):
+    for arm in ("base", "sft", "srum", "region_nft"):
         seeds[arm] = [json.loads(file.read_text()) for file in sorted(lab.glob(f"seed-*/lab/steps/{arm}/means.json"))]
     names = {"layout": "layout score", "detail": "detail score", "correct": "share of correct images"}
     steps = {

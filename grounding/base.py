@@ -6,9 +6,10 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +18,7 @@ from PIL.Image import Image
 from pydantic import ValidationError
 
 from grounding.filtering import by_area, without_overlaps
+from srum.errors import SrumError
 from srum.geometry import clip_box, coverage, rle_decode, rle_encode
 from srum.models.base import UnifiedModel
 from srum.records import Region, Size
@@ -32,15 +34,16 @@ SHIPPED = {
 }
 ENTRY_POINTS = "srum.grounders"  # the group in which an installed package names its own
 MESSAGE_LENGTH = 500  # characters of an error that a record keeps
+OURS = ("srum", "grounding", "judging", "train")  # packages whose errors are no outcome of an image
 
 Relevant = Callable[[Image, str, Sequence[Region]], list[Region]]
 
 
-class GrounderError(ValueError):
+class GrounderError(SrumError, ValueError):
     """A grounder that cannot be found, made or loaded; the message is one line and says what is missing."""
 
 
-class ProposalError(ValueError):
+class ProposalError(SrumError, ValueError):
     """Proposals for one image that are none: not regions, of another image's frame, or a reply without any."""
 
 
@@ -51,7 +54,7 @@ class Grounder(Protocol):
         """Regions per RGB image, boxes (x0, y0, x1, y1) and masks in pixels of that image; ``prompts`` may be ignored.
 
         An image without regions has an empty list; an image that failed alone has its ProposalError in the list's
-        place, and what is raised fails the call: its images are then tried one by one.
+        place, and what is raised fails the call: its images are then tried one by one (``ground`` says which errors).
         """
         ...
 
@@ -62,7 +65,7 @@ def load_grounder(name: str, model: UnifiedModel | None, /, **options: Any) -> G
     ``options`` are arguments of its constructor. A parameter called ``model`` receives the unified model, one called
     ``device``, unless it is among the options, that model's; a grounder that has no use for either needs no model. The
     current directory is importable. Raises GrounderError, also for options that the constructor has not or refuses and
-    for its ValueError and OSError; any other error inside the user's module is raised as it is.
+    for a ValueError or OSError of a user's constructor; any other error inside a module is raised as it is.
     """
     grounder = _load_class(name)
     signature = inspect.signature(grounder)
@@ -83,6 +86,8 @@ def load_grounder(name: str, model: UnifiedModel | None, /, **options: Any) -> G
         wrong = "; ".join(f"{detail['loc'][0]}: {detail['msg']}, got {detail['input']!r}" for detail in error.errors())
         raise GrounderError(f"grounder {name!r}: {wrong}") from None
     except (ValueError, OSError) as error:
+        if not _is_of(grounder, error):
+            raise
         raise GrounderError(f"grounder {name!r}: {_one_line(error)}") from error
 
 
@@ -119,7 +124,10 @@ def ground(
     they leave nothing.
 
     Errors, of one image each: ImageError (no image, or an empty one), ProposalError (nonsense, or boxes in a wrong
-    frame), or what the grounder raises when asked about that image alone.
+    frame), or what a user's grounder raises when asked about that image alone. An error is the grounder's where the
+    innermost frame of its traceback that is the grounder's or ours is the grounder's: an error of a library that it
+    calls is its own, one inside a module of this project is not, be it called by the grounder, and ends the stage.
+    So does memory that has run out, wherever it does.
     """
     rgb: dict[int, Image] = {}
     outcomes: dict[int, tuple[list[Region], str | None]] = {}
@@ -131,13 +139,14 @@ def ground(
     proposals = _propose(grounder, list(rgb.values()), [prompts[index] for index in rgb])
     for (index, image), proposal in zip(rgb.items(), proposals, strict=True):
         size = (image.height, image.width)
-        try:
-            kept = without_overlaps(by_area(_inside(proposal, size), size, min_area, max_area), max_overlap)
-            if relevant is not None:
-                kept = relevant(image, prompts[index], kept)
-            outcomes[index] = _finish(kept, size, max_regions), None
-        except Exception as error:  # the grounder's own, or anything that nonsense leads to
-            outcomes[index] = [], _one_line(error)
+        proposed = _checked(proposal, size)
+        if isinstance(proposed, Exception):
+            outcomes[index] = [], _one_line(proposed)
+            continue
+        kept = without_overlaps(by_area(proposed, size, min_area, max_area), max_overlap)
+        if relevant is not None:
+            kept = relevant(image, prompts[index], kept)
+        outcomes[index] = _finish(kept, size, max_regions), None
     return [outcomes[index] for index in range(len(images))]
 
 
@@ -169,15 +178,23 @@ def _load_class(name: str) -> type[Grounder]:
 
 
 def _propose(grounder: Grounder, images: Sequence[Image], prompts: Sequence[str]) -> list[Sequence[Region] | Exception]:
-    """What the grounder returns for each image, or the exception that it raises for that image alone."""
+    """What the grounder returns for each image, or the exception that it raises for that image alone.
+
+    Raises what is not the grounder's (``ground``).
+    """
     if not images:
         return []
     try:
-        proposals = list(grounder.propose(images, prompts))
+        answer = grounder.propose(images, prompts)
+        if not isinstance(answer, Iterable):
+            raise ProposalError(f"expected a list of regions per image, got {type(answer).__name__}")
+        proposals = list(answer)
         if len(proposals) != len(images):
             raise ProposalError(f"{len(proposals)} lists of regions for {len(images)} images")
         return [*proposals]
     except Exception as error:
+        if not _is_of(type(grounder), error):
+            raise
         if len(images) == 1:
             return [error]
     return [
@@ -187,10 +204,28 @@ def _propose(grounder: Grounder, images: Sequence[Image], prompts: Sequence[str]
     ]
 
 
-def _inside(proposal: Sequence[Region] | Exception, size: Size) -> list[Region]:
-    """The proposed regions, cut to an image of ``size`` (H, W). Raises what failed, and ProposalError for nonsense."""
-    if isinstance(proposal, Exception):
-        raise proposal
+def _is_of(grounder: type[Grounder], error: Exception) -> bool:
+    """Whether an error is an outcome of one image, not a fault of ours nor memory that has run out (``ground``)."""
+    if isinstance(error, ImageError | ProposalError):
+        return True
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return False
+    theirs = grounder.__module__.partition(".")[0]
+    packages = [frame.f_globals.get("__name__", "").partition(".")[0] for frame, _ in walk_tb(error.__traceback__)]
+    innermost = next(package for package in reversed(packages) if package in (*OURS, theirs))
+    return innermost not in OURS
+
+
+def _checked(proposal: Sequence[Region] | Exception, size: Size) -> list[Region] | Exception:
+    """The proposed regions, cut to an image of ``size`` (H, W), or what failed."""
+    try:
+        return proposal if isinstance(proposal, Exception) else _inside(proposal, size)
+    except ProposalError as error:
+        return error
+
+
+def _inside(proposal: Sequence[Region], size: Size) -> list[Region]:
+    """The proposed regions, cut to an image of ``size`` (H, W). Raises ProposalError for nonsense."""
     if not isinstance(proposal, Sequence):
         raise ProposalError(f"expected a list of regions, got {type(proposal).__name__}")
     inside = [cut for region in proposal if (cut := _cut(region, size)) is not None]
@@ -209,8 +244,11 @@ def _cut(region: Region, size: Size) -> Region | None:
         raise ProposalError(f"expected a Region, got {type(region).__name__}")
     if region.mask is not None and region.mask.size != size:
         raise ProposalError(f"a mask of {region.mask.size} for an image of {size}")
-    x0, y0, x1, y1 = box = clip_box(region.box, size)
-    area = (x1 - x0) * (y1 - y0) if region.mask is None else float(rle_decode(region.mask).sum())
+    try:
+        x0, y0, x1, y1 = box = clip_box(region.box, size)
+        area = (x1 - x0) * (y1 - y0) if region.mask is None else float(rle_decode(region.mask).sum())
+    except (TypeError, ValueError) as error:  # a box that was never checked, runs of a mask of another size
+        raise ProposalError(f"{error}") from None
     if not (x0 < x1 and y0 < y1 and area >= 1):
         return None
     return region.model_copy(update={"box": box, "area": area})

@@ -14,6 +14,7 @@ from string import Formatter
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
+from srum.errors import SrumError
 from srum.records import Region
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -25,6 +26,10 @@ PLACEHOLDERS = {
     "short_layout": {"prompt"},
     "whole": {"prompt"},
 }
+
+
+class InstructionsError(SrumError, ValueError):
+    """A template that is not there, that is none, or that lacks a text; the message names file and field."""
 
 
 class Instructions(BaseModel):
@@ -74,9 +79,11 @@ class Instructions(BaseModel):
         return ((short and self.short_layout) or self.layout).format(prompt=prompt)
 
     def about_image(self, prompt: str) -> str:
-        """The instruction for one score of the whole image. Raises ValueError for a template without ``whole``."""
+        """The instruction for one score of the whole image. Raises InstructionsError where there is no ``whole``."""
         if self.whole is None:
-            raise ValueError(f"the instructions {self.version} have no text 'whole', for one score of the whole image")
+            raise InstructionsError(
+                f"the instructions {self.version} have no text 'whole', for one score of the whole image"
+            )
         return self.whole.format(prompt=prompt)
 
 
@@ -101,19 +108,21 @@ def layout_reply(score: float, reason: str, analysis: str = "") -> str:
 def load_instructions(name_or_path: str) -> Instructions:
     """A shipped template by name, or a user's file by path.
 
-    Raises FileNotFoundError with the names that exist; ValueError, naming the file and the field, for what is none.
+    Raises InstructionsError: with the names that exist where there is none; naming file and field for what is none.
     """
     path = Path(name_or_path)
     if path.suffix not in (".yaml", ".yml"):
         path = TEMPLATES / f"{name_or_path}.yaml"
     if not path.is_file():
         shipped = ", ".join(sorted(p.stem for p in TEMPLATES.glob("*.yaml")))
-        raise FileNotFoundError(f"no instruction template {name_or_path!r}: give a .yaml path or one of {shipped}")
+        raise InstructionsError(f"no instruction template {name_or_path!r}: give a .yaml path or one of {shipped}")
     try:
         return Instructions.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InstructionsError(f"cannot read {path}: {error}") from None
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        raise InstructionsError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     except ValidationError as error:
         detail = error.errors()[0]
         field = ".".join(map(str, detail["loc"])) or "the file"
-        raise ValueError(f"{path}: {field}: {detail['msg'].removeprefix('Value error, ')}") from None
+        raise InstructionsError(f"{path}: {field}: {detail['msg'].removeprefix('Value error, ')}") from None

@@ -21,6 +21,7 @@ from urllib.request import HTTPErrorProcessor, Request, build_opener
 from PIL.Image import Image
 
 from judging.base import NoReply
+from srum.errors import SrumError
 from srum.models.base import Decoding, Question
 
 OURS = (401, 403, 404)  # statuses that no other question could change
@@ -28,7 +29,7 @@ PASSING = (408, 429)  # statuses, beside those from 500, that another try may ch
 LONGEST = 10_000_000  # bytes of a response that are read
 
 
-class ServerError(OSError):
+class ServerError(SrumError, OSError):
     """A server that cannot be used as configured; the message is one line."""
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from PIL.Image import Image
 
 from judging.base import Answerer, NoReply, Scorer
-from judging.instructions import load_instructions
+from judging.instructions import InstructionsError, load_instructions
 from judging.replies import Reading, parse_layout, parse_regions
 from judging.soft_score import (
     confidence,
@@ -134,9 +134,9 @@ class SelfJudge:
         if view == "whole":
             self.instructions.about_image("")
         if think and self.instructions.think is None:
-            raise ValueError(f"the instructions {self.instructions.version} have no text 'think'")
+            raise InstructionsError(f"the instructions {self.instructions.version} have no text 'think'")
         if (soft or reply != "free") and not isinstance(model, Scorer):
-            raise ValueError("soft scores and forced score lines need a model that gives log-probabilities")
+            raise InstructionsError("soft scores and forced score lines need a model that gives log-probabilities")
 
     def judge(
         self, images: Sequence[Image], prompts: Sequence[str], regions: Sequence[Sequence[Region]]

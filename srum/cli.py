@@ -1,11 +1,13 @@
 """The ``srum`` command: one sub-command per stage, ``srum run`` for the loop.
 
-Imports of weight happen inside the commands, so that ``srum --help`` answers at once. What the user can put right is
+Imports of weight happen inside the commands, after the config has been read, so that ``--help`` and a typo in ``--set``
+are answered at once. What the user can put right is
 one line and exit code 2; anything else is a traceback.
 """
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -17,15 +19,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from srum.errors import SrumError
 from srum.stages import SHIPPED, Stage
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from srum.config import RunConfig
     from srum.run import Run
 
 
 class OneLineErrors(TyperGroup):
-    """Shows expected errors as one line."""
+    """Shows what the user can put right (``srum.errors``) as one line."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
@@ -36,16 +41,9 @@ class OneLineErrors(TyperGroup):
                 "interrupted: what is finished is kept; the same command goes on, srum run with --resume", err=True
             )
             raise typer.Exit(130) from None
-        except _expected_errors() as error:
+        except SrumError as error:
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(2) from None
-
-
-def _expected_errors() -> tuple[type[Exception], ...]:
-    from srum.processes import LostProcess
-    from train.trainer import TrainingError
-
-    return ValueError, OSError, TrainingError, LostProcess
 
 
 app = typer.Typer(
@@ -66,6 +64,8 @@ def _stage_command(stage: Stage) -> Callable[..., None]:
     """The command of a stage. That of the first makes the run where there is none."""
 
     def command(run: RunFolder, round_: Round = 0, config: ConfigFile = None, overrides: Overrides = None) -> None:
+        _check_config(run, config, overrides or [])
+
         from srum.loop import perform
         from srum.processes import connected
 
@@ -92,10 +92,11 @@ def eval_(
     """
     from srum import loop
     from srum.processes import connected
+    from srum.run_dir import RunError
 
     with connected() as processes, _opened(run, config, overrides) as opened:
         if not opened.config.eval.count:
-            raise ValueError(f"{run} has no evaluation: eval.count is 0")
+            raise RunError(f"{run} has no evaluation: eval.count is 0")
         if round_ is None:
             loop.conclude(opened)
             return
@@ -133,7 +134,7 @@ def show(
     view = open_run(run).candidate(candidate, round_)
     Console().print(*candidate_tables(view))
     if image is not None:
-        view.figure(grid=True).savefig(image, dpi=150)
+        _save_figure(view.figure(grid=True), image)
 
 
 @app.command()
@@ -158,8 +159,8 @@ def compare(
         arm = arm or views[0].method.name
         pairs = list(islice(changed_images(*views, arm), 24))
         if not pairs:
-            raise ValueError(f"{image} was not written: no verdict on an image of {arm} differs")
-        before_after_figure(pairs, names=(str(run), str(other))).savefig(image, dpi=150)
+            raise SrumError(f"{image} was not written: no verdict on an image of {arm} differs")
+        _save_figure(before_after_figure(pairs, names=(str(run), str(other))), image)
 
 
 @app.command()
@@ -177,11 +178,11 @@ def export(
         typer.echo(f"{out}: {written} candidates, {left_out} without the scores that the format needs were left out")
         return
     if out.suffix != ".parquet":
-        raise ValueError(f"{out}: an export is a .parquet or a .jsonl file")
+        raise SrumError(f"{out}: an export is a .parquet or a .jsonl file")
     try:
         from srum.export import write_export
     except ModuleNotFoundError as error:
-        raise ValueError(f"{error.name} is missing: pip install 'srum[export]'") from None
+        raise SrumError(f"{error.name} is missing: pip install 'srum[export]'") from None
     written, unreadable = write_export(open_run(run), out)
     typer.echo(f"{out}: {written} candidates, {unreadable} whose image cannot be read were left out")
 
@@ -238,7 +239,9 @@ def run_(
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/default"),
     config: ConfigFile = None,
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was interrupted.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a run that was interrupted, or by more rounds.")
+    ] = False,
     grounder: Annotated[str | None, typer.Option(help="sam, detector, classical, ... or my_module:MyGrounder.")] = None,
     method: Annotated[
         str | None,
@@ -246,11 +249,13 @@ def run_(
     ] = None,
 ) -> None:
     """Run all rounds, compare the method with the base model and others; end in a table and a report."""
+    named = {"ground.grounder": grounder, "method": method}
+    flags = [f"{name}={value}" for name, value in named.items() if value is not None]
+    _check_config(out, config, [*(overrides or []), *flags])
+
     from srum.loop import run_loop
     from srum.processes import connected
 
-    named = {"ground.grounder": grounder, "method": method}
-    flags = [f"{name}={value}" for name, value in named.items() if value is not None]
     with connected() as processes:
         wanted = processes.once(lambda: _config(out, config, [*(overrides or []), *flags]))
         run_loop(wanted, out, resume, command=shlex.join(["srum", *sys.argv[1:]]))
@@ -309,9 +314,23 @@ def _opened(folder: Path, config: Path | None, overrides: list[str] | None, new:
 
 def _config(folder: Path, config: Path | None, overrides: list[str]) -> RunConfig:
     """The overrides on the file that is named, else on the config of the folder's run, else on the defaults."""
-    from srum.config import load_config
-    from srum.run_dir import CONFIG
+    from srum.config import CONFIG, load_config
 
     if config is None and (folder / CONFIG).exists():
         config = folder / CONFIG
     return load_config(config, overrides)
+
+
+def _check_config(folder: Path, config: Path | None, overrides: list[str]) -> None:
+    """Raise ConfigError now, before the imports of weight; in process 0, which alone reads files."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        _config(folder, config, overrides)
+
+
+def _save_figure(figure: Figure, path: Path) -> None:
+    if path.suffix not in (".png", ".svg", ".pdf"):
+        raise SrumError(f"{path}: an image is saved as .png, .svg or .pdf")
+    try:
+        figure.savefig(path, dpi=150)
+    except OSError as error:
+        raise SrumError(f"cannot write {path}: {error.strerror}") from None

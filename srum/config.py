@@ -16,8 +16,10 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from srum.errors import SrumError
 from srum.plugins import PluginError, find
 
+CONFIG = "config.yaml"  # in the folder of a run
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 BelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -29,7 +31,7 @@ Count = Annotated[int, Field(ge=1)]
 METHOD = "region_nft"  # where a config names none
 
 
-class ConfigError(ValueError):
+class ConfigError(SrumError, ValueError):
     """A config that cannot be used; the message is one line and names the field."""
 
 
@@ -328,6 +330,20 @@ def config_of(method: str, config: RunConfig) -> RunConfig:
     """The config as another method has it: what they share stays, its own fields have their defaults."""
     shared = {name: getattr(config, name) for name in RunConfig.model_fields} | {"method": method}
     return config_class(method).model_validate(shared)
+
+
+def changed(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """The config with overrides applied in order; one that names another method leaves that method's own fields at
+    their defaults. Raises ConfigError."""
+    wanted: dict[str, Any] = {}
+    for override in overrides:
+        _apply(wanted, override)
+    values = config.model_dump(mode="json")
+    if wanted.get("method", config.method) != config.method:
+        values = {name: value for name, value in values.items() if name in RunConfig.model_fields}
+    for override in overrides:
+        _apply(values, override)
+    return parse_config(values)
 
 
 def dump(config: RunConfig) -> str:

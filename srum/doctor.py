@@ -67,7 +67,7 @@ def _available_memory() -> int:
 def tables(folder: Path, machine: Machine, size: tuple[int, int]) -> Iterator[Table]:
     """What was found, and what fits, for images of (H, W) pixels. Nothing but headers is read.
 
-    Raises FileNotFoundError and ValueError as loading does.
+    Raises ModelError as loading does.
     """
     config = BagelConfig.from_folder(folder)
     sizes = Sizes.of(config)

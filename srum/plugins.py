@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from importlib.metadata import entry_points
 from typing import Any
 
+from srum.errors import SrumError
 
-class PluginError(ValueError):
+
+class PluginError(SrumError, ValueError):
     """A name that leads to nothing of its kind; the message is one line."""
 
 

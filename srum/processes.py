@@ -17,11 +17,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from srum.errors import SrumError
+
 T = TypeVar("T")
 PATIENCE = timedelta(days=1)  # how long a process waits for the others; torchrun ends it where one of them dies
 
 
-class LostProcess(RuntimeError):
+class LaunchError(SrumError, ValueError):
+    """Processes that cannot work on this machine."""
+
+
+class LostProcess(SrumError, RuntimeError):
     """Another process has ended, or cannot be reached."""
 
 
@@ -85,7 +91,7 @@ _here = Processes()
 def connected() -> Iterator[Processes]:
     """The processes that ``torchrun`` started, on the GPU of each where there is one; without it, this one alone.
 
-    Raises ValueError where a node has fewer GPUs than processes.
+    Raises LaunchError where a node has fewer GPUs than processes.
     """
     global _here
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _here.count > 1:
@@ -94,7 +100,7 @@ def connected() -> Iterator[Processes]:
     if torch.cuda.is_available():
         number, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if number >= gpus:
-            raise ValueError(f"no GPU for process {number} of this node, which has {gpus}: --nproc-per-node {gpus}")
+            raise LaunchError(f"no GPU for process {number} of this node, which has {gpus}: --nproc-per-node {gpus}")
         torch.cuda.set_device(number)
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     group = dist.new_group(backend="gloo", timeout=PATIENCE)

@@ -25,13 +25,14 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from srum import plots
-from srum.config import load_config
+from srum.config import CONFIG, load_config
 from srum.evaluation.accuracy import Accuracy, CheckedImage, summarize
 from srum.evaluation.statistics import Estimate, difference
+from srum.provenance import described, read_entries
 from srum.reading import CandidateView, read_round
 from srum.records import Candidate, Judged, Region, RegionJudgement
 from srum.run import BASE, Run
-from srum.run_dir import CONFIG, ImageError, inside, open_image, read_records, write_text
+from srum.run_dir import MADE_WITH, ImageError, inside, open_image, read_records, write_text
 
 T = TypeVar("T")
 
@@ -78,6 +79,7 @@ def _contents(run: Path) -> dict[str, Any]:
         "timings": list(_flatten(_read_json(run / "timings.json"))),
         "config": _read_text(inside(run, "config.yaml")),
         "command": _read_text(inside(run, "command.txt")),
+        "made_with": described(read_entries(inside(run, MADE_WITH))),
         "counted_rounds": [folder.name for folder in rounds if (folder / "counts.json").exists()],
         "counts": _counts(rounds),
         "filters": _filters(groups),

@@ -16,6 +16,7 @@ from srum.records import Candidate, Prompt
 from srum.run import Run, load_model
 from srum.run_dir import (
     PROMPT_FILES,
+    RunError,
     atomic,
     finished,
     read_prompts,
@@ -32,13 +33,13 @@ def choose_prompts(source: str, count: int, seed: int) -> list[Prompt]:
     """``count`` prompts of a set of the embedded world, or of a .jsonl or .txt file, drawn by ``seed``.
 
     A file that has no more gives all of its prompts; those drawn stay in the order of the file. Raises RunError for a
-    file that cannot be read and ValueError for what is neither a set nor such a file.
+    file that cannot be read and for what is neither a set nor such a file.
     """
     if source in SPLITS:
         return prompt_set(source, count, seed)
     if not source.endswith(PROMPT_FILES):
         sets, files = ", ".join(SPLITS), " or ".join(PROMPT_FILES)
-        raise ValueError(f"prompts: {source!r} is neither a set ({sets}) nor a {files} file")
+        raise RunError(f"prompts: {source!r} is neither a set ({sets}) nor a {files} file")
     prompts = read_prompts(Path(source))
     drawn = random.Random(seed).sample(range(len(prompts)), min(count, len(prompts)))
     return [prompts[index] for index in sorted(drawn)]

@@ -1,7 +1,7 @@
 """The folder of a run: what is in it, how it is written, how it is read back after an interruption.
 
     runs/NAME/
-      config.yaml  timings.json  summary.json  report.html
+      config.yaml  made_with.json  timings.json  summary.json  report.html
       eval/ARM/                  verdicts.jsonl, images/: every arm after the last round, on the held-out prompts
       round-000/
         prompts.jsonl candidates.jsonl regions.jsonl judgements.jsonl rewards.jsonl  counts.json
@@ -31,16 +31,19 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import yaml
 from filelock import FileLock, Timeout
 from PIL import Image
 from pydantic import ValidationError
 from tqdm import tqdm
 
-from srum.config import FREE, RunConfig, differing_fields, dump, load_config
+from srum.config import CONFIG, FREE, RunConfig, differing_fields, dump, load_config
+from srum.errors import SrumError
 from srum.processes import Processes
+from srum.provenance import next_entry, read_entries
 from srum.records import FILE_SAFE, SCHEMA_VERSION, Prompt, Record
 
-CONFIG = "config.yaml"
+MADE_WITH = "made_with.json"
 PARTS = ".parts"  # how the folder of a stage's shards ends
 T = TypeVar("T")
 R = TypeVar("R", bound=Record)
@@ -57,7 +60,7 @@ NAMED = 3  # ids that an error names
 LONGEST_PROMPT_ID = 100  # characters; the ids of candidates are longer
 
 
-class RunError(ValueError):
+class RunError(SrumError, ValueError):
     """A file or folder that a run cannot go on with; the message is one line and names it."""
 
 
@@ -81,11 +84,13 @@ def alone_in(folder: Path) -> Iterator[None]:
     def acquire() -> None:
         if not (folder / CONFIG).exists():
             _require_empty(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             lock.acquire(blocking=False)
         except Timeout:
             raise RunError(f"{folder}: another srum is at work in it; wait for it, or choose another folder") from None
+        except OSError as error:
+            raise RunError(f"{folder} cannot be worked in: {error.strerror}") from None
 
     processes.once(acquire)
     try:
@@ -102,21 +107,60 @@ def _require_empty(folder: Path) -> None:
 def claim_run(folder: Path, config: RunConfig, resume: bool = False) -> None:
     """Make ``folder`` the folder of a run with this config, or go on in it where ``resume`` allows that.
 
-    Fields that change no result (``config.FREE``) may differ; the folder's config is then the one given here. Raises
-    RunError, and writes nothing, for a folder of another config (naming the fields), for an existing run without
-    ``resume``, and for a folder that holds something else.
+    Fields that change no result (``config.FREE``) may differ, and there may be more rounds: the folder's config is then
+    the one given here. Results of what was the last round (eval/, summary.json) go into its folder. Fields that the
+    folder's config lacks, because it is of older code, get their defaults, of which a warning tells. What the run is
+    made with goes into ``made_with.json``. Raises RunError, and writes nothing, for a folder of another config (naming
+    the fields), for an existing run without ``resume``, and for a folder that holds something else.
     """
-    if (folder / CONFIG).exists():
-        existing = load_config(folder / CONFIG)
-        if different := differing_fields(existing, config, besides=FREE):
-            raise RunError(f"{folder} is a run of another config ({'; '.join(different)}); choose another folder")
-        if not resume:
-            raise RunError(f"{folder} already holds this run; pass --resume to go on with it")
-        if config != existing:
-            write_text(folder / CONFIG, dump(config))
+    if not (folder / CONFIG).exists():
+        _require_empty(folder)
+        write_text(folder / CONFIG, dump(config))
+        _note_launch(folder, config, [])
         return
-    _require_empty(folder)
-    write_text(folder / CONFIG, dump(config))
+    existing = load_config(folder / CONFIG)
+    grows = config.rounds > existing.rounds
+    if different := differing_fields(existing, config, besides=(*FREE, "rounds") if grows else FREE):
+        raise RunError(f"{folder} is a run of another config ({'; '.join(different)}); choose another folder")
+    if not resume:
+        raise RunError(f"{folder} already holds this run; pass --resume to go on with it")
+    changes = [change.replace(" != ", " -> ") for change in differing_fields(existing, config)]
+    added = list(_lacking(yaml.safe_load((folder / CONFIG).read_text()) or {}, existing.model_dump(mode="json")))
+    if added:
+        warnings.warn(f"{folder / CONFIG} is of older code; today's adds the defaults {'; '.join(added)}", stacklevel=2)
+    _note_launch(folder, config, [*changes, *(f"{field} (default of a field that was not there)" for field in added)])
+    if grows:
+        _put_results_aside(folder, existing.rounds)
+    if config != existing or added:
+        write_text(folder / CONFIG, dump(config))
+
+
+def _lacking(values: Mapping[str, Any], complete: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """``reward.binary: False`` for every field of a complete config that the ``values`` of a file lack."""
+    for key, value in complete.items():
+        if key not in values:
+            yield f"{prefix}{key}: {value}"
+        elif isinstance(value, dict):
+            yield from _lacking(values[key] or {}, value, f"{prefix}{key}.")
+
+
+def _note_launch(folder: Path, config: RunConfig, notes: Sequence[str]) -> None:
+    """Add this launch to ``made_with.json`` where it changes something."""
+    entries = read_entries(folder / MADE_WITH)
+    if not entries and any(folder.glob("round-*")):
+        notes = ["what it was begun with was not recorded", *notes]
+    if entry := next_entry(entries, config.device, notes):
+        write_json(folder / MADE_WITH, [*entries, entry])
+
+
+def _put_results_aside(folder: Path, rounds: int) -> None:
+    """Move the results after so many rounds to where ``srum eval --round`` puts them: they are no longer the last."""
+    last = round_dir(folder, rounds - 1)
+    if (folder / "eval").exists():
+        shutil.rmtree(last / "eval", ignore_errors=True)
+        (folder / "eval").rename(last / "eval")
+    if (folder / "summary.json").exists():
+        (folder / "summary.json").replace(last / "summary.json")
 
 
 def round_dir(folder: Path, round_index: int) -> Path:

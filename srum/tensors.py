@@ -10,18 +10,26 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from srum.errors import SrumError
+
+
+class TensorError(SrumError, ValueError):
+    """A safetensors file that is not there, or not whole; the message names it."""
+
 
 @contextmanager
 def open_tensors(path: Path, device: str = "cpu") -> Iterator[Any]:
     """The file as safetensors' ``safe_open`` gives it, its tensors on ``device``.
 
-    Raises ValueError, naming the file, where it is damaged, and FileNotFoundError where there is none.
+    Raises TensorError, naming the file, where it is damaged, and where there is none.
     """
     try:
         with safe_open(path, "pt", device=device) as tensors:
             yield tensors
+    except FileNotFoundError:
+        raise TensorError(f"{path} is missing") from None
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {error}") from None
+        raise TensorError(f"{path} is not a whole safetensors file: {error}") from None
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

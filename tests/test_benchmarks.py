@@ -167,8 +167,8 @@ def small_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Arguments of a lab of two seeds and one round, on the fake model."""
     monkeypatch.setattr(models, "load", FakeModel.load)
     monkeypatch.setattr(lab, "FLIPPED", 6)
-    monkeypatch.setattr(lab, "OBJECTIVES", {"sft": lab.OBJECTIVES["sft"]})
-    monkeypatch.setattr(lab, "ABLATIONS", {name: lab.ABLATIONS[name] for name in ("srum_paper", "binary")})
+    monkeypatch.setattr(lab, "LOOPS", {"sft": lab.LOOPS["sft"]})
+    monkeypatch.setattr(lab, "ABLATIONS", {name: lab.ABLATIONS[name] for name in ("srum", "binary")})
     monkeypatch.setattr(lab, "DOMAIN_POOL", 70)
     monkeypatch.setattr(lab, "STEP_PROMPTS", 4)
     monkeypatch.setattr(lab, "TRAINED", {"all-weights": lab.TRAINED["all-weights"]})  # the fake has no text to learn
@@ -185,17 +185,19 @@ def test_the_lab_measures_every_part(
     report = json.loads((tmp_path / "lab/lab.json").read_text())
     assert list(report) == ["credit", "judge", *later]
     rows = {part: {row["what"]: row for row in found} for part, found in report.items()}
-    assert list(rows["loop"]) == ["base", "sft", "srum_paper", "srum", "srum - base", "srum_paper - sft"]
+    assert list(rows["loop"]) == ["base", "sft", "srum", "region_nft", "region_nft - base", "srum - sft"]
     assert list(rows["first"]) == list(rows["loop"])
     assert list(rows["rounds"]) == ["after 0 rounds", "after 1 rounds", "after 1 rounds - after 0 rounds"]
     assert list(rows["credit"]) == ["sample", "region", "region - sample"]
     assert list(rows["plan"]) == ["direct", "plan", "plan - direct"]
     assert {"regions: auroc", "layout: failures", "relations: rejected"} <= rows["judge"].keys()
-    assert list(rows["own"]) == ["base", "sft, 1", "srum, 1", "sft, 1 - base", "srum, 1 - base", "srum, 1 - sft, 1"]
+    assert list(rows["own"]) == [
+        *("base", "sft, 1", "region_nft, 1", "sft, 1 - base", "region_nft, 1 - base", "region_nft, 1 - sft, 1")
+    ]
     assert rows["own"]["sft, 1"]["per_seed"] == rows["first"]["sft"]["per_seed"]  # the same candidates, steps and noise
-    assert list(rows["ablations"])[:4] == ["base", "sft", "srum_paper", "binary"]
+    assert list(rows["ablations"])[:4] == ["base", "sft", "srum", "binary"]
     assert rows["ablations"]["sft"]["per_seed"] == rows["first"]["sft"]["per_seed"]
-    assert rows["ablations"]["srum_paper"]["per_seed"] == rows["first"]["srum_paper"]["per_seed"]
+    assert rows["ablations"]["srum"]["per_seed"] == rows["first"]["srum"]["per_seed"]
     assert {"before: regions: auroc", "all-weights: relations: rejected"} <= rows["after"].keys()
     for quantity in ("layout", "detail", "correct"):
         first, second = (
@@ -215,8 +217,8 @@ def test_the_lab_measures_every_part(
         assert len(prompts) == 3 and {prompt.metadata["tag"] for prompt in prompts} <= set(categories)
     assert list(rows["transfer"])[:3] == [f"base on {domain}" for domain in lab.DOMAINS]
     assert {"srum of objects on relations - base", "sft on the others - base"} <= rows["transfer"].keys()
-    gain = rows["loop"]["srum - base"]
-    assert gain["mean"] == pytest.approx(rows["loop"]["srum"]["mean"] - rows["loop"]["base"]["mean"])
+    gain = rows["loop"]["region_nft - base"]
+    assert gain["mean"] == pytest.approx(rows["loop"]["region_nft"]["mean"] - rows["loop"]["base"]["mean"])
     assert len(gain["per_seed"]) == 2 and gain["interval"][0] <= gain["mean"] <= gain["interval"][1]
     assert "region - sample" in capsys.readouterr().out
 

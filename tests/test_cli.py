@@ -61,6 +61,56 @@ def test_help_is_there_without_torch() -> None:
     assert all(command in srum("--help").output for command in stages | {"show", "compare", "export", "import"})
 
 
+HEAVY = {"torch", "numpy", "matplotlib", "transformers", "PIL"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (["run", "--help"], 0),
+        (["run", "--set", "typo=1"], 2),
+        (["run", "--config", "nowhere.yaml"], 2),
+        (["ground", "run", "--set", "train.lrr=1"], 2),
+    ],
+)
+def test_help_and_a_typo_are_answered_without_imports_of_weight(arguments: list[str], status: int) -> None:
+    """In a second of processor time, most of which torch alone would take: imports are what can be counted."""
+    code = f"import sys; from srum.cli import app; sys.argv[1:] = {arguments}\n"
+    code += "try: app()\n"
+    code += (
+        f"except SystemExit as end: sys.exit(repr({HEAVY} & set(sys.modules)) if end.code == {status} else 'failed')"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert result.stderr.splitlines()[-1] == "set()", result.stderr
+    assert status == 0 or (result.stderr.startswith("error: ") and len(result.stderr.splitlines()) == 2)
+
+
+@pytest.mark.parametrize("fault", [ValueError("ours"), OSError("ours"), KeyError("ours")])
+def test_an_error_of_ours_is_a_traceback(monkeypatch: pytest.MonkeyPatch, fault: Exception) -> None:
+    def broken(*arguments: object, **named: object) -> None:
+        raise fault
+
+    monkeypatch.setattr(FakeModel, "generate", broken)
+    result = srum("rollout", "run", *SETS)
+    assert result.exception is fault and "error: " not in result.stderr
+
+
+def test_every_expected_error_has_the_one_base() -> None:
+    """All that is defined here and called an error, but for what never leaves its module."""
+    folder = Path(__file__).parents[1]
+    names = [
+        path.relative_to(folder)
+        for house in ("srum", "grounding", "judging")
+        for path in (folder / house).rglob("*.py")
+    ]
+    for path in names:
+        for line in (folder / path).read_text().splitlines():
+            if line.startswith("class ") and line.rstrip(":").endswith(("Error)", "Exception)")):
+                assert "SrumError" in line or "(RunError)" in line or line == "class SrumError(Exception):", (
+                    f"{path}: {line}"
+                )
+
+
 def test_run_ends_in_a_table_and_is_not_overwritten() -> None:
     result = srum("run", *SETS)
     assert result.exit_code == 0, result.output

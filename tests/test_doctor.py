@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from srum import models
 from srum.cli import app
 from srum.doctor import Machine, _fits_shared, self_check, tables
+from srum.errors import ModelError
 from srum.models.bagel import Bagel
 from srum.models.bagel.memory import Need, Recipe, Sizes, stage_needs, training_need
 from tests.fakes import released_config
@@ -162,8 +163,8 @@ def test_a_hub_id_is_fetched_once_and_its_failure_is_said(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(models, "snapshot_download", fetch)
     assert models.find("owner/model") == CHECKPOINT
-    with pytest.raises(FileNotFoundError, match="no folder 'owner/none', and none from the hub: there is no such"):
+    with pytest.raises(ModelError, match="no folder 'owner/none', and none from the hub: there is no such"):
         models.find("owner/none")
-    with pytest.raises(FileNotFoundError, match="no model 'nothing'"):
+    with pytest.raises(ModelError, match="no model 'nothing'"):
         models.find("nothing")
     assert asked == ["owner/model", "owner/none"]

@@ -66,8 +66,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """Every file of a run by name, but for those that say how long it took or bear the number of a save."""
-    unlike = {"timings.json", "report.html", ".metadata"}
+    """Every file of a run by name, but for those that say when or how long or bear the number of a save."""
+    unlike = {"timings.json", "report.html", "made_with.json", ".metadata"}
     paths = (path for path in folder.rglob("*") if path.is_file() and path.name not in unlike)
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(paths)}
 

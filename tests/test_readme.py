@@ -93,7 +93,7 @@ def test_the_pictures_are_drawn_from_a_run(tmp_path: Path) -> None:
     lab = {what: {"what": what, "mean": 50.0, "interval": [45.0, 55.0]} for what in ("base", "sft, 1", "sft, 3")}
     (tmp_path / "lab.json").write_text(json.dumps({"own": list(lab.values())}))
     pictures.draw_objectives(tmp_path / "lab.json", tmp_path / "objectives.png")
-    for arm in ("base", "sft", "srum_paper", "srum"):
+    for arm in ("base", "sft", "srum", "region_nft"):
         means = tmp_path / f"seed-0/lab/steps/{arm}/means.json"
         means.parent.mkdir(parents=True)
         means.write_text(json.dumps([{"t": t, "layout": -t, "detail": 1 - t, "correct": 1 - t} for t in (1.0, 0.5)]))

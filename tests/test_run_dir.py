@@ -395,6 +395,15 @@ def test_a_launch_is_alone_in_its_folder_until_it_ends_or_is_killed(tmp_path: Pa
         claim_run(folder, RunConfig())
 
 
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(RunError, match=r"file/run cannot be worked in: Not a directory"),
+        alone_in(tmp_path / "file/run"),
+    ):
+        pass
+
+
 def test_no_lock_is_left_in_a_folder_of_something_else(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(RunError, match="not empty"), alone_in(tmp_path):

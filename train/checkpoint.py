@@ -22,6 +22,7 @@ import torch.distributed.checkpoint as dcp
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
+from srum.errors import SrumError
 from srum.processes import Processes
 from train.muon import Muon
 from train.optimizer import optimizer_state, start_optimizer
@@ -32,7 +33,7 @@ Identity = Mapping[str, str]
 State = dict[str, dict[str, Any]]  # part of the state -> name of the parameter -> tensor, or tensors by name
 
 
-class CheckpointMismatch(ValueError):
+class CheckpointMismatch(SrumError, ValueError):
     """The folder holds the checkpoints of another training run."""
 
 

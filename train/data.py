@@ -14,7 +14,7 @@ from judging.instructions import Instructions, load_instructions
 from srum.config import TrainConfig
 from srum.models.base import Segment
 from srum.records import Candidate, Grounding, Judged, Judgement, RewardMap
-from srum.run_dir import read_by_id
+from srum.run_dir import RunError, read_by_id
 from srum.tensors import read_tensor
 from train.examples import Example, Mix, Part, TrainingError, hold_out
 
@@ -49,7 +49,7 @@ def load_training_records(folder: Path) -> list[TrainingRecord]:
     """The training records in the folder of a round, in the order of its candidates.
 
     Reads ``candidates.jsonl`` and ``rewards.jsonl``; a candidate whose judgement failed is in the first only. Raises
-    RunError for a missing or malformed file, ValueError where a reward map is not what its line says, and TrainingError
+    RunError for a missing or malformed file and where a reward map is not what its line says, and TrainingError
     where there are none.
     """
     candidates = read_by_id(folder / "candidates.jsonl", Candidate)
@@ -148,7 +148,7 @@ def _load(folder: Path, candidate: Candidate, reward: RewardMap) -> TrainingReco
     low = -1.0 if reward.mapping == "signed" else 0.0
     in_range = bool(((values >= low - ROUNDING) & (values <= 1 + ROUNDING)).all())
     if tuple(values.shape) != reward.grid or not in_range:
-        raise ValueError(f"{reward.values}: expected {reward.grid} in [{low}, 1], got {tuple(values.shape)}: {values}")
+        raise RunError(f"{reward.values}: expected {reward.grid} in [{low}, 1], got {tuple(values.shape)}: {values}")
     return TrainingRecord(
         candidate=candidate,
         latent=read_tensor(folder / candidate.latent),

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from srum.config import TrainConfig
+from srum.errors import SrumError
 from srum.models.base import Segment, UnifiedModel
 from srum.processes import Processes
 from srum.seeding import seed_for
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from train.feed import ExampleFeed
 
 
-class TrainingError(RuntimeError):
+class TrainingError(SrumError, RuntimeError):
     """Training cannot go on, or has done nothing."""
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -41,6 +41,7 @@ from train.tasks import TASKS, Drawing, Part, Sample
 BOS, EOS, IMAGE_START, IMAGE_END = "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"
 _EMPTY = torch.zeros(1, 0)  # in place of an image's numbers
 PREFETCHED = 3  # steps per worker
+COLUMNS, IMAGES = 64, 128  # multiples of rows and of what the autoencoder takes: few shapes, each met again soon
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,17 @@ class Steps(Dataset[bytes]):
     """The steps of phase ``number``, pickled. ``folder`` holds the tokenizer."""
 
     def __init__(
-        self, folder: Path, config: BagelConfig, phase: Phase, number: int, seed: int, drawings: Sequence[Drawing] = ()
+        self,
+        folder: Path,
+        config: BagelConfig,
+        phase: Phase,
+        number: int,
+        seed: int,
+        drawings: Sequence[Drawing] = (),
+        multiple: int = 1,
     ) -> None:
         self.folder, self.config, self.phase = folder, config, phase
-        self.number, self.seed, self.drawings = number, seed, drawings
+        self.number, self.seed, self.drawings, self.multiple = number, seed, drawings, multiple
 
     def __len__(self) -> int:
         return self.phase.steps
@@ -138,6 +146,7 @@ class Steps(Dataset[bytes]):
             patch_side=self.config.vit_max_num_patch_per_side,
             latent_side=self.config.max_latent_size,
             dims=(0, 0),
+            multiple=self.multiple,
         )
         shown = [(part, split) for row in rows for part, split in row if part.image is not None and not part.dropped]
         seen = [places[id(part.image)] for part, split in shown if split.kind == "seen"]
@@ -228,7 +237,8 @@ class Pretraining:
         assert isinstance(model, Bagel)
         if processes.count > 1:
             raise TrainingError("srum pretrain works in one process; --workers are what make its samples")
-        steps = Steps(self.folder, self.config, self.phase, self.number, seed, self.drawings)
+        multiple = 1 if model.device.type == "cpu" else COLUMNS
+        steps = Steps(self.folder, self.config, self.phase, self.number, seed, self.drawings, multiple)
         return PretrainingFeed(steps, model, self.workers)
 
 
@@ -258,13 +268,14 @@ class PretrainingFeed:
 def completed(step: Step, model: Bagel) -> list[tuple[Batch, Credits, Credits]]:
     """The packs of a step with patches, latents and the velocities to learn, and credits of one for all of them."""
     generator = torch.Generator(model.device).manual_seed(step.seed)
+    again = torch.nonzero(step.level >= 0)[:, 0].to(model.device)  # found by the host, which need not wait
     step = to_device(step, model.device)
     pixels = step.images.permute(0, 3, 1, 2).float() / 127.5 - 1
-    latents = encode_mean(model.autoencoder, pixels).float()
-    given = latents + step.level.clamp(min=0)[:, None, None, None] * _normal(latents.shape, generator)
-    again = torch.nonzero(step.level >= 0)[:, 0]
-    if len(again):
-        pixels[again] = decode_latents(model.autoencoder, given[again]).float().clamp(-1, 1)
+    with torch.autocast(model.device.type, dtype=torch.bfloat16):
+        latents = padded(pixels, lambda x: encode_mean(model.autoencoder, x)).float()
+        given = latents + step.level.clamp(min=0)[:, None, None, None] * _normal(latents.shape, generator)
+        if len(again):
+            pixels[again] = padded(given[again], lambda x: decode_latents(model.autoencoder, x)).float().clamp(-1, 1)
     patches = patched(pixels, model.config.vit.patch_size)
     clean, given = (patched(x, model.config.latent_patch_size) for x in (latents, given))
     return [_completed(pack, patches, clean, given, generator) for pack in step.packs]
@@ -286,6 +297,13 @@ def _completed(
 def _predicted(pack: Pack) -> tuple[Tensor, Tensor]:
     """Something of every image token and every text token that is predicted."""
     return pack.batch.cell, pack.batch.labels
+
+
+def padded(x: Tensor, work: Callable[[Tensor], Tensor]) -> Tensor:
+    """What ``work`` makes of (N, ...), which it is given filled up with zeros where a device minds new shapes."""
+    if x.device.type == "cpu":
+        return work(x)
+    return work(torch.cat([x, x.new_zeros(-len(x) % IMAGES, *x.shape[1:])]))[: len(x)]
 
 
 def _normal(shape: torch.Size, generator: torch.Generator) -> Tensor:

@@ -12,7 +12,7 @@ from srum.config import EvalConfig
 from srum.evaluation.statistics import wilson
 from srum.models.base import Sampling, UnifiedModel
 from srum.records import Name, Prompt, Record
-from srum.run_dir import run_stage, save_image
+from srum.run_dir import RunError, run_stage, save_image
 from srum.seeding import seed_for
 from srum.shapes.checker import check
 from srum.shapes.prompts import from_metadata
@@ -55,7 +55,7 @@ def evaluate(model: UnifiedModel, prompts: Sequence[Prompt], config: EvalConfig,
     """One image per prompt, checked; ``verdicts.jsonl`` and ``images/`` in ``folder``, which resumes by batches.
 
     The noise of an image depends on ``seed`` and the prompt's id alone, so that models compare image by image. Raises
-    ValueError for a prompt without the embedded world's metadata, before any image is made.
+    RunError for a prompt without the embedded world's metadata, before any image is made.
     """
     require_metadata(prompts)
 
@@ -83,12 +83,12 @@ def evaluate(model: UnifiedModel, prompts: Sequence[Prompt], config: EvalConfig,
 
 
 def require_metadata(prompts: Sequence[Prompt]) -> None:
-    """Raises ValueError, naming the prompt, where the exact checker could not read what is asked for."""
+    """Raises RunError, naming the prompt, where the exact checker could not read what is asked for."""
     for prompt in prompts:
         try:
             from_metadata(prompt.metadata)
         except ValueError as error:
-            raise ValueError(
+            raise RunError(
                 f"prompt {prompt.id!r} ({prompt.text!r}) cannot be checked, it is not of the embedded world: {error}"
             ) from None
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from huggingface_hub import snapshot_download
 
+from srum.errors import ModelError
+
 if TYPE_CHECKING:
     from srum.models.bagel import Bagel
 
@@ -29,7 +31,7 @@ def load(
     bfloat16 natively, and on CUDA, the network computes in bfloat16, whatever the ``dtype`` of its weights; on a CPU
     the process keeps the memory that it frees (:func:`keep_memory`). ``empty``:
     without its weights, which training reads once it knows what this process keeps of them (``Bagel.load``). Raises
-    FileNotFoundError as :func:`find`, ValueError as :func:`find_device` does.
+    ModelError as :func:`find` and :func:`find_device` do.
     """
     from srum.models.bagel import Bagel
 
@@ -43,21 +45,21 @@ def load(
 def find_device(name: str | torch.device = "auto") -> torch.device:
     """The device of this machine that ``name`` means in :func:`load`; of "spread", where all but the layers goes.
 
-    Raises ValueError for a device that is not here.
+    Raises ModelError for a device that is not here.
     """
     if name in ("auto", "spread"):
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
     here = torch.get_device_module(device).device_count()
     if (device.index or 0) >= here:
-        raise ValueError(f"device: {name} is not here, this machine has {here} of that type; auto takes the best")
+        raise ModelError(f"device: {name} is not here, this machine has {here} of that type; auto takes the best")
     return device
 
 
 def find(name: str | Path) -> Path:
     """The folder of a model: of a shipped one, itself, or the local copy of a hub repository, fetched if need be.
 
-    Raises FileNotFoundError where there is none.
+    Raises ModelError where there is none.
     """
     folder = EMBEDDED.get(str(name), Path(name))
     if folder.is_dir():
@@ -67,8 +69,8 @@ def find(name: str | Path) -> Path:
             return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors", "*.txt"]))
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
-            raise FileNotFoundError(f"no folder {str(name)!r}, and none from the hub: {reason}") from None
-    raise FileNotFoundError(f"no model {str(name)!r}: give a checkpoint folder or one of {', '.join(EMBEDDED)}")
+            raise ModelError(f"no folder {str(name)!r}, and none from the hub: {reason}") from None
+    raise ModelError(f"no model {str(name)!r}: give a checkpoint folder or one of {', '.join(EMBEDDED)}")
 
 
 def native_bfloat16(device: torch.device) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from srum.errors import SrumError
 from srum.records import Prompt
 from srum.shapes.scenes import (
     CATEGORIES,
@@ -40,6 +41,10 @@ PHRASES = {
 }
 ASIDES = {"left of": "to its left", "right of": "to its right", "above": "above it", "below": "below it"}
 PATIENCE = 2000  # draws without a new text after which a category counts as exhausted
+
+
+class PromptError(SrumError, ValueError):
+    """More prompts than a split has."""
 
 
 # --- what is asked for
@@ -231,6 +236,7 @@ def prompt_set(name: str, n: int, seed: int = 0) -> list[Prompt]:
     in their texts for single_object, two_object and colors, which have only 4, 6 and 24 specs. Only compositional
     prompts name a held-out pair of shape and colour. Texts are unique within and across sets. Categories take turns;
     one that has run out of texts leaves its turn to the others. A shorter set is the beginning of a longer one.
+    Raises PromptError where there are not so many.
     """
     rng = np.random.default_rng([seed, SPLITS.index(name) if name in SPLITS else _unknown_split(name)])
     turns = list(COLOURED if name == "compositional" else CATEGORIES)
@@ -246,7 +252,7 @@ def prompt_set(name: str, n: int, seed: int = 0) -> list[Prompt]:
                 texts.add(text)
                 prompts.append(Prompt(id=f"{name}-{len(prompts):04d}", text=text, metadata=to_metadata(spec, text)))
     if len(prompts) < n:
-        raise ValueError(f"the {name} split has no more than {len(prompts)} prompts, {n} were asked for")
+        raise PromptError(f"the {name} split has no more than {len(prompts)} prompts, {n} were asked for")
     return prompts
 
 

@@ -14,7 +14,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from grounding.base import SHIPPED, GrounderError, ground, load_grounder
+from grounding.base import SHIPPED, Grounder, GrounderError, ground, load_grounder
 from grounding.classical import ClassicalGrounder
 from grounding.filtering import by_area, without_overlaps
 from grounding.grid import GridGrounder
@@ -81,6 +81,73 @@ def test_an_exception_costs_its_image_alone() -> None:
     assert [len(regions) for regions, _ in outcomes] == [2, 0, 1]
     assert [error for _, error in outcomes] == [None, "RuntimeError: out of memory", None]
     assert script.calls == [3, 1, 1, 1]
+
+
+GROUNDER = """
+import numpy
+from collections.abc import Sequence
+from grounding.classical import ClassicalGrounder
+from srum.geometry import rle_decode
+from srum.records import MaskRLE, Region
+
+class Mine(ClassicalGrounder):
+    def propose(self, images, prompts):
+        if any(image.width == 30 for image in images):
+            {}
+        return [[] for _ in images]
+"""
+
+
+@pytest.mark.parametrize(
+    ("statement", "message"),
+    [
+        ("raise OSError('a file is gone')", "OSError: a file is gone"),
+        ("None.width", "AttributeError: 'NoneType' object has no attribute 'width'"),
+        ("numpy.zeros(2) @ numpy.zeros(3)", "ValueError: matmul: "),
+        ("Region(id=1, box=(3, 3, 1, 1), area=1, source='me')", "ValidationError: 1 validation error for Region"),
+        ("return None", "ProposalError: expected a list of regions per image, got NoneType"),
+        ("return [[]] * 9", "ProposalError: 9 lists of regions for 1 images"),
+    ],
+)
+def test_an_error_of_a_users_grounder_is_an_outcome_of_its_image(here: Path, statement: str, message: str) -> None:
+    outcomes = ground(written(here, statement), images(20, 30, 40), ["p"] * 3, max_regions=8)
+    assert [error is None for _, error in outcomes] == [True, False, True]
+    assert outcomes[1][1] is not None and outcomes[1][1].startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("statement", "error"),
+    [
+        ("raise MemoryError('out of memory')", MemoryError),
+        ("import torch; raise torch.OutOfMemoryError('out of memory')", torch.OutOfMemoryError),
+        ("rle_decode(MaskRLE(size=(2, 2), counts=[1]))", ValueError),  # inside a module of ours
+        ("super().propose([None], prompts)", AttributeError),
+    ],
+)
+def test_memory_that_runs_out_and_faults_of_ours_end_the_stage(
+    here: Path, statement: str, error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        ground(written(here, statement), images(20, 30, 40), ["p"] * 3, max_regions=8)
+
+
+def test_a_fault_in_a_shipped_grounder_a_library_below_it_or_a_filter_ends_the_stage(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fault(*arguments: object, **named: object) -> None:
+        raise ValueError("a fault of ours")
+
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="a fault of ours"):
+        patch.setattr("cv2.cvtColor", fault)
+        ground(load_grounder("classical", None), images(20), ["p"], max_regions=8)
+    with pytest.raises(ValueError, match="a fault of ours"):
+        ground(GridGrounder(2), images(20), ["p"], max_regions=8, relevant=fault)  # type: ignore[arg-type]
+
+
+def written(folder: Path, statement: str) -> Grounder:
+    (folder / "grounds_so.py").write_text(GROUNDER.format(statement))
+    sys.modules.pop("grounds_so", None)
+    return load_grounder("grounds_so:Mine", None)
 
 
 def test_limits_on_area_and_overlap_come_before_the_number() -> None:

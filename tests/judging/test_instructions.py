@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from judging.instructions import TEMPLATES, load_instructions
+from judging.instructions import TEMPLATES, InstructionsError, load_instructions
 from srum.records import Region
 
 OWN = {
@@ -68,5 +68,5 @@ def test_a_file_that_is_no_template(tmp_path: Path, text: str, message: str) -> 
 
 
 def test_a_missing_template_names_those_there_are() -> None:
-    with pytest.raises(FileNotFoundError, match=r"give a .yaml path or one of compact, paper"):
+    with pytest.raises(InstructionsError, match=r"give a .yaml path or one of compact, paper"):
         load_instructions("no_such")

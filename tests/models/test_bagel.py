@@ -16,6 +16,7 @@ from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
 from srum import flow
+from srum.errors import ModelError
 from srum.flow import FlowNoise
 from srum.models.bagel import Bagel, checkpoint, network
 from srum.models.bagel.cache import Cache
@@ -393,7 +394,7 @@ def test_the_official_sizes_give_the_official_network(tmp_path: Path) -> None:
 def test_a_checkpoint_that_does_not_fit_is_named(tmp_path: Path, model: Bagel) -> None:
     from safetensors.torch import save_file
 
-    with pytest.raises(FileNotFoundError, match=r"llm_config\.json"):
+    with pytest.raises(ModelError, match=r"llm_config\.json"):
         Bagel.load(tmp_path)
     model.save(tmp_path)
     state = load_file(tmp_path / "ema.safetensors")
@@ -412,7 +413,7 @@ def test_shards_are_the_one_file_in_pieces(model: Bagel, tmp_path: Path) -> None
     assert again.keys() == before.keys()
     assert all(torch.equal(again[name], before[name]) for name in before)
     shards[1].unlink()
-    with pytest.raises(FileNotFoundError, match=shards[1].name):
+    with pytest.raises(ModelError, match=shards[1].name):
         Bagel.load(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""The tasks of pretraining: no prompt of another split, no held-out pair, and edits, replies and strokes that are true."""
+"""The tasks of pretraining: no prompt of another split, no held-out pair; edits, replies and strokes that are true."""
 
 from __future__ import annotations
 

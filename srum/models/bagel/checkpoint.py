@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedTokenizerFast
 
+from srum.errors import ModelError
 from srum.models.bagel.autoencoder import build_autoencoder, load_official, official_state
 from srum.models.bagel.config import BagelConfig
 from srum.models.bagel.network import BagelNetwork
@@ -85,7 +86,7 @@ def load_network(
 def empty_network(folder: Path, config: BagelConfig, dtype: torch.dtype = torch.float32) -> BagelNetwork:
     """The network without storage (meta device), in shape to be filled by :func:`read_weights`.
 
-    Raises FileNotFoundError without a weight file or a shard, ValueError naming missing, unexpected or misshapen
+    Raises ModelError without a weight file or a shard, and naming missing, unexpected or misshapen
     tensors. The two fixed position tables may be missing: they are computed.
     """
     with torch.device("meta"):
@@ -143,7 +144,7 @@ def _device_map(network: BagelNetwork, device: torch.device | str, layers: Seque
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that hold the network's tensors: one, or all shards of an index. Raises FileNotFoundError."""
+    """The files that hold the network's tensors: one, or all shards of an index. Raises ModelError."""
     for name in WEIGHT_FILES:
         if (folder / name).is_file():
             return [folder / name]
@@ -151,14 +152,14 @@ def weight_files(folder: Path) -> list[Path]:
         if index.is_file():
             shards = [folder / shard for shard in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
             if missing := [shard.name for shard in shards if not shard.is_file()]:
-                raise FileNotFoundError(f"{index} lists {', '.join(missing)}, which is not there")
+                raise ModelError(f"{index} lists {', '.join(missing)}, which is not there")
             return shards
     names = ", ".join([*WEIGHT_FILES, *(f"{name}.index.json" for name in WEIGHT_FILES)])
-    raise FileNotFoundError(f"{folder} has none of {names}")
+    raise ModelError(f"{folder} has none of {names}")
 
 
 def _check_fit(files: Sequence[Path], network: BagelNetwork) -> None:
-    """ValueError if the files do not fit the network, but for the position tables. Reads headers."""
+    """ModelError if the files do not fit the network, but for the position tables. Reads headers."""
     found: dict[str, tuple[int, ...]] = {}
     for path in files:
         with open_tensors(path) as tensors:
@@ -172,7 +173,7 @@ def _check_fit(files: Sequence[Path], network: BagelNetwork) -> None:
     ]
     if missing or unexpected or misshapen:
         faults = f"missing {missing}, unexpected {unexpected}, misshapen {misshapen}"
-        raise ValueError(f"{files[0]} does not fit its config; {faults}")
+        raise ModelError(f"{files[0]} does not fit its config; {faults}")
 
 
 def position_table(config: BagelConfig, name: str) -> Tensor:
@@ -233,7 +234,7 @@ def stored_weights(network: nn.Module) -> dict[str, Tensor]:
 def official_weights(network: nn.Module, merge: bool) -> dict[str, Tensor]:
     """The weights under official names, with ``merge`` those that peft's adapters make of them.
 
-    The network keeps its adapters and its own weights; those on disk are read into the host's memory. Raises ValueError
+    The network keeps its adapters and its own weights; those on disk are read into the host's memory. Raises ModelError
     for adapters that are not to be merged, since the official layout has no place for them, and for adapters of layers
     on disk.
     """
@@ -243,12 +244,12 @@ def official_weights(network: nn.Module, merge: bool) -> dict[str, Tensor]:
         name: module for name, module in network.named_modules() if isinstance(module, BaseTunerLayer)
     }
     if adapted and not merge:
-        raise ValueError(f"{len(adapted)} layers have adapters, which the official layout cannot hold: save with merge")
+        raise ModelError(f"{len(adapted)} layers have adapters, which the official layout cannot hold: save with merge")
     inside = tuple(f"{name}." for name in adapted)
     weights = {name: x for name, x in stored_weights(network).items() if not name.startswith(inside)}
     for name, module in adapted.items():
         if any(parameter.is_meta for parameter in module.parameters()):
-            raise ValueError(f"{name} is on disk, where no adapter can be merged: load the model onto one device")
+            raise ModelError(f"{name} is on disk, where no adapter can be merged: load the model onto one device")
         merged: Any = copy.deepcopy(module)
         merged.merge()
         weights |= {f"{name}.{own}": x for own, x in merged.get_base_layer().state_dict().items()}

@@ -8,6 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from srum.errors import ModelError
+
 # The official folder has no file for these values; a checkpoint of another size carries one of these two.
 OVERRIDE_FILES = ("bagel_config.json", "fixture_config.json")
 
@@ -110,12 +112,12 @@ class BagelConfig(_Part):
 
     @classmethod
     def from_folder(cls, folder: Path) -> BagelConfig:
-        """Read a checkpoint folder. Raises FileNotFoundError naming the missing file."""
+        """Read a checkpoint folder. Raises ModelError naming the missing file."""
         raw: dict[str, Any] = {}
         for name in ("llm_config.json", "vit_config.json"):
             path = folder / name
             if not path.is_file():
-                raise FileNotFoundError(f"{folder} is no BAGEL checkpoint: {name} is missing")
+                raise ModelError(f"{folder} is no BAGEL checkpoint: {name} is missing")
             raw[name] = json.loads(path.read_text())
         overrides: dict[str, Any] = {}
         for name in OVERRIDE_FILES:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from srum import flow
+from srum.errors import ModelError
 from srum.flow import FlowNoise
 from srum.models.bagel import images as pictures
 from srum.models.bagel.autoencoder import decode_latents, encode_mean
@@ -98,7 +99,7 @@ class Bagel:
         """From now on run the layers of decoder and understanding encoder through ``torch.compile``, in place.
 
         Layers share their compiled code; it is made when first needed, for any number and length of rows. On CUDA the
-        steps of text decoding are recorded as CUDA graphs, too. Raises ValueError where there is no C++ compiler,
+        steps of text decoding are recorded as CUDA graphs, too. Raises ModelError where there is no C++ compiler,
         without which torch could only fail later.
         """
         from torch._dynamo import config  # imports of weight, which few need
@@ -108,7 +109,7 @@ class Bagel:
         try:
             get_cpp_compiler()
         except InvalidCxxCompiler:
-            raise ValueError("compile: torch.compile needs a C++ compiler; install g++, or leave it false") from None
+            raise ModelError("compile: torch.compile needs a C++ compiler; install g++, or leave it false") from None
         config.recompile_limit = max(config.recompile_limit, VARIANTS)
         for layer in (*self.network.decoder.layers, *self.network.vit_model.vision_model.encoder.layers):
             layer.compile(dynamic=True)
@@ -125,12 +126,12 @@ class Bagel:
         """Write the official layout; weights above ``max_shard_size`` (bytes, or such as "5GB") in shards.
 
         ``merge``: with the adapters that peft has put into the network merged into its weights; the network itself
-        stays as it is. Raises ValueError for adapters without it, for adapters of layers on disk, and for the folder
+        stays as it is. Raises ModelError for adapters without it, for adapters of layers on disk, and for the folder
         from which layers on disk are read. ``weights`` stand in for the network's own, where these are not whole in
         this process.
         """
         if Path(folder).resolve() == self.folder.resolve() and any(p.is_meta for p in self.network.parameters()):
-            raise ValueError(f"{folder} is where the layers on disk are read from: save to another folder")
+            raise ModelError(f"{folder} is where the layers on disk are read from: save to another folder")
         weights = official_weights(self.network, merge) if weights is None else weights
         save_checkpoint(Path(folder), self.config, weights, self.autoencoder, self.folder, dtype, max_shard_size)
 
@@ -156,7 +157,7 @@ class Bagel:
         """(h, w) in latent tokens of an (H, W) image."""
         cell = self.config.pixels_per_token
         if size[0] % cell or size[1] % cell:
-            raise ValueError(f"image size {size} is not a multiple of {cell} pixels")
+            raise ModelError(f"image size {size} is not a multiple of {cell} pixels")
         return size[0] // cell, size[1] // cell
 
     def tokens(self, latent: Tensor) -> Tensor:
@@ -633,7 +634,7 @@ class Bagel:
     def _id(self, token: str) -> int:
         value = self.tokenizer.convert_tokens_to_ids(token)
         if value is None:
-            raise ValueError(f"the tokenizer in {self.folder} has no token {token!r}")
+            raise ModelError(f"the tokenizer in {self.folder} has no token {token!r}")
         return int(value)
 
     @contextmanager

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from srum.errors import ModelError
+
 
 def sincos_table(side: int, width: int) -> Tensor:
     """(side * side, width) float32; row-major ids, the first half encodes the column, the second half the row."""
@@ -22,7 +24,7 @@ def grid_ids(grid: tuple[int, int], side: int) -> Tensor:
     """Position ids of an (h, w) grid in a table of ``side`` per row: id = row * side + column. (h * w,)"""
     h, w = grid
     if h > side or w > side:
-        raise ValueError(f"grid {h}x{w} exceeds the position table of side {side}")
+        raise ModelError(f"grid {h}x{w} exceeds the position table of side {side}")
     return (torch.arange(h)[:, None] * side + torch.arange(w)).flatten()
 
 

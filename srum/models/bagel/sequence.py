@@ -120,10 +120,12 @@ def lay_out(
     dims: tuple[int, int],
     cache: Cache | None = None,
     device: torch.device | None = None,
+    multiple: int = 1,
 ) -> Batch:
     """Pack ``samples``, one per row; with ``cache`` row r continues context r and sees all of it.
 
     ``patch_side``, ``latent_side``: sides of the position tables; ``dims``: numbers per patch and per latent token.
+    Rows are padded to a ``multiple`` of columns: on a GPU every new shape costs its kernels' choice and memory.
     """
     starts = np.zeros(len(samples), dtype=np.int64) if cache is None else cache.position.cpu().numpy()
     text, seen, gen = _Stream(), _Stream(), _Stream()
@@ -190,7 +192,7 @@ def lay_out(
         torch.from_numpy(np.concatenate([a for s in streams for a in getattr(s, name)] or [np.zeros(0, np.int64)]))
         for name in ("row", "column", "position")
     )
-    layout = _layout(token_rows, token_columns, token_positions, spans, cache)
+    layout = _layout(token_rows, token_columns, token_positions, spans, cache, multiple)
     patches, patch_ids, patch_present = _pad_patches(seen_splits, patch_side, dims[0])
     batch = Batch(
         layout=layout,
@@ -233,8 +235,11 @@ def sight_of(spans: Sequence[Sequence[Span]], length: int) -> Sight:
     return Sight(*(torch.from_numpy(a) for a in (split, branch, full, noise)))
 
 
-def _layout(rows: Tensor, columns: Tensor, positions: Tensor, spans: list[list[Span]], cache: Cache | None) -> Layout:
-    count, length = len(spans), max(sum(span.length for span in row) for row in spans)
+def _layout(
+    rows: Tensor, columns: Tensor, positions: Tensor, spans: list[list[Span]], cache: Cache | None, multiple: int
+) -> Layout:
+    count, longest = len(spans), max(sum(span.length for span in row) for row in spans)
+    length = -(-longest // multiple) * multiple
     place = rows * length + columns
     present = torch.zeros(count * length, dtype=torch.bool)
     present[place] = True
