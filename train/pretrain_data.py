@@ -191,6 +191,7 @@ def loaded(steps: Dataset[bytes], first: int, workers: int) -> Iterator[Any]:
     """The steps from ``first`` on, in order; the number of worker processes changes none of them."""
     if workers:
         options: dict[str, Any] = {"multiprocessing_context": "fork", "prefetch_factor": PREFETCHED}
+        options["pin_memory"] = torch.cuda.is_available()  # for its thread, which reads the pipes
     else:
         options = {}
     indices = range(first, len(steps))  # type: ignore[arg-type]
