@@ -21,6 +21,7 @@ from srum.config import ConfigError, RolloutConfig, RunConfig, load_config, pars
 from srum.models.bagel import Bagel
 from srum.models.bagel.sequence import Split
 from srum.models.base import Decoding, Question, Sampling
+from srum.processes import Processes
 from srum.records import Judgement
 from srum.run import Run
 from srum.run_dir import open_image, read_records
@@ -31,6 +32,7 @@ from train.checkpoint import CheckpointMismatch
 from train.data import TrainingRecord, load_replies
 from train.examples import Example, TrainingError
 from train.metrics import keep_rows
+from train.packs import make_pack
 from train.probes import check_reproduction
 from train.trainer import Losses, NonFiniteError, Trainer, TrainResult
 
@@ -54,8 +56,9 @@ def losses(model: Bagel, trained: list[str], **values: Any) -> Losses:
     """Of the first four candidates, in one pack."""
     config = settings(**values)
     mix, objective = learned(records(model), config, 0)
-    own = Trainer(model, mix, objective, config.train, 0, trained)
-    return own.losses([own.draw(0, example) for example in mix.parts[0].examples[:4]])
+    feed = mix.feed(model, config.train, 0, Processes())
+    pack = make_pack(model, [feed.draw(0, example) for example in mix.parts[0].examples[:4]])
+    return Trainer(model, feed, objective, config.train, 0, trained).losses(pack)
 
 
 @torch.no_grad()
@@ -192,7 +195,9 @@ def test_a_network_loaded_empty_is_filled_in_the_types_it_needs(lora: dict[str, 
         with trainer.trainable_parameters(model, "generation") as chosen, ExitStack() as stack:
             adapted = trainer.lora.adapted(model, chosen, config.train.lora)
             names = list(stack.enter_context(adapted) if lora else chosen)
-            parameters = Trainer(model, *learned(records(model), config, 0), config.train, 0, names).parameters
+            mix, objective = learned(records(model), config, 0)
+            feed = mix.feed(model, config.train, 0, Processes())
+            parameters = Trainer(model, feed, objective, config.train, 0, names).parameters
             started.append({name: parameter.detach().clone() for name, parameter in parameters.items()})
             for name, parameter in trainer.lora.beneath(model.network).items() if empty else ():
                 exact = name in chosen and not lora

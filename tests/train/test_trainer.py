@@ -17,6 +17,7 @@ import train.trainer as trainer
 from srum.config import RunConfig
 from srum.flow import FlowNoise, interpolate
 from srum.models.base import Segment, TrainingForward
+from srum.processes import Processes
 from srum.records import Candidate, RewardMap
 from srum.run import find_method
 from srum.run_dir import write_records
@@ -237,11 +238,11 @@ def test_resuming_with_a_model_other_than_the_one_that_entered_is_refused(
 def losses_of(config: RunConfig, records: list[TrainingRecord], step: int) -> list[Losses]:
     """Of the packs of a step in one process."""
     model = TinyModel()
-    parts = learned(records, config, seed=1)
-    own = Trainer(model, *parts, config.train, 1, [name for name, _ in model.generation_parameters()])  # type: ignore[arg-type]
-    drawn = parts[0].at(step, 1)
-    packs = own.own_packs([model.length(example.segments) for _, example in drawn])
-    return [own.losses([own.draw(*drawn[k]) for k in members]) for members, _ in packs]
+    mix, objective = learned(records, config, seed=1)
+    feed = mix.feed(model, config.train, 1, Processes())  # type: ignore[arg-type]
+    trained = [name for name, _ in model.generation_parameters()]
+    own = Trainer(model, feed, objective, config.train, 1, trained)  # type: ignore[arg-type]
+    return [own.losses(pack) for pack, _ in feed.step(step).packs]
 
 
 @pytest.mark.parametrize("change", [{"batch_size": 2}, {"memory": {"pack_tokens": 30}}])
@@ -466,6 +467,8 @@ def test_means_over_the_tokens_of_two_packs() -> None:
     images = {"a": 2.5, "b": 1.5}
     rest = {"mean_credit": 2.5, "loss_by_timestep": [2.0, 5.0, None, 7.0]}
     assert step_means(first + second, texts, names, 3) == {"loss": 7.0, "parts": images | {"text": 3.0}, **rest}
+    same = step_means(first + second, texts, (["a", "b"], ["a"]), 3)
+    assert same == {"loss": 7.0, "parts": {"a": 5.5, "b": 1.5}, **rest}
     assert step_means(first + second, 0 * texts, names, 0) == {"loss": 4.0, "parts": images, **rest}
     nothing = {"mean_credit": None, "loss_by_timestep": [None] * 4}
     assert step_means(0 * first, texts, names, 3) == {"loss": 3.0, "parts": {"text": 3.0}, **nothing}
