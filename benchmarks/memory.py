@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.medium import SIDE, medium_model
-from benchmarks.stages import make_items
-from srum.config import TrainConfig
+from benchmarks.stages import make_items, trainer_of
+from srum.config import load_config
 from srum.drawing import draw_prompts
 from srum.models import keep_memory, native_bfloat16
 from srum.models.bagel import Bagel
@@ -28,7 +28,7 @@ from srum.models.bagel.memory import QUESTIONS, TEXT, Sizes, stage_needs
 from srum.models.base import Decoding, Sampling, Segment
 from srum.records import Candidate
 from train.data import TrainingRecord
-from train.trainer import Trainer, trainable_parameters
+from train.weights import trainable_parameters
 
 SIZE = (SIDE, SIDE)
 SHORT = Sampling(size=SIZE, timesteps=3, guidance_interval=(0.0, 1.0))
@@ -49,10 +49,10 @@ def judging(model: Bagel, images: int) -> None:
 
 
 def training(scope: str) -> Callable[[Bagel, int], None]:
-    """Two steps of the default objective on ``images`` samples: in the second the optimiser has its state."""
+    """Two steps of the default method on ``images`` samples: in the second the optimiser has its state."""
 
     def work(model: Bagel, images: int) -> None:
-        config = TrainConfig.model_validate({"batch_size": images, "trainable": scope})
+        config = load_config(None, [f"train.batch_size={images}", f"train.trainable={scope}"])
         latent = torch.zeros(model.config.autoencoder.z_channels, *(2 * n for n in model.latent_grid(SIZE)))
         map_ = torch.ones(model.latent_grid(SIZE))
         records = [
@@ -62,8 +62,8 @@ def training(scope: str) -> Callable[[Bagel, int], None]:
             )
             for n in map(str, range(images))
         ]  # fmt: skip
-        with trainable_parameters(model, scope) as parameters:
-            trainer = Trainer(model, records, config, seed=0, trained=list(parameters))
+        trainer = trainer_of(model, records, config)
+        with trainable_parameters(model, config.train.trainable):
             for step in range(2):
                 trainer.step(step)
 

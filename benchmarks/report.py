@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 from safetensors.numpy import save_file
 
+from srum.config import dump, load_config
 from srum.records import (
     Candidate,
     Failure,
@@ -40,7 +41,7 @@ from srum.records import (
     RewardMap,
 )
 from srum.report import write_report
-from srum.run_dir import round_dir, save_image, write_records
+from srum.run_dir import CONFIG, round_dir, save_image, write_records, write_text
 from srum.shapes.prompts import from_metadata, prompt_set
 from srum.shapes.render import render
 from srum.shapes.scenes import IMAGE_SIZE, sample_scene
@@ -75,6 +76,7 @@ LOOK = """new Promise((done) => {
 
 def write_run(folder: Path, candidates: int, size: int) -> None:
     """At least so many judged candidates in ``ROUNDS`` rounds, images (size, size), a latent cell for each 8 pixels."""
+    write_text(folder / CONFIG, dump(load_config()))
     rng = np.random.default_rng(0)
     for k in range(ROUNDS):
         prompts = prompt_set("train", -(-candidates // (ROUNDS * PER_PROMPT)), seed=k)

@@ -29,18 +29,23 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from judging.instructions import load_instructions
 from srum import models
-from srum.config import RolloutConfig, TrainConfig
+from srum.config import RolloutConfig, RunConfig, load_config
 from srum.drawing import draw_prompts
 from srum.models.bagel import Bagel
 from srum.models.bagel.autoencoder import encode_mean
 from srum.models.bagel.images import to_tensor
 from srum.models.base import Decoding, Sampling, Segment
+from srum.processes import Processes
 from srum.records import Candidate, Region
+from srum.run import find_method
 from srum.shapes.prompts import sample_prompt
 from srum.shapes.render import render
 from srum.shapes.scenes import IMAGE_SIZE, Thing, sample_scene
-from train.data import TrainingRecord
-from train.trainer import Trainer, trainable_parameters
+from train.data import TrainingRecord, candidate_mix
+from train.examples import Mix
+from train.methods.base import CandidateMethod
+from train.trainer import Trainer
+from train.weights import trainable_parameters
 
 SIZE = (IMAGE_SIZE, IMAGE_SIZE)
 MAX_TOKENS = 48  # of a reply
@@ -119,25 +124,38 @@ def questions(item: Item) -> list[list[Segment]]:
 
 
 def training(model: Bagel, items: Sequence[Item]) -> Comparison:
-    """One step of the default objective, the whole batch encoded together where it is encoded at all."""
-    config = TrainConfig(batch_size=len(items))
+    """One step of the default method, the whole batch encoded together where it is encoded at all."""
+    config = load_config(None, [f"train.batch_size={len(items)}"])
     pixels = torch.stack([to_tensor(item.image) for item in items])
     records = [
         _record(model, index, item, x)
         for index, (item, x) in enumerate(zip(items, _encode(model, pixels), strict=True))
     ]
-    with trainable_parameters(model, config.trainable) as parameters:
-        trainer = Trainer(model, records, config, seed=0, trained=list(parameters))
+    trainer = trainer_of(model, records, config)
 
     def step(records: Sequence[TrainingRecord]) -> None:
-        trainer.records = records
-        with trainable_parameters(model, config.trainable):
+        trainer.feed = mix_of(records, config).feed(model, config.train, 0, Processes())
+        with trainable_parameters(model, config.train.trainable):
             trainer.step(0)
 
     def plain() -> None:
         step([replace(record, latent=x) for record, x in zip(records, _encode(model, pixels), strict=True)])
 
-    return Comparison("training, cached latents", plain, lambda: step(records), config.precision)
+    return Comparison("training, cached latents", plain, lambda: step(records), config.train.precision)
+
+
+def trainer_of(model: Bagel, records: Sequence[TrainingRecord], config: RunConfig) -> Trainer:
+    """The trainer of the config's method on these candidates."""
+    feed = mix_of(records, config).feed(model, config.train, 0, Processes())
+    with trainable_parameters(model, config.train.trainable) as chosen:
+        return Trainer(model, feed, find_method(config.method).objective(config), config.train, 0, list(chosen))
+
+
+def mix_of(records: Sequence[TrainingRecord], config: RunConfig) -> Mix:
+    """What the config's method makes of these candidates."""
+    method = find_method(config.method)
+    assert isinstance(method, CandidateMethod)
+    return candidate_mix(records, method.credits(records, config), config.train, seed=0)
 
 
 def _encode(model: Bagel, pixels: Tensor) -> Tensor:

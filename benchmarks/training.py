@@ -28,11 +28,10 @@ import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from train.objectives import flow_error
 
 from benchmarks.medium import medium_model
-from benchmarks.stages import make_items, matmul_rate, operations
-from srum.config import TrainConfig
+from benchmarks.stages import make_items, matmul_rate, operations, trainer_of
+from srum.config import parse_config
 from srum.flow import FlowNoise, sample_timesteps, velocity_target
 from srum.models import native_bfloat16
 from srum.models.bagel import Bagel
@@ -40,10 +39,10 @@ from srum.models.bagel.autoencoder import encode_mean
 from srum.models.base import Segment
 from srum.records import Candidate
 from train.data import TrainingRecord
-from train.trainer import Trainer, trainable_parameters
+from train.weights import trainable_parameters
 
 SIZES = ((256, 256), (128, 256), (192, 192), (256, 128), (128, 128))  # (H, W) in pixels
-CONFIG = {"objective": "srum", "text_dropout": 0.0, "trainable": "generation", "lr": 1e-5}
+TRAIN = {"text_dropout": 0.0, "trainable": "generation", "lr": 1e-5}
 WAYS = 4
 PRECISION = "bf16" if native_bfloat16(torch.device("cpu")) else "fp32"
 
@@ -103,7 +102,8 @@ def plain_step(
     with torch.autocast("cpu", torch.bfloat16, enabled=PRECISION == "bf16"):
         corruptions = [FlowNoise(eps, t) for eps, t in zip(noise, times, strict=True)]
         v = model.forward(model.pack(samples, corruptions)).velocity
-    repel, keep = (flow_error(v, velocity_target(x, noise).flatten(0, 1)) for x in (clean, target_image))
+    targets = (velocity_target(x, noise).flatten(0, 1) for x in (clean, target_image))
+    repel, keep = ((v - target).square().mean(dim=-1) for target in targets)
     loss = ((maps.flatten() * repel + 0.5 * keep) * there).sum() / there.sum()
     optimizer.zero_grad()
     loss.backward()
@@ -114,7 +114,8 @@ def plain_step(
 def ways(model: Bagel, images: int) -> dict[str, Callable[[], object]]:
     """A step in every way, by name, from the plain one to ours."""
     batch = make_batch(model, images)
-    config = TrainConfig.model_validate(CONFIG | {"batch_size": images, "steps": 10**6, "precision": PRECISION})
+    train = TRAIN | {"batch_size": images, "steps": 10**6, "precision": PRECISION}
+    config = parse_config({"method": "srum", "train": train})
     records = [
         TrainingRecord(
             Candidate(id=n, prompt_id=n, prompt=prompt, index=0, seed=0, image=n, latent=n, size=tuple(map_.shape)),
@@ -126,13 +127,12 @@ def ways(model: Bagel, images: int) -> dict[str, Callable[[], object]]:
             for number, sample in enumerate(zip(batch.prompts, batch.maps, batch.latents, strict=True))
         )
     ]  # fmt: skip
-    with trainable_parameters(model, config.trainable) as chosen:
-        trainer = Trainer(model, records, config, seed=0, trained=list(chosen))
-    optimizer = torch.optim.AdamW(list(trainer.parameters.values()), config.lr, foreach=False)
+    trainer = trainer_of(model, records, config)
+    optimizer = torch.optim.AdamW(list(trainer.parameters.values()), config.train.lr, foreach=False)
 
     def alone(step: Callable[[], object]) -> Callable[[], object]:
         def work() -> None:
-            with trainable_parameters(model, config.trainable):
+            with trainable_parameters(model, config.train.trainable):
                 step()
 
         return work

@@ -27,7 +27,7 @@ from srum.processes import Processes
 from srum.records import Prompt
 from srum.report import write_report
 from srum.rollout import choose_prompts
-from srum.run import BASE, Run, console, load_model
+from srum.run import BASE, Run, console, find_method, load_model
 from srum.run_dir import RunError, alone_in, claim_run, write_json, write_text
 from srum.stages import TRAIN, Stage
 from train.optimizer import make_optimizer
@@ -91,12 +91,15 @@ def check_inputs(config: RunConfig) -> None:
 
 
 def require_arms(config: RunConfig) -> None:
-    """ConfigError for a method to compare with that there is not, or that this config contradicts."""
-    for name in config.compare:
+    """ConfigError for a method to compare with that there is not, that this config contradicts, or named as another."""
+    named: dict[str, str] = {}
+    for method in dict.fromkeys((*config.compare, config.method)):
         try:
-            config_of(name, config)
+            config_of(method, config)
         except ValueError as error:
-            raise ConfigError(f"compare: {name}: {' '.join(str(error).split())}") from None
+            raise ConfigError(f"compare: {method}: {' '.join(str(error).split())}") from None
+        if (other := named.setdefault(find_method(method).name, method)) != method:
+            raise ConfigError(f"compare: {other} and {method} are both named {find_method(method).name}")
 
 
 def require_sizes(config: RunConfig) -> None:

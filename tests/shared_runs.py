@@ -28,7 +28,7 @@ def small() -> RunConfig:
     """A round of 14 candidates in batches of 4, and 7 prompts to evaluate in batches of 3."""
     batches = [f"{stage}.batch_size=4" for stage in ("rollout", "ground", "judge", "train")]
     counts = ["rounds=1", "prompt_count=7", "candidates_per_prompt=2", "eval.count=7", "eval.batch_size=3"]
-    return load_config(None, [*batches, *counts, "train.steps=2", "compare=false", "reward.on_failure=keep"])
+    return load_config(None, [*batches, *counts, "train.steps=2", "compare=[]", "reward.on_failure=keep"])
 
 
 class Drawing(FakeModel):
@@ -57,13 +57,13 @@ class Stumbling(FakeModel):
 def whole_runs(folder: Path) -> None:
     """``folder / two``: a run of two processes; ``folder / from one``: what they make of one's interrupted round.
 
-    ``folder / drawn-RANK.txt``, ``said-RANK.txt``: for how many images each process was asked in the first, and what it
-    printed. ``folder / left``: see ``one_leaves``.
+    ``folder / drawn-RANK.txt``, ``printed-RANK.txt``: for how many images each process was asked in the first, and what
+    it printed. ``folder / left``: see ``one_leaves``.
     """
     rank = Processes.here().rank
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(models, "load", Drawing.load)
-        with (folder / f"said-{rank}.txt").open("w") as said, redirect_stdout(said):
+        with (folder / f"printed-{rank}.txt").open("w") as printed, redirect_stdout(printed):
             run_loop(small(), folder / "two")
         (folder / f"drawn-{rank}.txt").write_text(str(Drawing.drawn))
         stages_before_training(folder / "from one")

@@ -27,7 +27,7 @@ SMALL = [
     "reward.on_failure=keep",
 ]
 SETS = [part for override in SMALL for part in ("--set", override)]
-ARMS = ["sft", "srum_paper", "srum"]
+ARMS = ["sft", "srum", "region_nft"]
 GROUNDER = """
 from srum.records import Region
 
@@ -114,7 +114,7 @@ def test_every_expected_error_has_the_one_base() -> None:
 def test_run_ends_in_a_table_and_is_not_overwritten() -> None:
     result = srum("run", *SETS)
     assert result.exit_code == 0, result.output
-    assert "srum_paper" in result.output and Path("runs/default/report.html").is_file()
+    assert "region_nft" in result.output and Path("runs/default/report.html").is_file()
     summary = Path("runs/default/summary.json").read_bytes()
     assert "pass --resume" in error_of(srum("run", *SETS))
     assert "(seed: 0 != 1)" in error_of(srum("run", *SETS, "--set", "seed=1", "--resume"))
@@ -133,8 +133,8 @@ def test_stages_are_the_run() -> None:
     for name in ("summary.json", "round-000/rewards.jsonl", "round-000/counts.json", "config.yaml"):
         assert Path("parts", name).read_bytes() == Path("whole", name).read_bytes()
     assert (
-        Path("parts/round-000/eval/srum/verdicts.jsonl").read_bytes()
-        == Path("parts/eval/srum/verdicts.jsonl").read_bytes()
+        Path("parts/round-000/eval/region_nft/verdicts.jsonl").read_bytes()
+        == Path("parts/eval/region_nft/verdicts.jsonl").read_bytes()
     )
 
 
@@ -177,20 +177,20 @@ def test_an_arm_is_trained_once_and_the_command_says_so() -> None:
     assert srum("train", "run").output == "".join(f"already trained: {folder / arm}\n" for arm in ARMS)
     shutil.rmtree(folder / "sft")
     third = srum("train", "run").output
-    assert third.startswith(f"already trained: {folder / 'srum_paper'}\n") and "training on" in third
+    assert third.startswith(f"already trained: {folder / 'srum'}\n") and "training on" in third
     assert (folder / "sft/model").is_dir()
 
 
 def test_changed_candidates_are_not_trained_on_before_the_old_training_is_deleted() -> None:
     for stage in ("rollout", "ground", "judge", "rasterize", "train"):
-        assert srum(stage, "run", *SETS, "--set", "compare=false").exit_code == 0
+        assert srum(stage, "run", *SETS, "--set", "compare=[]").exit_code == 0
     folder = Path("run/round-000")
     lines = (folder / "rewards.jsonl").read_text().splitlines(keepends=True)
     (folder / "rewards.jsonl").write_text("".join(lines[1:]))
-    shutil.rmtree(folder / "train/srum/model")
+    shutil.rmtree(folder / "train/region_nft/model")
     error = error_of(srum("train", "run"))
-    assert error.endswith(f"or delete {folder / 'train/srum'} to train anew") and "different: " in error
-    shutil.rmtree(folder / "train/srum")
+    assert error.endswith(f"or delete {folder / 'train/region_nft'} to train anew") and "different: " in error
+    shutil.rmtree(folder / "train/region_nft")
     assert srum("train", "run").exit_code == 0
 
 
@@ -213,20 +213,119 @@ def test_a_run_goes_through_the_authors_lines_and_trains() -> None:
     assert "ours/round-000 holds another round" in error_of(srum("import", "lines.jsonl", "ours", "--images", "ours"))
 
 
-def test_a_users_grounder_and_objective() -> None:
+def test_a_users_grounder_and_another_method() -> None:
     Path("my_regions.py").write_text(GROUNDER)
-    flags = ["--grounder", "my_regions:WholeImage", "--objective", "srum"]
+    flags = ["--grounder", "my_regions:WholeImage", "--method", "srum"]
     assert srum("run", "--out", "mine", *SETS, *flags).exit_code == 0
     (first, *_) = Path("mine/round-000/regions.jsonl").read_text().splitlines()
     assert {region["source"] for region in json.loads(first)["regions"]} == {"mine", "background"}
-    assert Path("mine/config.yaml").read_text().count("objective: srum") == 1
+    assert Path("mine/config.yaml").read_text().startswith("method: srum\n")
+    assert sorted(path.name for path in Path("mine/round-000/train").iterdir()) == ["sft", "srum"]
+
+
+METHOD = """
+from srum.config import NotNegative, RunConfig
+from train.methods.base import CandidateMethod, cross_entropy
+
+
+class BestConfig(RunConfig):
+    method: str = "my_method:Best"
+    others: NotNegative = 0.0  # what candidates count that are not the best of their prompt
+
+
+class Best(CandidateMethod):
+    name, label, colour = "best", "best of each prompt", "#009e73"
+    Config = BestConfig
+
+    def credits(self, records, config):
+        best = {}
+        for record in sorted(records, key=lambda record: record.sample_score):
+            best[record.candidate.prompt_id] = record.candidate.id
+        counts = [1.0 if r.candidate.id in best.values() else config.others for r in records]
+        return [r.reward_map.new_full(r.reward_map.shape, count) for r, count in zip(records, counts)]
+
+    def terms(self, tokens, config):
+        if tokens.kind == "text":
+            return cross_entropy(tokens, config)
+        return {"flow": tokens.credit * tokens.error}
+"""
+
+
+def test_a_users_method_with_a_field_of_its_own() -> None:
+    """Beside a shipped one and as one that is compared: trained, evaluated, and shown under its name."""
+    Path("my_method.py").write_text(METHOD)
+    flags = ["--method", "my_method:Best", "--set", "compare=[sft]"]
+    assert srum("run", "--out", "mine", *SETS, *flags, "--set", "others=0.25").exit_code == 0
+    assert list(json.loads(Path("mine/summary.json").read_text())) == ["base", "sft", "best"]
+    assert "others: 0.25" in Path("mine/config.yaml").read_text()
+    page = Path("mine/report.html").read_text()
+    assert "others: 0.25" in page and page.count("best") > 3
+    rows = [json.loads(line) for line in Path("mine/round-000/train/best/metrics.jsonl").read_text().splitlines()]
+    assert all(row["parts"].keys() == {"flow"} and row["mean_credit"] < 1 for row in rows)
+    typo = error_of(srum("run", *SETS, *flags, "--set", "othres=0.25"))
+    assert typo == "unknown key othres; did you mean others?"
+
+    compared = ["--method", "sft", "--set", "compare=['my_method:Best']"]
+    assert srum("run", "--out", "theirs", *SETS, *compared).exit_code == 0
+    assert list(json.loads(Path("theirs/summary.json").read_text())) == ["base", "best", "sft"]
+    assert "best" in srum("compare", "mine", "theirs").output
+
+
+UNJUDGED = """
+from srum.config import RunConfig
+from srum.models.base import Segment
+from srum.records import Candidate
+from srum.run_dir import read_records
+from srum.stages import ROLLOUT
+from train.examples import Example, Mix, Part
+from train.methods.base import Method, cross_entropy
+
+
+class CaptionConfig(RunConfig):
+    method: str = "my_captions:Captions"
+
+
+class Captions(Method):
+    name, label, colour = "captions", "captions", "#009e73"
+    Config = CaptionConfig
+    stages = (ROLLOUT,)
+
+    def examples(self, run, k, config):
+        folder = run.round(k)
+        examples = [
+            Example(
+                id=c.id,
+                segments=[Segment("seen", image=folder / c.image), Segment("text", text=c.prompt, loss=True)],
+            )
+            for c in read_records(folder / "candidates.jsonl", Candidate)
+        ]
+        return Mix([Part("captions", examples, config.train.batch_size)])
+
+    def terms(self, tokens, config):
+        return cross_entropy(tokens, config)
+"""
+
+
+def test_a_users_method_with_stages_and_examples_of_its_own() -> None:
+    """Texts on the images of the rollout, without a judge: no other stage is done, and the report is written."""
+    Path("my_captions.py").write_text(UNJUDGED)
+    flags = ["--method", "my_captions:Captions", "--set", "compare=[]", "--set", "train.trainable=all"]
+    assert srum("run", "--out", "mine", *SETS, *flags).exit_code == 0
+    assert sorted(p.name for p in Path("mine/round-000").glob("*.jsonl")) == ["candidates.jsonl", "prompts.jsonl"]
+    rows = [json.loads(line) for line in Path("mine/round-000/train/captions/metrics.jsonl").read_text().splitlines()]
+    assert all(row["parts"]["cross_entropy"] == row["loss"] > 0 and row["mean_credit"] is None for row in rows)
+    assert rows[0]["loss_by_timestep"] == [None] * 4
+    assert list(json.loads(Path("mine/summary.json").read_text())) == ["base", "captions"]
+    assert error_of(srum("judge", "mine")).startswith("captions has no stage 'judge'; its stages are rollout, train")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["run", "--set", "train.lrr=1"], "unknown key train.lrr; did you mean train.lr?"),
-        (["run", "--objective", "ppo"], "train.objective: Input should be 'sft', 'srum' or 'region_nft'"),
+        (["run", "--method", "ppo"], "method: no method 'ppo': give one of sft, srum, region_nft or module:Name"),
+        (["run", "--method", "not_there:It"], "method: method 'not_there:It': no module 'not_there' here or installed"),
+        (["run", "--set", "compare=[ppo]"], "compare: ppo: no method 'ppo'"),
         (["run", "--config", "nowhere.yaml"], "cannot read the config nowhere.yaml"),
         (["run", "--grounder", "nothing:Here"], "grounder 'nothing:Here': no module 'nothing'"),
         (["run", "--set", "prompts=bad.jsonl"], "bad.jsonl:2: not JSON"),
@@ -254,7 +353,7 @@ def test_a_stage_says_which_one_is_missing() -> None:
         == "run/round-000/regions.jsonl is missing: the stage that writes it has not finished"
     )
     untrained = "run/round-000/train/{}/model is missing: {} has not been trained in round 0"
-    assert error_of(srum("rollout", "run", "--round", "1")) == untrained.replace("{}", "srum")
+    assert error_of(srum("rollout", "run", "--round", "1")) == untrained.replace("{}", "region_nft")
     assert error_of(srum("eval", "run")) == untrained.replace("{}", "sft")
     assert [path.name for path in Path("run").glob("round-*")] == ["round-000"]
 

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
-from srum.config import ConfigError, RolloutConfig, RunConfig, TrainConfig, differing_fields, dump, load_config
+from srum.config import (
+    ConfigError,
+    RolloutConfig,
+    RunConfig,
+    TrainConfig,
+    config_class,
+    config_of,
+    differing_fields,
+    dump,
+    load_config,
+)
 from srum.models.base import Sampling
+from train.methods.region_nft import RegionNftConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -43,10 +56,12 @@ def test_presets_for_other_worlds_are_not_evaluated() -> None:
 def test_the_presets_of_the_paper_and_of_the_released_code() -> None:
     """Table 6 of the paper, and what the released launch script sets instead."""
     recipe = {"betas": (0.9, 0.95), "eps": 1e-15, "weight_decay": 0.0, "clip": 1.0, "schedule": "constant"}
-    recipe |= {"objective": "srum", "constraint_weight": 0.5, "trainable": "all"}
+    recipe |= {"trainable": "all"}
+    method = {"method": "srum", "constraint_weight": 0.5, "use_layout": True, "credit": "region"}
     paper, released = (load_config(CONFIGS / f"bagel-7b-{name}.yaml") for name in ("paper", "released"))
     for config in (paper, released):
         assert {name: getattr(config.train, name) for name in recipe} == recipe
+        assert {name: getattr(config, name) for name in method} == method
     own = [
         (c.train.lr, c.train.warmup_steps, c.train.timestep_shift, c.train.memory.pack_tokens, c.reward.mapping)
         for c in (paper, released)
@@ -57,7 +72,7 @@ def test_the_presets_of_the_paper_and_of_the_released_code() -> None:
 
 def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("# nothing\n")
-    assert load_config(tmp_path / "c.yaml") == RunConfig()
+    assert load_config(tmp_path / "c.yaml") == RegionNftConfig()
 
 
 @pytest.mark.parametrize(
@@ -73,8 +88,15 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
         ("train=3", "train: "),
         ("train.tracker=paper", "train.tracker: Input should be 'tensorboard', 'wandb' or 'trackio', got 'paper'"),
         ("train.betas=[0.9, 1.0]", "train.betas.1: Input should be less than 1, got 1.0"),
-        ("train.old_decay=2", "train.old_decay: Input should be less than or equal to 1, got 2"),
-        ("train.objective=sgd", "train.objective: Input should be 'sft', 'srum' or 'region_nft', got 'sgd'"),
+        ("old_decay=2", "old_decay: Input should be less than or equal to 1, got 2"),
+        ("method=sgd", "method: no method 'sgd': give one of sft, srum, region_nft or module:Name"),
+        ("method=no.such:Thing", "method: method 'no.such:Thing': no module 'no' here or installed"),
+        ("method=train.methods.sft:Nothing", "method: method 'train.methods.sft:Nothing': train.methods.sft has no"),
+        ("method=3", "method: no method '3'"),
+        ("constraint_weight=0.5", "unknown key constraint_weight; known here are method, model, device"),
+        ("train.beta=0.5", "unknown key train.beta; did you mean train.betas?"),
+        ("train.old_decay=0.5", "unknown key train.old_decay; did you mean old_decay?"),
+        ("compare=false", "compare: Input should be a valid tuple, got False"),
         ("seed.x=3", "seed: "),
         ("device=gpu", "device: 'gpu' is none; expected auto, spread, cpu, mps, cuda or cuda:1"),
         ("device='cpu:1'", "device: 'cpu:1' is none"),
@@ -126,10 +148,10 @@ def test_a_share_above_zero_plans_at_least_one() -> None:
 
 
 def test_replies_to_learn_need_a_judge_that_replies() -> None:
-    learn = ["train.trainable=all", "train.replies.weight=0.5"]
-    with pytest.raises(ConfigError, match=r"train\.replies\.weight: there is no reply to learn"):
+    learn = ["train.trainable=all", "train.replies=16"]
+    with pytest.raises(ConfigError, match=r"train\.replies: there is no reply to learn"):
         load_config(None, [*learn, "judge.reply=none"])
-    assert load_config(None, [*learn, "judge.reply=constrained"]).train.replies.weight == 0.5
+    assert load_config(None, [*learn, "judge.reply=constrained"]).train.replies == 16
 
 
 @pytest.mark.parametrize(("text", "message"), [("- 1\n", "expected keys"), ("a: [", "is not YAML")])
@@ -147,9 +169,9 @@ def test_configs_are_frozen() -> None:
 
 
 def test_differing_fields_are_named() -> None:
-    assert differing_fields(RunConfig(), RunConfig()) == []
+    assert differing_fields(load_config(), load_config()) == []
     other = load_config(None, ["seed=3", "train.lr=0.5"])
-    assert differing_fields(RunConfig(), other) == ["seed: 0 != 3", f"train.lr: {TrainConfig().lr} != 0.5"]
+    assert differing_fields(load_config(), other) == ["seed: 0 != 3", f"train.lr: {TrainConfig().lr} != 0.5"]
 
 
 def test_options_of_a_grounder_are_kept_and_compared(tmp_path: Path) -> None:
@@ -158,10 +180,37 @@ def test_options_of_a_grounder_are_kept_and_compared(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(dump(config))
     assert load_config(tmp_path / "config.yaml") == config
     different = ["ground.grounder: classical != grid", "ground.options.side: None != 4"]
-    assert differing_fields(RunConfig(), config) == different
+    assert differing_fields(load_config(), config) == different
 
 
 def test_sampling_fields_are_those_of_the_sampler() -> None:
     config = RunConfig()
     assert Sampling(**config.rollout.sampling()).size == config.rollout.size
     assert config.eval.sampling().keys() == config.rollout.sampling().keys()
+
+
+@pytest.mark.parametrize("method", ["sft", "srum", "region_nft"])
+def test_a_config_has_the_class_of_its_method(tmp_path: Path, method: str) -> None:
+    config = load_config(None, [f"method={method}"])
+    assert type(config) is config_class(method) and config.method == method
+    (tmp_path / "c.yaml").write_text(dump(config))
+    assert load_config(tmp_path / "c.yaml") == config
+
+
+def test_another_methods_config_shares_all_but_the_fields_of_its_own() -> None:
+    config = load_config(None, ["beta=0.7", "credit=sample", "seed=3", "train.lr=0.5"])
+    other = config_of("srum", config)
+    assert (other.method, other.seed, other.train.lr) == ("srum", 3, 0.5)
+    assert other.model_dump(include={"constraint_weight", "use_layout", "credit"}) == {
+        "constraint_weight": 0.5, "use_layout": True, "credit": "region",
+    }  # fmt: skip
+    back = config_of("region_nft", other)
+    assert differing_fields(config, back) == ["beta: 0.7 != 0.3", "credit: sample != region"]
+
+
+def test_a_config_is_read_without_torch() -> None:
+    code = "import sys; from srum.config import load_config; load_config(None, ['method={}'])\n"
+    code = "".join(code.format(method) for method in ("sft", "srum", "region_nft"))
+    code += "sys.exit(', '.join({'torch', 'numpy', 'PIL'} & sys.modules.keys()) or 0)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=CONFIGS.parent, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -10,17 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from train.sequences import TrainingError
 
 from grounding.base import ground as ground_images
 from grounding.relevance import RelevanceFilter
 from judging.self_judge import SelfJudge
 from judging.stage import load_judge
 from srum import loop, models
-from srum.config import RunConfig, load_config
+from srum.config import ConfigError, RunConfig, load_config
 from srum.evaluation.accuracy import Accuracy, EvalResult
 from srum.evaluation.comparison import summarize
-from srum.loop import STAGES, evaluate_arms, perform, run_loop
+from srum.loop import evaluate_arms, perform, run_loop
 from srum.models.base import Decoding
 from srum.rasterize import count_outcomes
 from srum.reading import read_round
@@ -30,7 +29,7 @@ from srum.run import Run
 from srum.run_dir import RunError, read_records
 from tests.fakes import FakeModel, run_on_fakes
 from train import tracking
-from train.stage import arms
+from train.examples import TrainingError
 from train.trainer import train as train_arm
 
 SMALL = [
@@ -47,7 +46,8 @@ SMALL = [
     "eval.count=7",
     "eval.batch_size=3",
 ]
-ARMS = ["base", "sft", "srum_paper", "srum"]
+ARMS = ["base", "sft", "srum", "region_nft"]
+STAGES = ("rollout", "ground", "judge", "rasterize", "train")
 
 
 @pytest.fixture(autouse=True)
@@ -88,7 +88,7 @@ def test_a_run_leaves_the_files_of_the_design(whole: Path) -> None:
     assert {f"eval/{arm}/verdicts.jsonl" for arm in ARMS} | {"config.yaml", "summary.json"} <= names
     assert not [name for name in names if ".parts" in name or ".partial" in name]
     assert (whole / "report.html").stat().st_size > 10_000
-    assert {"round-000/rollout", "round-001/train", "eval srum"} <= json.loads(
+    assert {"round-000/rollout", "round-001/train", "eval region_nft"} <= json.loads(
         (whole / "timings.json").read_text()
     ).keys()
 
@@ -106,10 +106,11 @@ def test_the_summary(whole: Path) -> None:
 def test_rounds_draw_new_prompts_with_new_weights(whole: Path) -> None:
     first, second = (read_records(whole / k / "candidates.jsonl", Candidate) for k in ("round-000", "round-001"))
     assert {c.prompt for c in first} != {c.prompt for c in second}
-    weights = [(whole / k / "train/srum/model/ema.safetensors").read_bytes() for k in ("round-000", "round-001")]
+    weights = [(whole / k / "train/region_nft/model/ema.safetensors").read_bytes() for k in ("round-000", "round-001")]
     assert weights[0] != weights[1]
     run = Run(whole, load_config(whole / "config.yaml"))
-    assert run.weights("srum", 0) == run.weights("base", 2) == "srum-tiny"
+    assert run.weights("region_nft", 0) == run.newest(0) == run.weights("base", 2) == "srum-tiny"
+    assert run.newest(1) == str(whole / "round-000/train/region_nft/model")
     assert run.weights("sft", 2) == str(whole / "round-001/train/sft/model")
 
 
@@ -152,12 +153,12 @@ PLACES = [
     "round-000/rewards.jsonl",
     "round-000/counts.json",
     "round-000/train/sft/checkpoints/step-00000004",
-    "round-000/train/srum/checkpoints/step-00000002",
-    "round-000/train/srum/model",
+    "round-000/train/region_nft/checkpoints/step-00000002",
+    "round-000/train/region_nft/model",
     "round-001/judgements.parts/00002.jsonl",
-    "round-001/train/srum_paper/checkpoints/step-00000004",
+    "round-001/train/srum/checkpoints/step-00000004",
     "eval/base/verdicts.parts/00002.jsonl",
-    "eval/srum/images/held_out-0004.png",
+    "eval/region_nft/images/held_out-0004.png",
     "run/summary.json",
     "run/report.html",
 ]
@@ -311,7 +312,7 @@ def test_which_weights_each_stage_takes_and_with_which_seeds(tmp_path: Path, mon
         return FakeModel.load(weights, *arguments, **options)
 
     def train(*arguments: Any, reproduces: bool) -> Any:
-        _, _, _, folder, seed, *_ = arguments
+        *_, folder, seed, _, _ = arguments
         trained.append((folder.name, reproduces))
         seeds["train"].add(seed)
         return train_arm(*arguments, reproduces=reproduces)
@@ -333,11 +334,11 @@ def test_which_weights_each_stage_takes_and_with_which_seeds(tmp_path: Path, mon
     assert loaded == {
         **{(stage, 0): ["srum-tiny"] for stage in before_training},
         ("train", 0): ["srum-tiny"] * 3,
-        **{(stage, 1): [str(tmp_path / "round-000/train/srum/model")] for stage in before_training},
+        **{(stage, 1): [str(tmp_path / "round-000/train/region_nft/model")] for stage in before_training},
         ("train", 1): after_one,
         ("eval", 1): ["srum-tiny", *after_two],
     }
-    assert trained == [(arm, True) for arm in ARMS[1:]] + [("sft", False), ("srum_paper", False), ("srum", True)]
+    assert trained == [(arm, True) for arm in ARMS[1:]] + [("sft", False), ("srum", False), ("region_nft", True)]
     assert [len(drawn) for drawn in seeds.values()] == [2, 2]
 
 
@@ -376,7 +377,7 @@ def test_no_field_of_grounding_and_rasterizing_is_lost_on_the_way(
 
 
 def test_layers_in_several_places_are_not_trained(tmp_path: Path) -> None:
-    run = Run(tmp_path, load_config(None, [*SMALL, "device=spread", "compare=false"]))
+    run = Run(tmp_path, load_config(None, [*SMALL, "device=spread", "compare=[]"]))
     for stage in ("rollout", "ground", "judge", "rasterize"):
         perform(run, stage, 0)
     with pytest.raises(RunError, match="device: spread layers can sample and judge, not train"):
@@ -408,34 +409,64 @@ def test_judgements_from_before_a_field_are_read(tmp_path: Path) -> None:
     assert judgement.regions[0].confidence is None and judgement.layout.attempts == 2
 
 
-def test_arms_differ_in_their_objective_alone() -> None:
-    config = load_config(None, ["train.steps=9", "train.use_layout=false"])
-    found = arms(config)
-    assert [(name, arm.objective) for name, arm in found.items()] == [
-        ("sft", "sft"),
-        ("srum_paper", "srum"),
-        ("srum", "region_nft"),
-    ]
-    assert {arm.steps for arm in found.values()} == {9}
-    assert found["srum_paper"].use_layout and found["srum_paper"].constraint_weight == 0.5
-    assert "srum_paper" not in arms(load_config(None, ["reward.mapping=unit"]))
-    assert arms(RunConfig())["srum"] == RunConfig().train
+def test_arms_differ_in_their_method_alone(tmp_path: Path) -> None:
+    """What methods share is the run's; the fields of their own have their defaults, but for the run's method."""
+    run = Run(tmp_path, load_config(None, ["train.steps=9", "beta=0.7", "rounds=3"]))
+    assert [(name, arm.config.method) for name, arm in run.arms.items()] == [(name, name) for name in ARMS[1:]]
+    shared = RunConfig.model_fields.keys() - {"method"}
+    for arm in run.arms.values():
+        assert arm.config.model_dump(include=shared) == run.config.model_dump(include=shared)
+        assert type(arm.config) is arm.method.Config
+    assert run.arms["srum"].config.constraint_weight == 0.5  # type: ignore[attr-defined]
+    assert run.arms["region_nft"].config is run.config and run.config.beta == 0.7  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
     ("overrides", "names"),
     [
-        (["train.objective=sft"], ["srum_paper", "srum"]),
-        (["train.objective=srum"], ["sft", "srum"]),
-        (["train.objective=srum", "train.constraint_weight=0.3"], ["sft", "srum_paper", "srum"]),
-        (["train.objective=srum", "train.credit=sample"], ["sft", "srum_paper", "srum"]),
-        (["compare=false"], ["srum"]),
+        (["method=sft"], ["srum", "sft"]),
+        (["method=srum"], ["sft", "srum"]),
+        (["method=srum", "constraint_weight=0.3", "compare=[srum, region_nft]"], ["region_nft", "srum"]),
+        (["compare=[sft, sft]"], ["sft", "region_nft"]),
+        (["compare=[]"], ["region_nft"]),
     ],
 )
-def test_no_two_arms_are_trained_alike(overrides: list[str], names: list[str]) -> None:
-    found = arms(load_config(None, overrides))
-    assert list(found) == names
-    assert len({arm.model_dump_json() for arm in found.values()}) == len(found)
+def test_every_method_is_trained_once_and_the_runs_own_last(
+    tmp_path: Path, overrides: list[str], names: list[str]
+) -> None:
+    run = Run(tmp_path, load_config(None, overrides))
+    assert list(run.arms) == names and run.arms[run.method.name].config is run.config
+
+
+SAME_NAME = "from train.methods.srum import Srum\n\nclass Mine(Srum):\n    pass\n"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["compare=[ppo]"], "compare: ppo: no method 'ppo': give one of sft, srum, region_nft or module:Name"),
+        (
+            ["method=sft", "compare=[region_nft]", "candidates_per_prompt=1"],
+            "compare: region_nft: .*candidates_per_prompt: region_nft compares",
+        ),
+        (["compare=[srum, 'same_name:Mine']"], "compare: srum and same_name:Mine are both named srum"),
+        (["compare=['same_name:Mine']", "method=srum"], "compare: same_name:Mine and srum are both named srum"),
+    ],
+)
+def test_methods_that_cannot_be_compared_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], message: str
+) -> None:
+    (tmp_path / "same_name.py").write_text(SAME_NAME)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        run_loop(load_config(None, [*SMALL, *overrides]), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_stage_of_no_method_of_the_run_is_refused(tmp_path: Path) -> None:
+    known = "its stages are rollout, ground, judge, rasterize, train"
+    with pytest.raises(RunError, match=f"region_nft has no stage 'dream'; {known}"):
+        perform(Run(tmp_path, load_config(None, SMALL)), "dream", 0)
 
 
 def test_failures_are_counted_by_kind() -> None:

@@ -55,9 +55,9 @@ def test_two_processes_leave_the_files_of_one(folder: Path) -> None:
         for run in ("one", "two")
     )
     assert one.keys() == two.keys()
-    trained = ("round-000/train/", "eval/srum/", "summary.json")
+    trained = ("round-000/train/", "eval/region_nft/", "summary.json")
     assert [name for name in one if one[name] != two[name] and not name.startswith(trained)] == []
-    a, b = (load_file(folder / name / "round-000/train/srum/model/ema.safetensors") for name in ("one", "two"))
+    a, b = (load_file(folder / name / "round-000/train/region_nft/model/ema.safetensors") for name in ("one", "two"))
     for name in a:
         torch.testing.assert_close(a[name], b[name])
 
@@ -69,7 +69,7 @@ def test_they_share_the_work(folder: Path) -> None:
 
 
 def test_one_process_speaks(folder: Path) -> None:
-    first, second = ((folder / f"said-{rank}.txt").read_text() for rank in range(2))
+    first, second = ((folder / f"printed-{rank}.txt").read_text() for rank in range(2))
     assert "training on" in first and "against base, points" in first
     assert second == ""
 

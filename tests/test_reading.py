@@ -177,7 +177,7 @@ def test_reprs_of_collections_draw(run: RunView) -> None:
 
 def test_verdicts_and_their_images(run: RunView) -> None:
     verdicts = run.verdicts()
-    assert list(verdicts) == ["base", "sft", "srum", "srum_paper"] and run.verdicts(round=0) == {}
+    assert list(verdicts) == ["base", "region_nft", "sft", "srum"] and run.verdicts(round=0) == {}
     (first, *_) = verdicts["base"]
     path = run.folder / f"eval/base/images/{first.prompt_id}.png"
     assert np.array_equal(run.checked_image("base", first.prompt_id), Image.open(path))

@@ -16,6 +16,7 @@ from skimage.data import astronaut
 
 from benchmarks.report import ask, chromium, write_run
 from srum import report
+from srum.config import load_config
 from srum.records import (
     Candidate,
     Failure,
@@ -28,9 +29,9 @@ from srum.records import (
     RewardMap,
 )
 from srum.report import write_report
-from srum.run_dir import RunError, write_json, write_records, write_text
+from srum.run_dir import RunError, claim_run, write_json, write_records, write_text
 
-ARMS = ("base", "sft", "srum_paper", "srum")
+ARMS = ("base", "sft", "srum", "region_nft")
 CATEGORIES = ("single_object", "counting", "color_attr")
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\u2028<!-- & ' \""
@@ -227,9 +228,9 @@ def test_the_spread_is_from_the_lowest_score_of_a_prompt_to_the_highest(tmp_path
 
 
 def test_the_table_says_what_the_verdicts_say(run: Path) -> None:
-    """Of every 4 prompts the arms get 1, 2, 3 and 4 right, so base has 25 %, srum 100 %, 18 of 24 fixed."""
+    """Of every 4 prompts the arms get 1, 2, 3 and 4 right, so base has 25 %, region_nft 100 %, 18 of 24 fixed."""
     text = " ".join(parse(write_report(run)).text.split())
-    assert re.search(r"base sft srum_paper srum overall\s?25\.0\s?12\.0 to 44\.9 .* 100\.0\s?86\.2 to 100\.0", text)
+    assert re.search(r"base sft srum region_nft overall\s?25\.0\s?12\.0 to 44\.9 .* 100\.0\s?86\.2 to 100\.0", text)
     assert re.search(r"above base\s?\u2013 .* \+75\.0 \+58\.3 to \+91\.7", text)
     assert "18 held-out prompts went from wrong to right, 0 from right to wrong, of 24" in text
 
@@ -243,7 +244,7 @@ def test_evaluations_of_single_rounds_become_a_chart(run: Path) -> None:
 
 def test_samples_of_the_training_stand_by_prompt_and_step(run: Path) -> None:
     """Three images of one candidate, two of another, whose last is still to be written."""
-    folder = run / "round-001/train/srum/samples"
+    folder = run / "round-001/train/region_nft/samples"
     for step, names in ((0, (0, 2)), (50, (0, 2)), (120, (0,))):
         for number in names:
             picture(folder / f"step-{step:08d}/train-{number // 2:04d}-0.png", "#c53030")
@@ -253,7 +254,7 @@ def test_samples_of_the_training_stand_by_prompt_and_step(run: Path) -> None:
     head, *rows = table.split("<tr>")[1:]
     assert re.findall(r"<th>(.*?)</th>", head) == ["after steps", "0", "50", "120"]
     assert [row.count("<img") for row in rows] == [3, 2] and all("a red circle above" in row for row in rows)
-    assert "round-001, srum" in page.read_text(encoding="utf-8")
+    assert "round-001, region_nft" in page.read_text(encoding="utf-8")
 
 
 def test_text_of_prompts_and_judges_is_escaped(run: Path) -> None:
@@ -273,7 +274,7 @@ def test_no_text_breaks_out_of_its_place(run: Path) -> None:
     write_records(run / "round-002/candidates.jsonl", [candidate])
     write_records(run / "round-002/regions.jsonl", [Grounding(candidate_id="x", regions=[], error=HOSTILE)])
     write_records(run / "round-002/judgements.jsonl", [Judgement(candidate_id="x", regions=[], layout=layout)])
-    for arm in ("base", "srum"):
+    for arm in ("base", "region_nft"):
         path = run / f"eval/{arm}/verdicts.jsonl"
         verdict = {"prompt_id": "held-out-0000", "prompt": HOSTILE, "category": "<i>", "reasons": [HOSTILE]}
         write_text(path, json.dumps({"schema": 1, "correct": False} | verdict) + "\n")
@@ -337,6 +338,7 @@ def test_the_same_run_gives_the_same_page(run: Path) -> None:
 
 
 def test_a_run_that_has_only_begun(tmp_path: Path) -> None:
+    claim_run(tmp_path, load_config())
     text = parse(write_report(tmp_path)).text
     assert "<script" not in (tmp_path / "report.html").read_text()
     for missing in ("No result yet", "No pair of evaluated images", "No training step", "No timings", "No candidate"):
@@ -376,7 +378,7 @@ def test_an_unreadable_image_has_a_placeholder_and_its_problem(run: Path) -> Non
 
 
 def test_a_metrics_line_that_is_being_written_is_left_out(run: Path) -> None:
-    with (run / "round-001/train/srum/metrics.jsonl").open("a") as file:
+    with (run / "round-001/train/region_nft/metrics.jsonl").open("a") as file:
         file.write('{"step": 40, "lo')
     assert "loss" in parse(write_report(run)).text
 

@@ -13,7 +13,9 @@ from srum.evaluation.released import reference_map
 from srum.geometry import rle_encode
 from srum.records import Box, Candidate, Failure, Grounding, Judgement, LayoutJudgement, Region, RegionJudgement, Size
 from srum.reward_map import Overlap, Skipped, binarized, centred, rasterize, reference_grid, sample_score
-from train.objectives import sft_terms, srum_terms
+from srum.run import find_method
+from tests.train.ranks import config_of
+from train.objective import Tokens
 
 OVERLAPS: tuple[Overlap, ...] = ("smallest", "mean", "max", "min")
 QUICK = settings(max_examples=40, deadline=None)
@@ -225,9 +227,10 @@ def test_a_map_of_ones_is_plain_flow_matching(boxes: list[Box], overlap: str) ->
     judged = judgement(dict.fromkeys(range(len(boxes) + 1), 1.0), layout=1.0)
     outcome = rasterize(candidate(), grounding, judged, (4, 4), overlap=overlap)  # type: ignore[arg-type]
     assert isinstance(outcome, tuple)
-    v, target = torch.randn(2, 16, 3, generator=torch.Generator().manual_seed(0))
-    terms = srum_terms(v, target, outcome[0].flatten(), outcome[1], constraint_weight=0.0)
-    assert torch.allclose(sum(terms.values()), sft_terms(v, target)["flow"], atol=1e-5)  # type: ignore[arg-type]
+    reward_map, alpha = outcome
+    tokens = Tokens("image", torch.rand(16), alpha * reward_map.flatten())
+    terms = find_method("srum").terms(tokens, config_of(method="srum", constraint_weight=0.0))
+    torch.testing.assert_close(torch.stack(list(terms.values())).sum(dim=0), tokens.error)
 
 
 def test_boxes_in_place_of_masks() -> None:

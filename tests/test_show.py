@@ -26,11 +26,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def other(folder: Path, tmp_path: Path) -> Path:
-    """A copy whose arm ``srum`` got three prompts right that the original got wrong, under another config."""
+    """A copy whose arm ``region_nft`` got three prompts right that the original got wrong, under another config."""
     copy = shutil.copytree(folder, tmp_path / "b")
     config = copy / "config.yaml"
     config.write_text(config.read_text().replace("grounder: classical", "grounder: grid"))
-    path = copy / "eval/srum/verdicts.jsonl"
+    path = copy / "eval/region_nft/verdicts.jsonl"
     verdicts = read_records(path, CheckedImage)
     wrong = [verdict.prompt_id for verdict in verdicts if not verdict.correct][:3]
     write_records(path, [v.model_copy(update={"correct": v.correct or v.prompt_id in wrong}) for v in verdicts])
@@ -65,19 +65,19 @@ def test_compare_prints_configs_rounds_and_paired_differences(folder: Path, othe
     assert "ground.grounder: classical != grid" in result.output
     cells = [re.split(r"\s*│\s*", line.strip("│ ")) for line in result.output.splitlines()]
     rows = {row[0]: row for row in cells if len(row) == 5}
-    assert rows["srum"][3] == "+25.0" and rows["base"][3:] == ["+0.0", "+0.0 to +0.0"]
-    assert float(rows["srum"][2]) - float(rows["srum"][1]) == pytest.approx(25.0, abs=0.11)
+    assert rows["region_nft"][3] == "+25.0" and rows["base"][3:] == ["+0.0", "+0.0 to +0.0"]
+    assert float(rows["region_nft"][2]) - float(rows["region_nft"][1]) == pytest.approx(25.0, abs=0.11)
     assert (tmp_path / "changed.png").stat().st_size > 10_000
 
 
 def test_changed_images_are_those_whose_verdicts_differ(folder: Path, other: Path) -> None:
-    pairs = list(changed_images(open_run(folder), open_run(other), "srum"))
+    pairs = list(changed_images(open_run(folder), open_run(other), "region_nft"))
     assert [(pair.before_correct, pair.after_correct) for pair in pairs] == [(False, True)] * 3
 
 
 def test_compare_writes_no_empty_picture(folder: Path, tmp_path: Path) -> None:
     result = srum("compare", folder, folder, "--image", tmp_path / "none.png")
-    assert result.exit_code == 2 and "no verdict on an image of srum differs" in result.stderr
+    assert result.exit_code == 2 and "no verdict on an image of region_nft differs" in result.stderr
     assert "no difference" in result.output and not (tmp_path / "none.png").exists()
 
 

@@ -65,7 +65,8 @@ class Mix:
     def __post_init__(self) -> None:
         for part in self.parts:
             if part.per_step and not part.examples:
-                raise TrainingError(f"there is nothing to train on: no {part.name} among the examples")
+                rest = f" beside {len(self.held_out)} to validate with" if self.held_out else ""
+                raise TrainingError(f"there is nothing to train on: no {part.name or 'examples'}{rest}")
 
     @classmethod
     def of_shares(cls, kinds: Mapping[str, Sequence[Example]], shares: Mapping[str, int], batch_size: int) -> Mix:
@@ -94,10 +95,10 @@ class Mix:
         return ExampleFeed(model, self, config, seed, processes)
 
     def digest(self) -> str:
-        """A checksum of the examples in order: ids, credits, texts."""
+        """A checksum of the examples in order: ids, texts, credits."""
         total = hashlib.sha256()
         for example in (*(e for part in self.parts for e in part.examples), *self.held_out):
-            total.update(repr((example.id, [(s.kind, s.text, s.loss) for s in example.segments])).encode())
+            total.update(repr((example.id, [(s.kind, s.text or s.ids, s.loss) for s in example.segments])).encode())
             for credit in example.credit:
                 total.update(credit.numpy().tobytes())
         return total.hexdigest()

@@ -47,7 +47,8 @@ def step_means(images: Tensor, texts: Tensor, names: tuple[list[str], list[str]]
         *means, credit = (images[: -2 * TIMESTEP_BINS] / tokens).tolist()
         parts |= zip(of_images, means, strict=True)
     if text_tokens:
-        parts |= zip(of_texts, (texts / text_tokens).tolist(), strict=True)
+        for name, mean in zip(of_texts, (texts / text_tokens).tolist(), strict=True):
+            parts[name] = parts.get(name, 0.0) + mean  # a method may call a part of both kinds the same
     return {
         "loss": sum(parts.values()),
         "parts": parts,

@@ -78,13 +78,20 @@ def _corruptions(
 
 
 def check_credit(model: UnifiedModel, example: Example) -> None:
-    """Raises TrainingError for credits that are not one per segment with a loss, or a map of another size."""
+    """Raises TrainingError for credits that are not one per segment with a loss, or not one per token of theirs."""
     learned = [segment for segment in example.segments if segment.loss]
     if example.credit and len(example.credit) != len(learned):
         raise TrainingError(f"{example.id}: {len(example.credit)} credits for {len(learned)} segments with a loss")
     for segment, credit in zip(learned, example.credit, strict=False):
-        if segment.latent is not None and credit.numel() not in (1, tokens := len(model.tokens(segment.latent))):
-            raise TrainingError(f"{example.id}: a reward map of {tuple(credit.shape)} on {tokens} latent tokens")
+        if credit.numel() != 1 and credit.numel() != (tokens := _tokens(model, segment)):
+            raise TrainingError(f"{example.id}: a credit of {tuple(credit.shape)} on {tokens} {segment.kind} tokens")
+
+
+def _tokens(model: UnifiedModel, segment: Segment) -> int:
+    """How many tokens of a segment with a loss have a credit."""
+    if segment.kind == "text":
+        return model.targets([segment], [])[1]
+    return math.prod(segment.grid or ()) if segment.latent is None else len(model.tokens(segment.latent))
 
 
 def cut(lengths: Sequence[int], budget: int | None, processes: int = 1) -> list[list[int]]:

@@ -17,42 +17,54 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
-from srum.config import ConfigError, RolloutConfig, TrainConfig, load_config, parse_config
+from srum.config import ConfigError, RolloutConfig, RunConfig, load_config, parse_config
 from srum.drawing import draw_prompts
 from srum.models.bagel import Bagel
 from srum.models.bagel.sequence import Split
 from srum.models.base import Decoding, Sampling, Segment, Written
+from srum.processes import Processes
 from srum.records import Judgement
+from srum.run import Run
 from srum.run_dir import open_image, read_records
 from tests.fakes import FakeModel, run_on_fakes
-from tests.train.ranks import CHECKPOINT, SMOOTH, interrupted, records, replies
+from tests.train.ranks import CHECKPOINT, SMOOTH, config_of, interrupted, learn, learned, records, replies
 from train import probes, tracking, trainer, weights
 from train.checkpoint import CheckpointMismatch
-from train.data import TrainingRecord, hold_out, load_replies
+from train.data import TrainingRecord, load_replies
+from train.examples import Example, TrainingError
 from train.metrics import keep_rows
+from train.packs import make_pack
 from train.probes import check_reproduction
-from train.trainer import NonFiniteError, Trainer, TrainingError, TrainResult, train
+from train.trainer import Losses, NonFiniteError, Trainer, TrainResult
 
 LORA = {"rank": 4, "alpha": 8}
 
 
-def settings(**values: Any) -> TrainConfig:
-    return TrainConfig.model_validate(SMOOTH | {"objective": "region_nft"} | values)
+def settings(**values: Any) -> RunConfig:
+    return config_of(**SMOOTH | values)
 
 
 def run(folder: Path, model: Bagel | None = None, of: list[TrainingRecord] | None = None, **values: Any) -> TrainResult:
     model = model or Bagel.load(CHECKPOINT)
-    return train(model, of or records(model), settings(**values), folder, seed=3, progress=False)
+    return learn(model, of or records(model), settings(**values), folder)
 
 
 def published(folder: Path) -> dict[str, Tensor]:
     return load_file(folder / "model" / "ema.safetensors")
 
 
+def losses(model: Bagel, trained: list[str], **values: Any) -> Losses:
+    """Of the first four candidates, in one pack."""
+    config = settings(**values)
+    mix, objective = learned(records(model), config, 0)
+    feed = mix.feed(model, config.train, 0, Processes())
+    pack = make_pack(model, [feed.draw(0, example) for example in mix.parts[0].examples[:4]])
+    return Trainer(model, feed, objective, config.train, 0, trained).losses(pack)
+
+
 @torch.no_grad()
 def velocity(model: Bagel) -> Tensor:
-    own = Trainer(model, records(model), settings(objective="sft"), 0, [model.generation_parameters()[0][0]])
-    return own.predict(own.terms([own.draw(0, index) for index in range(4)])[2])
+    return losses(model, [model.generation_parameters()[0][0]], method="sft").forward.velocity
 
 
 # --- LoRA
@@ -84,11 +96,11 @@ def test_lora_starts_where_full_training_starts(tmp_path: Path) -> None:
 def test_v_old_stays_the_model_that_entered(tmp_path: Path) -> None:
     model = Bagel.load(CHECKPOINT)
     entered = velocity(model)
-    trained = train(model, records(model), settings(lora=LORA), tmp_path, seed=3, progress=False)
+    trained = run(tmp_path, model, lora=LORA)
     assert trained.steps == 4 and not torch.equal(velocity(model), entered)
     with (
         trainer.trainable_parameters(model, "generation") as chosen,
-        trainer.lora.adapted(model, chosen, settings(lora=LORA).lora) as names,
+        trainer.lora.adapted(model, chosen, settings(lora=LORA).train.lora) as names,
     ):
         for name, parameter in model.network.named_parameters():
             if name in names:
@@ -177,14 +189,17 @@ def test_v_old_that_keeps_up_leaves_the_weighted_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize("lora", [{}, LORA])
 def test_a_network_loaded_empty_is_filled_in_the_types_it_needs(lora: dict[str, Any]) -> None:
     """What is trained has the file's own float32, what is not was rounded once; updates start as in a loaded one."""
-    saved, own = load_file(CHECKPOINT / "ema.safetensors"), settings(lora=lora, precision="bf16")
+    saved, config = load_file(CHECKPOINT / "ema.safetensors"), settings(lora=lora, precision="bf16")
     started = []
     for empty in (True, False):
         model = Bagel.load(CHECKPOINT, dtype=torch.bfloat16, empty=empty)
         with trainer.trainable_parameters(model, "generation") as chosen, ExitStack() as stack:
-            names = list(stack.enter_context(trainer.lora.adapted(model, chosen, own.lora)) if lora else chosen)
-            found = Trainer(model, records(model), own, 0, names).parameters
-            started.append({name: parameter.detach().clone() for name, parameter in found.items()})
+            adapted = trainer.lora.adapted(model, chosen, config.train.lora)
+            names = list(stack.enter_context(adapted) if lora else chosen)
+            mix, objective = learned(records(model), config, 0)
+            feed = mix.feed(model, config.train, 0, Processes())
+            parameters = Trainer(model, feed, objective, config.train, 0, names).parameters
+            started.append({name: parameter.detach().clone() for name, parameter in parameters.items()})
             for name, parameter in trainer.lora.beneath(model.network).items() if empty else ():
                 exact = name in chosen and not lora
                 assert torch.equal(parameter, saved[name] if exact else saved[name].bfloat16())
@@ -220,7 +235,6 @@ def test_recomputation_saves_memory() -> None:
     """Bytes that the backward pass keeps, in one pack."""
     model, kept = Bagel.load(CHECKPOINT), {True: 0, False: 0}
     trained = [name for name, _ in model.generation_parameters()]
-    own = Trainer(model, records(model), settings(objective="sft"), 0, trained)
     for again in kept:
 
         def pack(tensor: Tensor, again: bool = again) -> Tensor:
@@ -229,7 +243,7 @@ def test_recomputation_saves_memory() -> None:
 
         hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
         with trainer.recomputed(model.layers() if again else []), hooks:
-            own.terms([own.draw(0, index) for index in range(4)])
+            losses(model, trained, method="sft")
     assert kept[True] < 0.5 * kept[False]
 
 
@@ -252,8 +266,8 @@ def test_averages_of_8_bits_need_torchao(tmp_path: Path) -> None:
         ("train.memory.frozen=bf16", "train.memory.frozen: bf16 weights need precision=bf16, got auto"),
         ("train={precision: bf16, trainable: all, memory: {frozen: bf16}}", "train.memory.frozen: nothing is frozen"),
         ("train.memory.optimizer=int8", "train.eps: 1e-15 is below"),
-        ("train.replies.weight=1", "train.replies.weight: nothing that reads and writes text is trained"),
-        ("{train: {trainable: all, replies: {weight: 1}}, judge: {think: true}}", "train.replies.weight: replies are"),
+        ("train.replies=1", "train.replies: nothing that reads and writes text is trained"),
+        ("{train: {trainable: all, replies: 1}, judge: {think: true}}", "train.replies: replies are"),
     ],
 )
 def test_contradictions_are_refused(override: str, message: str) -> None:
@@ -290,7 +304,7 @@ def test_steps_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
     result = run(tmp_path / "skip", of=bad, batch_size=2, steps=6, on_nonfinite="skip")
     rows = keep_rows(tmp_path / "skip" / "metrics.jsonl", 6)
     left_out = [row for row in rows if row["loss"] is None]
-    assert [row["candidates"] for row in left_out] == [["c4"], ["c4"]]  # once in either epoch
+    assert [row["examples"] for row in left_out] == [["c4"], ["c4"]]  # once in either epoch
     assert [loss is None for loss in result.losses] == [row["loss"] is None for row in rows]
     assert all(tensor.isfinite().all() for tensor in published(tmp_path / "skip").values())
 
@@ -300,9 +314,10 @@ def test_steps_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
 
 def test_validation_is_on_prompts_that_are_not_trained_on(tmp_path: Path) -> None:
     model = Bagel.load(CHECKPOINT)
-    training, held = hold_out(records(model), 0.4, seed=3)
-    assert {r.candidate.prompt_id for r in held} & {r.candidate.prompt_id for r in training} == set() and len(held) == 2
-    values: dict[str, Any] = {"objective": "sft", "validation": {"share": 0.4, "every": 2}}
+    values: dict[str, Any] = {"method": "sft", "validation": {"share": 0.4, "every": 2}}
+    mix, _ = learned(records(model), settings(**values), seed=3)
+    assert {e.group for e in mix.held_out} & {e.group for e in mix.parts[0].examples} == set()
+    assert (len(mix.held_out), len(mix.parts[0].examples)) == (2, 4)
     run(tmp_path / "one", **values)
     run(tmp_path / "packs", **values, memory={"pack_tokens": 60})
     one, packs = (keep_rows(tmp_path / name / "validation.jsonl", 9) for name in ("one", "packs"))
@@ -310,13 +325,13 @@ def test_validation_is_on_prompts_that_are_not_trained_on(tmp_path: Path) -> Non
     for a, b in zip(one, packs, strict=True):
         assert a["loss_by_timestep"] == pytest.approx(b["loss_by_timestep"], rel=1e-4)
         assert len(a["loss_by_timestep"]) == 4 and a["loss"] > 0
-    seen = [Trainer(model, training, settings(), 3, ["llm2vae.weight"]).draw(0, i) for i in range(len(training))]
-    assert {s.record.candidate.id for s in seen}.isdisjoint(r.candidate.id for r in held)
+    seen = {example.id for step in range(4) for _, example in mix.at(step, seed=3)}
+    assert seen == {example.id for example in mix.parts[0].examples}
 
 
 def test_the_first_validation_is_the_loss_of_the_model_that_entered(tmp_path: Path) -> None:
     """With the same noise every time, so that a learning rate of almost nothing leaves it as it is."""
-    run(tmp_path, objective="sft", lr=1e-12, validation={"share": 0.4, "every": 1})
+    run(tmp_path, method="sft", lr=1e-12, validation={"share": 0.4, "every": 1})
     losses = [row["loss"] for row in keep_rows(tmp_path / "validation.jsonl", 9)]
     assert len(losses) == 5 and losses == pytest.approx([losses[0]] * 5, rel=1e-5)
 
@@ -326,7 +341,7 @@ def test_a_kill_before_the_weights_are_published_costs_no_validation(
     tmp_path: Path, every: int, steps: list[int]
 ) -> None:
     """Between the last checkpoint and ``model/``: what goes on has no step to do, and keeps the row after the last."""
-    values: dict[str, Any] = {"objective": "sft", "validation": {"share": 0.4, "every": every}}
+    values: dict[str, Any] = {"method": "sft", "validation": {"share": 0.4, "every": every}}
     run(tmp_path, **values)
     shutil.rmtree(tmp_path / "model")
     run(tmp_path, **values)
@@ -336,46 +351,57 @@ def test_a_kill_before_the_weights_are_published_costs_no_validation(
 # --- replies
 
 
+def parts_of(reply: Example) -> tuple[Path, str, str]:
+    """Image, question and text of a reply."""
+    seen, question, text = reply.segments
+    assert isinstance(seen.image, Path) and question.text and text.text and text.loss and not question.loss
+    return seen.image, question.text, text.text
+
+
 def test_replies_are_learned_beside_the_images(tmp_path: Path) -> None:
     """The first cross-entropy is that of the model that entered, by its own log-probabilities; then it falls."""
-    model, said = Bagel.load(CHECKPOINT), replies(tmp_path / "images")
+    model, spoken = Bagel.load(CHECKPOINT), replies(tmp_path / "images")
     expected, count = 0.0, 0
-    for reply in said:
-        ids = [*model._ids(reply.text), model.eos]
-        seen = Segment("seen", image=open_image(reply.image))
+    for image, question, text in map(parts_of, spoken):
+        ids = [*model._ids(text), model.eos]
+        seen = Segment("seen", image=open_image(image))
         with torch.no_grad():
-            context = model.contexts([[seen, Segment("text", text=reply.question)]])
+            context = model.contexts([[seen, Segment("text", text=question)]])
         states = model._extend(context, [[Split(kind="text", ids=[model.bos, *ids[:-1]])]])
         log_p = model._log_softmax(states)
         expected -= log_p[torch.arange(len(ids)), ids].sum().item()
         count += len(ids)
-    values: dict[str, Any] = {"trainable": "all", "steps": 8, "replies": {"weight": 0.5, "batch_size": 3}}
-    found = []
+    values: dict[str, Any] = {"trainable": "all", "steps": 8, "text_weight": 0.5, "replies": 3}
+    entropies = []
     for pack_tokens in (None, 80):
         config = settings(**values, memory={"pack_tokens": pack_tokens})
         folder = tmp_path / str(pack_tokens)
-        train(Bagel.load(CHECKPOINT), records(model), config, folder, seed=3, progress=False, replies=said)
-        found.append([row["cross_entropy"] for row in keep_rows(folder / "metrics.jsonl", 8)])
-    assert found[0][0] == pytest.approx(expected / count, rel=1e-4)
-    assert found[0][-1] < 0.9 * found[0][0]
-    assert found[1][:5] == pytest.approx(found[0][:5], rel=1e-3)
-    with pytest.raises(TrainingError, match="there is no reply to learn"):
-        train(model, records(model), settings(**values), tmp_path / "none", seed=3, progress=False)
+        learn(Bagel.load(CHECKPOINT), records(model), config, folder, replies=spoken)
+        rows = keep_rows(folder / "metrics.jsonl", 8)
+        assert all(row["loss"] == pytest.approx(sum(row["parts"].values())) for row in rows)
+        entropies.append([row["parts"]["cross_entropy"] / 0.5 for row in rows])
+    assert entropies[0][0] == pytest.approx(expected / count, rel=1e-4)
+    assert entropies[0][-1] < 0.9 * entropies[0][0]
+    assert entropies[1][:5] == pytest.approx(entropies[0][:5], rel=1e-3)
+    with pytest.raises(TrainingError, match="there is nothing to train on: no replies"):
+        learn(model, records(model), settings(**values), tmp_path / "none")
 
 
 def test_replies_count_by_their_weight_and_are_part_of_the_run(tmp_path: Path) -> None:
-    said = replies(tmp_path / "images")
+    spoken = replies(tmp_path / "images")
 
-    def learn(name: str, weight: float, first: str = said[0].text) -> dict[str, Tensor]:
-        model, own = Bagel.load(CHECKPOINT), [replace(said[0], text=first), *said[1:]]
-        config = settings(trainable="all", steps=1, replies={"weight": weight})
-        train(model, records(model), config, tmp_path / name, seed=3, progress=False, replies=own)
+    def published_by(name: str, weight: float, *of: Example) -> dict[str, Tensor]:
+        config = settings(trainable="all", steps=1, text_weight=weight, replies=3)
+        model = Bagel.load(CHECKPOINT)
+        learn(model, records(model), config, tmp_path / name, replies=of)
         return published(tmp_path / name)
 
-    light, heavy = learn("light", 0.5), learn("heavy", 5.0)
+    light, heavy = published_by("light", 0.5, *spoken), published_by("heavy", 5.0, *spoken)
     assert any(not torch.equal(light[name], heavy[name]) for name in light)
-    with pytest.raises(CheckpointMismatch, match="different: records"):
-        learn("light", 0.5, first="Score: 1")
+    *asked, text = spoken[0].segments
+    other = replace(spoken[0], segments=[*asked, replace(text, text="Score: 1")])
+    with pytest.raises(CheckpointMismatch, match="different: examples"):
+        published_by("light", 0.5, other, *spoken[1:])
 
 
 @pytest.mark.parametrize(("instructions", "mode"), [("compact", "free"), ("paper", "free"), ("compact", "constrained")])
@@ -405,11 +431,11 @@ def test_replies_are_those_that_the_judge_gave(tmp_path: Path, instructions: str
         run_on_fakes(tmp_path / "run", "rounds=1", *asking)
     judgements = read_records(tmp_path / "run" / "round-000" / "judgements.jsonl", Judgement)
     assert any(said.attempts == 2 and said.failure is None for j in judgements for said in (*j.regions, j.layout))
-    learned = load_replies(tmp_path / "run" / "round-000", instructions)
-    assert learned
-    for reply in learned:
-        assert asked[open_image(reply.image).tobytes(), reply.question] == reply.text
-    assert {"I cannot tell."}.isdisjoint(reply.text for reply in learned)
+    spoken = load_replies(Run(tmp_path / "run", load_config(tmp_path / "run" / "config.yaml")), 0)
+    assert spoken
+    for image, question, text in map(parts_of, spoken):
+        assert asked[open_image(image).tobytes(), question] == text
+    assert {"I cannot tell."}.isdisjoint(text for _, _, text in map(parts_of, spoken))
 
 
 # --- probes
@@ -478,7 +504,7 @@ def test_a_model_that_did_not_make_the_candidates_is_found_out(tmp_path: Path) -
     assert probes.probed(records(model), 2) == []  # nothing says how those were made
     torch.nn.init.normal_(model.network.llm2vae.weight)
     with pytest.raises(TrainingError, match=r"this model did not make the candidates: .* c0 "):
-        train(model, made, settings(probes=2), tmp_path, seed=3, progress=False, reproduces=True)
+        learn(model, made, settings(probes=2), tmp_path, reproduces=True)
 
 
 def test_training_that_changes_nothing_sampled_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

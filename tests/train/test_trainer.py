@@ -14,16 +14,21 @@ from torch import Tensor, nn
 
 import train.metrics as metrics
 import train.trainer as trainer
-from srum.config import TrainConfig
-from srum.flow import interpolate
+from srum.config import RunConfig
+from srum.flow import FlowNoise, interpolate
 from srum.models.base import Segment, TrainingForward
+from srum.processes import Processes
 from srum.records import Candidate, RewardMap
+from srum.run import find_method
 from srum.run_dir import write_records
+from tests.train.ranks import config_of, learn, learned
 from train.checkpoint import CheckpointMismatch, list_checkpoints
-from train.data import TrainingRecord, load_training_records
-from train.metrics import keep_rows, token_means, token_sums
-from train.sequences import Pack, at_every_timestep, cut, draw_order
-from train.trainer import NonFiniteError, Trainer, TrainingError, TrainResult
+from train.data import TrainingRecord, candidate_examples, load_training_records
+from train.examples import TrainingError, draw_order
+from train.methods.base import CandidateMethod
+from train.metrics import image_sums, keep_rows, step_means, text_sums
+from train.packs import at_every_timestep, cut
+from train.trainer import Losses, NonFiniteError, Trainer, TrainResult
 
 CHANNELS, SIDE = 3, 2
 
@@ -43,18 +48,36 @@ class TinyModel(nn.Module):
     def tokens(self, latent: Tensor) -> Tensor:
         return latent.flatten(1).T
 
-    def pack(self, samples: Sequence[Sequence[Segment]], noise: Sequence[Tensor], t: Sequence[float]) -> list[Any]:
+    def corrupt(self, latent: Tensor, generator: torch.Generator, shift: float, t: float | None = None) -> FlowNoise:
+        t = torch.rand((), generator=generator).item() ** (1 / shift) if t is None else t
+        return FlowNoise(torch.randn(self.tokens(latent).shape, generator=generator), t)
+
+    def targets(self, segments: Sequence[Segment], corruptions: Sequence[FlowNoise]) -> tuple[int, int]:
+        return sum(len(corruption.noise) for corruption in corruptions), 0
+
+    def pack(self, samples: Sequence[Sequence[Segment]], corruptions: Sequence[FlowNoise]) -> list[Any]:
         return [
-            ([len(s.text) % 8 for s in sample if s.text], interpolate(self.tokens(sample[-1].latent), eps, time), time)
-            for sample, eps, time in zip(samples, noise, t, strict=True)
+            ([len(s.text) % 8 for s in sample if s.text and not s.dropped], self.tokens(sample[-1].latent), drawn)
+            for sample, drawn in zip(samples, corruptions, strict=True)
         ]
 
-    def velocity(self, batch: list[Any]) -> TrainingForward:
+    def forward(self, batch: list[Any]) -> TrainingForward:
         inputs = []
-        for texts, x, time in batch:
+        for texts, clean, drawn in batch:
             text = self.understanding(torch.tensor(texts, dtype=torch.long)).sum(dim=0)
-            inputs.append(torch.cat([x, torch.full((len(x), 1), time), text.expand(len(x), -1)], dim=1))
-        return TrainingForward(self.generation(torch.cat(inputs)) * self.table, torch.empty(0))
+            x_t, t = interpolate(clean, drawn.noise, drawn.t), torch.full((len(clean), 1), drawn.t)
+            inputs.append(torch.cat([x_t, t, text.expand(len(clean), -1)], dim=1))
+        sizes = torch.tensor([len(x) for x in inputs])
+        return TrainingForward(
+            velocity=self.generation(torch.cat(inputs)) * self.table,
+            target=torch.cat([drawn.noise - clean for _, clean, drawn in batch]),
+            timestep=torch.tensor([drawn.t for _, _, drawn in batch]).repeat_interleave(sizes),
+            image_segment=torch.arange(len(batch)).repeat_interleave(sizes),
+            cell=torch.cat([torch.arange(size) for size in sizes]),
+            logits=torch.zeros(0, 2),
+            labels=torch.zeros(0, dtype=torch.long),
+            text_segment=torch.zeros(0, dtype=torch.long),
+        )
 
     def generation_parameters(self) -> list[tuple[str, nn.Parameter]]:
         return [(f"generation.{name}", parameter) for name, parameter in self.generation.named_parameters()]
@@ -66,8 +89,8 @@ class TinyModel(nn.Module):
     def layers(self) -> list[nn.Module]:
         return [self.generation]
 
-    def length(self, sample: Sequence[Segment]) -> int:
-        return sum(len(self.tokens(s.latent)) if s.latent is not None else len(s.text or "") for s in sample)
+    def length(self, segments: Sequence[Segment]) -> int:
+        return sum(len(self.tokens(s.latent)) if s.latent is not None else len(s.text or "") for s in segments)
 
     def save(self, folder: Path, dtype: torch.dtype, weights: Mapping[str, Tensor]) -> None:
         folder.mkdir(parents=True)
@@ -103,13 +126,19 @@ def make_records(count: int = 6) -> list[TrainingRecord]:
     ]
 
 
-def settings(**values: Any) -> TrainConfig:
-    return TrainConfig(**({"steps": 6, "batch_size": 4, "lr": 1e-2, "checkpoint_every": 2} | values))
+def settings(**values: Any) -> RunConfig:
+    return config_of(**{"steps": 6, "batch_size": 4, "lr": 1e-2, "checkpoint_every": 2} | values)
 
 
-def run(folder: Path, config: TrainConfig, model: TinyModel | None = None, **values: Any) -> TrainResult:
-    arguments = {"records": make_records(), "seed": 1, "progress": False} | values
-    return trainer.train(model or TinyModel(), config=config, folder=folder, **arguments)
+def run(
+    folder: Path,
+    config: RunConfig,
+    model: TinyModel | None = None,
+    records: list[TrainingRecord] | None = None,
+    seed: int = 1,
+) -> TrainResult:
+    records = make_records() if records is None else records
+    return learn(model or TinyModel(), records, config, folder, seed)  # type: ignore[arg-type]
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
@@ -120,15 +149,15 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return all(torch.equal(a[name], b[name]) for name in a | b)
 
 
-OBJECTIVES = ["sft", "srum", "region_nft"]
+METHODS = ["sft", "srum", "region_nft"]
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("stop", [1, 2, 5, 6])
 def test_resume_is_the_uninterrupted_run_bit_for_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective: str, stop: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, stop: int
 ) -> None:
-    config = settings(objective=objective, schedule="cosine", warmup_steps=2)
+    config = settings(method=method, schedule="cosine", warmup_steps=2)
     whole = run(tmp_path / "whole", config)
 
     def torn(path: Path, row: dict[str, Any]) -> None:
@@ -183,10 +212,9 @@ def test_checkpoints_written_in_the_background_are_the_same(tmp_path: Path, monk
     [
         ({"config": settings(lr=1e-3)}, "config"),
         ({"seed": 2}, "seed"),
-        ({"records": make_records(5)}, "records"),
-        ({"records": [replace(r, sample_score=0.5) for r in make_records()]}, "records"),
-        ({"records": [replace(r, alpha=0.5) for r in make_records()]}, "records"),
-        ({"records": [replace(r, reward_map=-r.reward_map) for r in make_records()]}, "records"),
+        ({"records": make_records(5)}, "examples"),
+        ({"records": [replace(r, sample_score=-r.sample_score) for r in make_records()]}, "examples"),
+        ({"records": [replace(r, reward_map=-r.reward_map) for r in make_records()]}, "examples"),
     ],
 )
 def test_the_checkpoints_of_another_run_are_refused(tmp_path: Path, change: dict[str, Any], named: str) -> None:
@@ -207,29 +235,31 @@ def test_resuming_with_a_model_other_than_the_one_that_entered_is_refused(
         run(tmp_path, settings(), model)
 
 
-def packs_of(config: TrainConfig, records: list[TrainingRecord], step: int) -> list[Pack]:
-    """The packs of a step in one process."""
+def losses_of(config: RunConfig, records: list[TrainingRecord], step: int) -> list[Losses]:
+    """Of the packs of a step in one process."""
     model = TinyModel()
-    own = Trainer(model, records, config, seed=1, trained=[name for name, _ in model.generation_parameters()])
-    order = draw_order(len(records), step * config.batch_size, (step + 1) * config.batch_size, seed=1)
-    packs = own.own_packs([own.lengths[index] for _, index in order])
-    return [own.terms([own.draw(*order[k]) for k in members])[2] for members, _ in packs]
+    mix, objective = learned(records, config, seed=1)
+    feed = mix.feed(model, config.train, 1, Processes())  # type: ignore[arg-type]
+    trained = [name for name, _ in model.generation_parameters()]
+    own = Trainer(model, feed, objective, config.train, 1, trained)  # type: ignore[arg-type]
+    return [own.losses(pack) for pack, _ in feed.step(step).packs]
 
 
 @pytest.mark.parametrize("change", [{"batch_size": 2}, {"memory": {"pack_tokens": 30}}])
 def test_draws_depend_on_neither_batch_size_nor_packs(change: dict[str, Any]) -> None:
     """Samples 0-3 in one pack are those of two steps, or of two packs: order, dropout, timestep and noise."""
     records = make_records(3)  # an epoch ends inside the batch
-    (whole,) = packs_of(settings(text_dropout=0.5), records, 0)
+    (whole,) = losses_of(settings(text_dropout=0.5), records, 0)
     steps = (0, 1) if "batch_size" in change else (0,)
-    halves = [half for step in steps for half in packs_of(settings(text_dropout=0.5, **change), records, step)]
-    assert len(halves) == 2 and sorted(whole.ids) == sorted(halves[0].ids + halves[1].ids)
-    joined = [(pack, index) for pack in halves for index in range(len(pack.ids))]
+    halves = [half for step in steps for half in losses_of(settings(text_dropout=0.5, **change), records, step)]
+    assert len(halves) == 2 and sorted(whole.pack.ids) == sorted(halves[0].pack.ids + halves[1].pack.ids)
+    joined = [(own, index) for own in halves for index in range(len(own.pack.ids))]
 
-    def facts(pack: Pack, index: int) -> list[Any]:
-        tokens = [getattr(pack, name)[pack.sample == index].tolist() for name in ("v_target", "credit", "alpha", "t")]
-        texts, x, _ = pack.packed[index]  # type: ignore[index]
-        return [pack.ids[index], tokens, texts, x.tolist()]
+    def facts(own: Losses, index: int) -> list[Any]:
+        here = own.forward.image_segment == index
+        tokens = [own.forward.target[here], own.credit[here], own.forward.timestep[here]]
+        texts, clean, drawn = own.pack.packed[index]
+        return [own.pack.ids[index], texts, drawn.t, *(x.tolist() for x in (*tokens, clean, drawn.noise))]
 
     key = repr
     assert sorted((facts(whole, i) for i in range(4)), key=key) == sorted((facts(*place) for place in joined), key=key)
@@ -248,14 +278,14 @@ def test_packs_keep_to_the_budget_and_are_balanced() -> None:
         cut(lengths, 4)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("pack_tokens", [20, 40])
-def test_packs_change_no_step(tmp_path: Path, objective: str, pack_tokens: int) -> None:
+def test_packs_change_no_step(tmp_path: Path, method: str, pack_tokens: int) -> None:
     """The mean is over the tokens of the step: packs of unlike size give the gradient of the whole batch."""
     records = make_records()
     records[1] = replace(records[1], latent=torch.ones(CHANNELS, 3, 4), reward_map=torch.full((3, 4), -0.5))
     smooth = {
-        "objective": objective,
+        "method": method,
         "precision": "fp32",
         "eps": 1e-6,
     }  # else Adam makes a step of what is a rounding error of the gradient
@@ -272,13 +302,13 @@ def test_every_epoch_sees_every_record_and_draws_anew() -> None:
     for epoch in range(3):
         assert sorted(stream[5 * epoch : 5 * epoch + 5]) == [(epoch, index) for index in range(5)]
     assert draw_order(5, 7, 12, seed=3) == stream[7:12]
-    (pack,) = packs_of(settings(batch_size=2), make_records(1), 0)
-    assert pack.t[0] != pack.t[-1]
+    (own,) = losses_of(settings(method="sft", batch_size=2), make_records(1), 0)
+    assert own.forward.timestep[0] != own.forward.timestep[-1]
 
 
 def test_sft_on_one_record_lowers_its_loss(tmp_path: Path) -> None:
     record = replace(make_records(1)[0], latent=torch.full((CHANNELS, SIDE, SIDE), 2.0))
-    config = settings(objective="sft", steps=120, batch_size=8, checkpoint_every=120)
+    config = settings(method="sft", steps=120, batch_size=8, checkpoint_every=120)
     losses = run(tmp_path, config, records=[record]).losses
     assert sum(losses[-10:]) < 0.3 * sum(losses[:10])
 
@@ -286,7 +316,7 @@ def test_sft_on_one_record_lowers_its_loss(tmp_path: Path) -> None:
 def test_region_nft_without_advantage_changes_nothing(tmp_path: Path) -> None:
     records = [replace(record, sample_score=0.3) for record in make_records()]
     with pytest.raises(TrainingError, match="changed no weight"):
-        run(tmp_path, settings(objective="region_nft"), records=records)
+        run(tmp_path, settings(method="region_nft"), records=records)
     rows = keep_rows(tmp_path / "metrics.jsonl", 6)
     assert [row["grad_norm"] for row in rows] == [0.0] * 6
     assert not (tmp_path / "model").exists()
@@ -305,7 +335,7 @@ UPDATES = {"rank": 2, "alpha": 2}
 
 
 @pytest.mark.parametrize(
-    ("objective", "changed"),
+    ("method", "changed"),
     [
         *(("sft", {name: value}) for name, value in {
             "steps": 7, "batch_size": 3, "lr": 2e-2, "schedule": "cosine", "warmup_steps": 2, "betas": (0.5, 0.95),
@@ -322,11 +352,11 @@ UPDATES = {"rank": 2, "alpha": 2}
     ],
     ids=str,
 )  # fmt: skip
-def test_no_field_of_training_is_ignored(tmp_path: Path, objective: str, changed: dict[str, Any]) -> None:
+def test_no_field_of_training_is_ignored(tmp_path: Path, method: str, changed: dict[str, Any]) -> None:
     """Another value of this field alone publishes other weights."""
     before = {"lora": UPDATES} if "lora" in changed else {}
     for name, values in (("before", before), ("changed", changed)):
-        run(tmp_path / name, settings(**{"objective": objective, "precision": "fp32"} | values))
+        run(tmp_path / name, settings(**{"method": method, "precision": "fp32"} | values))
     assert not same(weights(tmp_path / "before"), weights(tmp_path / "changed"))
 
 
@@ -334,11 +364,12 @@ def test_validation_draws_its_noise_by_seed_candidate_and_timestep() -> None:
     """Two seeds, two candidates and four timesteps: sixteen noises, again the same."""
 
     def noises() -> list[Tensor]:
+        records = make_records(2)
         return [
-            sample.noise
+            sample.corruptions[0].noise  # type: ignore[attr-defined]
             for seed in (1, 2)
-            for record in make_records(2)
-            for sample in at_every_timestep(TinyModel(), record, record.reward_map, settings(), seed)  # type: ignore[arg-type]
+            for example in candidate_examples(records, [record.reward_map for record in records])
+            for sample in at_every_timestep(TinyModel(), example, settings().train, seed)  # type: ignore[arg-type]
         ]
 
     drawn, again = noises(), noises()
@@ -346,13 +377,13 @@ def test_validation_draws_its_noise_by_seed_candidate_and_timestep() -> None:
     assert all(torch.equal(a, b) for a, b in zip(drawn, again, strict=True))
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_a_non_finite_loss_names_its_candidate(tmp_path: Path, objective: str) -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_a_non_finite_loss_names_its_candidate(tmp_path: Path, method: str) -> None:
     records = make_records()
     records[4].latent[0, 0, 0] = torch.nan
     with pytest.raises(NonFiniteError, match="loss in step 0") as caught:
-        run(tmp_path, settings(objective=objective, batch_size=6), records=records)
-    assert caught.value.candidate_ids == ["c4"]
+        run(tmp_path, settings(method=method, batch_size=6), records=records)
+    assert caught.value.ids == ["c4"]
 
 
 def test_a_non_finite_gradient_stops_before_the_weights_change(tmp_path: Path) -> None:
@@ -365,26 +396,31 @@ def test_a_non_finite_gradient_stops_before_the_weights_change(tmp_path: Path) -
 
 def test_a_map_of_another_size_is_refused(tmp_path: Path) -> None:
     records = [replace(record, reward_map=torch.zeros(3, 2)) for record in make_records()]
-    with pytest.raises(TrainingError, match=r"reward map \(3, 2\) on 4 latent tokens"):
+    with pytest.raises(TrainingError, match=r"c\d: a credit of \(3, 2\) on 4 noisy tokens"):
         run(tmp_path, settings(), records=records)
 
 
-def test_credit_is_the_map_or_the_samples_one_score() -> None:
+def credits_of(records: list[TrainingRecord], **values: Any) -> list[Tensor]:
+    config = settings(**values)
+    method = find_method(config.method)
+    assert isinstance(method, CandidateMethod)
+    return list(method.credits(records, config))
+
+
+def test_credit_is_alpha_times_the_map_or_the_samples_one_score() -> None:
     record = make_records()[0]
     for mapping, score in (("signed", record.sample_score), ("unit", (record.sample_score + 1) / 2)):
         changed = replace(record, mapping=mapping)  # type: ignore[arg-type]
-        (region,) = trainer.token_credits([changed], settings(objective="srum"))
-        (sample,) = trainer.token_credits([changed], settings(objective="srum", credit="sample"))
-        assert torch.equal(region, record.reward_map)
-        torch.testing.assert_close(sample, torch.full((SIDE, SIDE), score))
+        (region,) = credits_of([changed], method="srum")
+        (sample,) = credits_of([changed], method="srum", credit="sample")
+        (alone,) = credits_of([changed], method="srum", use_layout=False)
+        assert torch.equal(region, 0.75 * record.reward_map) and torch.equal(alone, record.reward_map)
+        torch.testing.assert_close(sample, torch.full((SIDE, SIDE), 0.75 * score))
 
 
 def test_region_nft_blames_regions_or_the_sample() -> None:
     records = [replace(r, sample_score=0.5 - i % 2) for i, r in enumerate(make_records(2))]
-    region, sample = (
-        trainer.token_credits(records, settings(objective="region_nft", credit=credit))
-        for credit in ("region", "sample")
-    )
+    region, sample = (credits_of(records, method="region_nft", credit=credit) for credit in ("region", "sample"))
     assert sample[0].eq(0.5).all() and sample[1].eq(-0.5).all()
     assert torch.equal(region[0], sample[0])
     assert region[1].std() > 0 and region[1].flatten().argmin() == records[1].reward_map.flatten().argmin()
@@ -392,9 +428,8 @@ def test_region_nft_blames_regions_or_the_sample() -> None:
 
 def test_texts_are_dropped_together_and_the_plan_is_there_on_request() -> None:
     for plan, dropout, texts in ((False, 0.0, 1), (True, 0.0, 2), (True, 1.0, 0)):
-        config = settings(plan_in_context=plan, text_dropout=dropout)
-        (pack,) = packs_of(config, make_records(4), 0)
-        assert [len(sample[0]) for sample in pack.packed] == [texts] * 4  # type: ignore[attr-defined]
+        (own,) = losses_of(settings(plan_in_context=plan, text_dropout=dropout), make_records(4), 0)
+        assert [len(sample[0]) for sample in own.pack.packed] == [texts] * 4
 
 
 def test_learning_rate_schedules() -> None:
@@ -404,31 +439,39 @@ def test_learning_rate_schedules() -> None:
         "linear": [1.0, 0.75, 0.5, 0.25],
         "cosine": [1.0, (1 + 0.5**0.5) / 2, 0.5, (1 - 0.5**0.5) / 2],
     }.items():
-        config = settings(schedule=schedule, warmup_steps=2)
+        config = settings(schedule=schedule, warmup_steps=2).train
         assert [trainer.lr_factor(step, config) for step in range(6)] == pytest.approx([0.5, 1.0, *after])
 
 
 def test_metrics_hold_the_parts_of_the_loss(tmp_path: Path) -> None:
-    run(tmp_path, settings(objective="srum", precision="bf16"))
+    run(tmp_path, settings(method="srum", precision="bf16"))
     rows = keep_rows(tmp_path / "metrics.jsonl", 6)
     assert [row["step"] for row in rows] == list(range(1, 7))
     for row in rows:
-        assert set(row) == {"step", "loss", "parts", "grad_norm", "lr", "mean_weight", "loss_by_timestep"}
+        assert set(row) == {"step", "loss", "parts", "grad_norm", "lr", "mean_credit", "loss_by_timestep"}
         assert row["loss"] == pytest.approx(row["parts"]["reward"] + row["parts"]["reference"], rel=1e-5)
 
 
 def test_means_over_the_tokens_of_two_packs() -> None:
-    """Terms 1, 3 and 5, 7 in two parts, at t = 0, 0.2 and 0.3, 1: a loss of 4; by quarters 2, 5, none, 7."""
-    first = token_sums(
+    """Image terms 1, 3 and 5, 7 in two parts, at t = 0, 0.2 and 0.3, 1: a mean of 4; by quarters 2, 5, none, 7.
+    Text terms 1, 2 and 6: a mean of 3, which the loss has beside it."""
+    first = image_sums(
         {"a": torch.tensor([1.0, 1.0]), "b": torch.tensor([0.0, 2.0])}, *torch.tensor([[1, 2], [0, 0.2]])
     )
-    second = token_sums(
+    second = image_sums(
         {"a": torch.tensor([5.0, 3.0]), "b": torch.tensor([0.0, 4.0])}, *torch.tensor([[3, 4], [0.3, 1]])
     )
-    means = token_means(first + second, ["a", "b"])
-    assert means == {
-        "loss": 4.0, "parts": {"a": 2.5, "b": 1.5}, "mean_weight": 2.5, "loss_by_timestep": [2.0, 5.0, None, 7.0],
-    }  # fmt: skip
+    texts = sum(text_sums({"text": torch.tensor(terms)}) for terms in ([1.0, 2.0], [6.0]))
+    assert isinstance(texts, Tensor)
+    names = (["a", "b"], ["text"])
+    images = {"a": 2.5, "b": 1.5}
+    rest = {"mean_credit": 2.5, "loss_by_timestep": [2.0, 5.0, None, 7.0]}
+    assert step_means(first + second, texts, names, 3) == {"loss": 7.0, "parts": images | {"text": 3.0}, **rest}
+    same = step_means(first + second, texts, (["a", "b"], ["a"]), 3)
+    assert same == {"loss": 7.0, "parts": {"a": 5.5, "b": 1.5}, **rest}
+    assert step_means(first + second, 0 * texts, names, 0) == {"loss": 4.0, "parts": images, **rest}
+    nothing = {"mean_credit": None, "loss_by_timestep": [None] * 4}
+    assert step_means(0 * first, texts, names, 3) == {"loss": 3.0, "parts": {"text": 3.0}, **nothing}
 
 
 def write_round(folder: Path, values: Tensor) -> None:
@@ -448,8 +491,8 @@ def write_round(folder: Path, values: Tensor) -> None:
 def test_loading_skips_candidates_without_a_map(tmp_path: Path) -> None:
     values = torch.tensor([[1.0, -1.0], [0.0, 0.5]])
     write_round(tmp_path, values)
-    records, skipped = load_training_records(tmp_path)
-    assert ([record.candidate.id for record in records], skipped) == (["c0", "c2"], 1)
+    records = load_training_records(tmp_path)
+    assert [record.candidate.id for record in records] == ["c0", "c2"]
     assert all(torch.equal(record.reward_map, values) for record in records)
     assert records[1].latent.unique().tolist() == [2.0]
     assert (records[0].alpha, records[0].sample_score, records[0].mapped_score) == (0.5, -0.5, -0.5)
@@ -462,5 +505,5 @@ def test_a_map_outside_its_range_is_refused(tmp_path: Path) -> None:
 
 
 def test_nothing_to_train_on_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="no candidate"):
-        run(tmp_path, settings(), records=[])
+    with pytest.raises(TrainingError, match="nothing to train on"):
+        run(tmp_path, settings(method="sft"), records=[])
