@@ -131,6 +131,9 @@ class ServerConfig(Section):
 class JudgeConfig(Section):
     """Judging, by default by the model itself."""
 
+    by: str = "self"  # who judges: self, the model named next; or my_module:MyJudge
+    options: dict[str, Any] = {}  # arguments of the constructor of a judge of one's own
+    reward: str = ""  # my_module:my_reward, a function whose scores stand in for the judge's
     model: str = "self"  # self: the newest weights; start: those that entered the run; or another model, as in model
     server: ServerConfig = ServerConfig()
     instructions: str = "compact"  # a shipped template, or the path of a .yaml file
@@ -144,6 +147,10 @@ class JudgeConfig(Section):
 
     @model_validator(mode="after")
     def _no_contradiction(self) -> JudgeConfig:
+        if self.reward and (self.by != "self" or self.server.url):
+            raise ValueError(f"reward: {self.reward} stands in for a judge; leave by at self and server.url empty")
+        if self.options and self.by == "self":
+            raise ValueError("options: they are those of a judge of your own, which by names")
         if self.server.url and self.model != "self":
             raise ValueError(f"model: {self.model!r} cannot judge while server.url is set; leave it at self")
         if self.server.url and (self.soft or self.reply != "free"):
