@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
+from srum.chat import NoReply
 from srum.models.base import Decoding, Segment, Written
 
 
@@ -22,13 +23,6 @@ class Question:
         """The context in which it is asked about the image that is ``seen``."""
         begun = [Segment("text", text=self.reply_prefix, open=True)] if self.reply_prefix else []
         return [seen, Segment("text", text=self.text), *begun]
-
-
-@dataclass(frozen=True)
-class NoReply:
-    """In place of a reply that never came, and why."""
-
-    why: str
 
 
 class Writer(Protocol):
