@@ -113,6 +113,8 @@ class ServerConfig(Section):
     timeout: Positive = 60.0  # seconds without a byte
     retries: Annotated[int, Field(ge=0)] = 4  # of a request that failed in passing, after 1, 2, 4, ... seconds
     concurrency: Count = 8  # requests at a time, of each process
+    token_limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"  # what the server calls the limit
+    extra: dict[str, Any] = {}  # further fields of each request, such as {"chat_template_kwargs": ...}
 
     @model_validator(mode="after")
     def _is_complete_and_holds_no_secret(self) -> ServerConfig:
