@@ -52,7 +52,7 @@ class ImageConfig(Section):
     renorm: Literal["global", "channel", "text_channel"] = "global"
     plan: bool = False  # decode a planning text first; it conditions the image
     plan_temperature: Annotated[float, Field(ge=0.0)] = 0.0  # of that text; 0 is greedy
-    batch_size: Count = 64  # images per call and per shard; rounding depends on it (docs/design.md, 3)
+    batch_size: Count = 64  # images per call and per shard; rounding depends on it (docs/design.md, 2)
 
     @model_validator(mode="after")
     def _interval_is_ordered(self) -> ImageConfig:
