@@ -224,6 +224,7 @@ class TrainConfig(Section):
     trainable: Literal["generation", "all"] = "generation"  # the generation expert only, or every weight
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the device multiplies it natively
     checkpoint_every: Count = 50  # steps
+    keep_checkpoints: bool = False  # of an arm that is trained; its weights are in model/
     plan_in_context: bool = False  # train with the candidate's planning text before the image
     ema: BelowOne = 0.0  # decay of the weights' running average, then published; 0: none
     on_nonfinite: Literal["stop", "skip"] = "stop"  # a loss or gradient that is no number: stop, or leave the step out
@@ -293,7 +294,8 @@ class RunConfig(Section):
         return self
 
 
-FREE = ("device", "compile", "rollout.batch_size", "ground.batch_size", "judge.batch_size", "eval.batch_size")
+FREE = ("device", "compile", *(f"{stage}.batch_size" for stage in ("rollout", "ground", "judge", "eval")))
+FREE += ("train.keep_checkpoints",)
 # fields that may change while a run goes on: they say where and how fast it works, not what comes out
 
 
