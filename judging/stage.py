@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
-from judging.base import Writer
+from judging.base import Judge
 from judging.remote import Server
+from judging.rewards import Judging, Reward
 from judging.self_judge import SelfJudge
 from srum.config import RunConfig
 from srum.models.base import Decoding
+from srum.plugins import construct, find_class
 from srum.processes import Processes
-from srum.records import Candidate, Failure, Grounding, Judgement, LayoutJudgement
+from srum.records import Candidate, Failure, Grounding, Judgement, LayoutJudgement, Prompt
 from srum.run import Run, load_model
-from srum.run_dir import ImageError, RunError, finished, forget, open_image, read_by_id, run_stage
-from srum.seeding import seed_for
+from srum.run_dir import ImageError, RunError, finished, forget, open_image, read_by_id, read_records, run_stage
 
 
 def judge_stage(run: Run, k: int) -> None:
@@ -29,7 +31,8 @@ def judge_stage(run: Run, k: int) -> None:
         return
     candidates = read_by_id(folder / "candidates.jsonl", Candidate)
     groundings = read_by_id(folder / "regions.jsonl", Grounding, candidates)
-    judge = load_judge(run.config, run.newest(k), seed_for(run.config.seed, k, "judge"))
+    metadata = {prompt.id: prompt.metadata for prompt in read_records(folder / "prompts.jsonl", Prompt)}
+    judge = load_judging(run.config, run.newest(k), run.seed(k, "judge"))
 
     def work(batch: Mapping[str, Candidate]) -> list[Judgement]:
         images, judgements = {}, {}
@@ -40,9 +43,9 @@ def judge_stage(run: Run, k: int) -> None:
                 layout = LayoutJudgement(score=None, failure=Failure.NO_IMAGE, raw=str(error))
                 judgements[name] = Judgement(candidate_id=name, regions=[], layout=layout)
         prompts, proposed = [batch[name].prompt for name in images], [groundings[name].regions for name in images]
-        for name, (of_regions, of_layout) in zip(
-            images, judge.judge(list(images.values()), prompts, proposed), strict=True
-        ):
+        facts = [metadata.get(batch[name].prompt_id, {}) for name in images]
+        outcomes = judge(list(images.values()), prompts, facts, proposed)
+        for name, (of_regions, of_layout) in zip(images, outcomes, strict=True):
             judgements[name] = Judgement(candidate_id=name, regions=of_regions, layout=of_layout)
         return [judgements[name] for name in batch]
 
@@ -57,12 +60,24 @@ def _failures(judgement: Judgement) -> list[Failure | None]:
     return [judged.failure for judged in (*judgement.regions, judgement.layout)]
 
 
-def load_judge(config: RunConfig, weights: str, seed: int) -> SelfJudge:
-    """The judge that the config names: ``weights``, those that entered the run, another model, or a server."""
+def load_judging(config: RunConfig, weights: str, seed: int) -> Judging:
+    """The reward function that the config names, or its judge."""
+    if config.judge.reward:
+        return Reward(config.judge.reward).judge
+    judge = load_judge(config, weights, seed)
+    return lambda images, prompts, _, regions: judge.judge(images, prompts, regions)
+
+
+def load_judge(config: RunConfig, weights: str, seed: int) -> Judge:
+    """The judge that the config names: a user's own, or the model with ``weights``, those that entered the run, another
+    model, or a server."""
     judge = config.judge
     if judge.server.url:
-        model: Writer = Server(**judge.server.model_dump())
+        model: Any = Server(**judge.server.model_dump())
     else:
         model = load_model(config, {"self": weights, "start": config.model}.get(judge.model, judge.model))
+    if judge.by != "self":
+        made: Judge = construct("judge", judge.by, find_class("judge", judge.by, "judge"), model, judge.options)
+        return made
     options = judge.model_dump(include={"instructions", "soft", "retries", "view", "think", "reply"})
     return SelfJudge(model, decoding=Decoding(max_tokens=judge.max_tokens), seed=seed, **options)

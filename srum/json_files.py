@@ -16,6 +16,11 @@ class JsonError(SrumError, ValueError):
     """A file that is no whole JSON object; the message names it."""
 
 
+def as_unicode(text: str) -> str:
+    """The text with U+FFFD for every half of a surrogate pair: JSON can hold that, a file in UTF-8 cannot."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a file. Raises JsonError, naming the file, where there is none; a BOM is passed over."""
     try:

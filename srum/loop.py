@@ -17,7 +17,7 @@ import torch
 from torch.nn import Parameter
 
 from grounding.base import load_grounder
-from judging.stage import load_judge
+from judging.stage import load_judging
 from srum import models
 from srum.config import ConfigError, RunConfig, config_of
 from srum.evaluation.accuracy import EvalResult, evaluate, require_metadata
@@ -84,7 +84,7 @@ def check_inputs(config: RunConfig) -> None:
         require_metadata(eval_prompts(config))
     require_sizes(config)
     load_grounder(config.ground.grounder, load_model(config, config.model), **config.ground.options)
-    load_judge(config, config.model, config.seed)
+    load_judging(config, config.model, config.seed)
     make_optimizer({"": Parameter(torch.zeros(1))}, config.train)
     if config.train.tracker:
         require_tracker(config.train.tracker)

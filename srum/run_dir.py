@@ -326,7 +326,10 @@ def save_image(image: Image.Image, path: Path) -> None:
 
 
 def open_image(path: Path) -> Image.Image:
-    """The RGB image of a file (``to_rgb``), turned as its EXIF orientation says. Raises ImageError, naming the file, where it cannot be read."""
+    """The RGB image of a file (``to_rgb``), turned as its EXIF orientation says.
+
+    Raises ImageError, naming the file, where it cannot be read.
+    """
     try:
         with Image.open(path) as image:
             return to_rgb(ImageOps.exif_transpose(image))
@@ -337,8 +340,8 @@ def open_image(path: Path) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     """The image in 8-bit RGB, size and pixels as stored: 16-bit grey is scaled, what is transparent lies on white.
 
-    Numbers with a fraction are taken for shares of 1, of 255 or of 65535, the first that none exceeds. Raises ImageError
-    for an image without pixels, or with some that are no numbers.
+    Numbers with a fraction are taken for shares of 1, of 255 or of 65535, the first that none exceeds. Raises
+    ImageError for an image without pixels, or with some that are no numbers.
     """
     if 0 in image.size:
         raise ImageError(f"an image of {image.width}x{image.height} pixels")

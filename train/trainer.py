@@ -46,7 +46,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class NonFiniteError(TrainingError):
-    """A loss or gradient is NaN or infinite; ``ids`` are the examples it came from, each once. No weight has taken it."""
+    """A loss or gradient is NaN or infinite; ``ids`` are the examples it came from. No weight has taken it."""
 
     def __init__(self, what: str, step: int, ids: Sequence[str]) -> None:
         self.ids = list(dict.fromkeys(ids))
