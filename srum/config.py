@@ -233,6 +233,7 @@ class TrainConfig(Section):
     trainable: Literal["generation", "all"] = "generation"  # the generation expert only, or every weight
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the device multiplies it natively
     checkpoint_every: Count = 50  # steps
+    keep_checkpoints: bool = False  # of an arm that is trained; its weights are in model/
     plan_in_context: bool = False  # train with the candidate's planning text before the image
     ema: BelowOne = 0.0  # decay of the weights' running average, then published; 0: none
     on_nonfinite: Literal["stop", "skip"] = "stop"  # a loss or gradient that is no number: stop, or leave the step out
@@ -302,7 +303,7 @@ class RunConfig(Section):
         return self
 
 
-FREE = ("device", "compile")
+FREE = ("device", "compile", "train.keep_checkpoints")
 # fields that may change while a run goes on: they say where and how fast it works, not what comes out
 
 

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from srum.errors import SrumError
+from srum.json_files import POINTER, POINTER_TO
 
 
 class TensorError(SrumError, ValueError):
@@ -29,7 +30,15 @@ def open_tensors(path: Path, device: str = "cpu") -> Iterator[Any]:
     except FileNotFoundError:
         raise TensorError(f"{path} is missing") from None
     except SafetensorError as error:
-        raise TensorError(f"{path} is not a whole safetensors file: {error}") from None
+        raise TensorError(f"{path} {_fault(path, error)}") from None
+
+
+def _fault(path: Path, error: Exception) -> str:
+    with path.open("rb") as file:
+        begins = file.read(len(POINTER))
+    if begins == POINTER:
+        return POINTER_TO
+    return f"is not a whole safetensors file: {error}" if begins else "is empty"
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

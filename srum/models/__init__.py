@@ -18,6 +18,7 @@ import torch
 from huggingface_hub import snapshot_download
 
 from srum.errors import ModelError
+from srum.json_files import read_json
 from srum.models.base import TrainableModel, UnifiedModel
 from srum.models.needs import Need, Recipe
 from srum.plugins import find as find_plugin
@@ -85,13 +86,20 @@ def require_model(name: str | Path) -> None:
 def architecture(folder: Path) -> Architecture:
     """Who loads the folder. Raises ModelError where nothing marks it."""
     if (folder / CLASS).is_file():
-        user: Architecture = find_plugin("model", json.loads((folder / CLASS).read_text())["model"], {})
+        user: Architecture = find_plugin("model", _class_of(folder), {})
         return user
     for marker, module in ARCHITECTURES.items():
         if (folder / marker).is_file():
             ours: Any = import_module(module)
             return ours
     raise ModelError(f"{folder} is no model: it has none of {', '.join([*ARCHITECTURES, CLASS])}")
+
+
+def _class_of(folder: Path) -> str:
+    name = read_json(folder / CLASS).get("model")
+    if not isinstance(name, str):
+        raise ModelError(f"{folder / CLASS} names no class: expected 'model' with module:Name")
+    return name
 
 
 def mark(folder: Path, model: UnifiedModel) -> None:

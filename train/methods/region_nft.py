@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import model_validator
 
 from srum.config import Fraction, Positive, RunConfig, Signed
+from train.examples import TrainingError
 from train.methods.base import CandidateMethod, cross_entropy
 from train.objective import Terms, Tokens
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from train.data import TrainingRecord
+
+NAMED = 3  # prompts that an error names
 
 
 class RegionNftConfig(RunConfig):
@@ -52,8 +55,11 @@ class RegionNft(CandidateMethod):
     Config = RegionNftConfig
 
     def credits(self, records: Sequence[TrainingRecord], config: RegionNftConfig) -> list[Tensor]:
-        """Every candidate's advantage on its cells."""
-        return advantages(records, config)
+        """Every candidate's advantage on its cells. Raises TrainingError where none has any."""
+        credits = advantages(records, config)
+        if not any(credit.any() for credit in credits):
+            raise TrainingError(nothing_to_prefer(records))
+        return credits
 
     def terms(self, tokens: Tokens, config: RegionNftConfig) -> Terms:
         """The three terms above; ``credit`` is A."""
@@ -69,6 +75,19 @@ class RegionNft(CandidateMethod):
     def old_decay(self, config: RegionNftConfig) -> float:
         """v_old is wanted."""
         return config.old_decay
+
+
+def nothing_to_prefer(records: Sequence[TrainingRecord]) -> str:
+    """That no prompt's candidates differ in their score, with how many have which."""
+    of_prompts: dict[str, list[float]] = {}
+    for record in records:
+        of_prompts.setdefault(record.candidate.prompt_id, []).append(record.sample_score)
+    named = [f"{name}: {len(scores)} of {scores[0]:g}" for name, scores in of_prompts.items()][:NAMED]
+    more = ", ..." if len(of_prompts) > NAMED else ""
+    return (
+        f"nothing to prefer: the candidates of each of {len(of_prompts)} prompts have one score "
+        f"({', '.join(named)}{more}); judge with soft=true, or draw more candidates that differ"
+    )
 
 
 def advantages(records: Sequence[TrainingRecord], config: RegionNftConfig) -> list[Tensor]:
