@@ -35,6 +35,7 @@ class RegionNftConfig(RunConfig):
     old_decay: Fraction = 1.0  # v_old follows the trained weights by this decay; 1: is what entered
     credit: Literal["region", "sample"] = "region"  # where an advantage lands: on the blamed cells, or evenly
     advantage_offset: Signed = 0.0  # added to every advantage
+    mixed_prompts: bool = False  # learn only from prompts with candidates on both sides of 0, right ones and wrong ones
 
     @model_validator(mode="after")
     def _has_groups(self) -> RegionNftConfig:
@@ -50,6 +51,10 @@ class RegionNft(CandidateMethod):
 
     name, label, colour = "region_nft", "region-NFT", "#0072b2"
     Config = RegionNftConfig
+
+    def chosen(self, records: Sequence[TrainingRecord], config: RegionNftConfig) -> Sequence[TrainingRecord]:
+        """All, or those of the prompts that have right and wrong ones. Raises TrainingError where none has."""
+        return with_both(records) if config.mixed_prompts else records
 
     def credits(self, records: Sequence[TrainingRecord], config: RegionNftConfig) -> list[Tensor]:
         """Every candidate's advantage on its cells."""
@@ -69,6 +74,21 @@ class RegionNft(CandidateMethod):
     def old_decay(self, config: RegionNftConfig) -> float:
         """v_old is wanted."""
         return config.old_decay
+
+
+def with_both(records: Sequence[TrainingRecord]) -> list[TrainingRecord]:
+    """The candidates of prompts of which some score above 0, and some do not."""
+    from train.examples import TrainingError
+
+    signs: dict[str, set[bool]] = {}
+    for record in records:
+        signs.setdefault(record.candidate.prompt_id, set()).add(record.sample_score > 0)
+    both = [record for record in records if len(signs[record.candidate.prompt_id]) == 2]
+    if not both:
+        raise TrainingError(
+            "mixed_prompts: no prompt has candidates on both sides of 0; draw more of each, or set it false"
+        )
+    return both
 
 
 def advantages(records: Sequence[TrainingRecord], config: RegionNftConfig) -> list[Tensor]:
