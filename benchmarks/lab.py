@@ -203,7 +203,7 @@ def affordable(config: RunConfig) -> int:
     """
     drawn = config.prompt_count * config.candidates_per_prompt * passes(config.rollout)
     learned = 4 * config.train.steps * config.train.batch_size
-    return 2 + (drawn + learned) // (config.eval.count * passes(config.eval))
+    return 1 + max(1, round((drawn + learned) / (config.eval.count * passes(config.eval))))
 
 
 def passes(config: ImageConfig) -> int:

@@ -1,4 +1,4 @@
-"""The beginning of ``srum pretrain``: losses of its first steps on a CPU, behind the shipped tokenizer and autoencoder."""
+"""The beginning of ``srum pretrain``: losses of its first CPU steps, behind the shipped tokenizer and autoencoder."""
 
 from __future__ import annotations
 
