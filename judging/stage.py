@@ -8,7 +8,7 @@ from judging.base import Writer
 from judging.remote import Server
 from judging.self_judge import SelfJudge
 from srum.config import RunConfig
-from srum.models.base import Decoding
+from srum.models.base import Decoding, TrainableModel
 from srum.records import Candidate, Failure, Grounding, Judgement, LayoutJudgement
 from srum.run import Run, load_model
 from srum.run_dir import ImageError, finished, open_image, read_by_id, run_stage
@@ -42,12 +42,14 @@ def judge_stage(run: Run, k: int) -> None:
     run_stage(folder, "judgements", Judgement, candidates, config.batch_size, work)
 
 
-def load_judge(config: RunConfig, weights: str, seed: int) -> SelfJudge:
-    """The judge that the config names: ``weights``, those that entered the run, another model, or a server."""
+def load_judge(config: RunConfig, weights: str | TrainableModel, seed: int) -> SelfJudge:
+    """The judge that the config names: ``weights``, or the model that has them, those that entered the run, another
+    model, or a server."""
     judge = config.judge
     if judge.server.url:
         model: Writer = Server(**judge.server.model_dump())
     else:
-        model = load_model(config, {"self": weights, "start": config.model}.get(judge.model, judge.model))
+        chosen = {"self": weights, "start": config.model}.get(judge.model, judge.model)
+        model = load_model(config, chosen) if isinstance(chosen, str) else chosen
     options = judge.model_dump(include={"instructions", "soft", "retries", "view", "think", "reply"})
     return SelfJudge(model, decoding=Decoding(max_tokens=judge.max_tokens), seed=seed, **options)

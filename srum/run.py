@@ -23,9 +23,11 @@ from srum.seeding import seed_for
 
 if TYPE_CHECKING:
     from srum.models.base import TrainableModel
+    from srum.stages import Stage
     from train.methods.base import Method
 
 BASE = "base"  # the model that entered
+REDRAWN = "-redrawn"  # ends the name of what an arm's weights draw in more than one step
 console = Console()
 
 
@@ -51,6 +53,11 @@ class Run:
         return {name: arm for name, arm in others.items() if name != self.method.name} | {
             self.method.name: Arm(self.method, self.config)
         }
+
+    @property
+    def stages(self) -> list[Stage]:
+        """Those of the run's method, then those that only compared methods have; some stand there repeatedly."""
+        return [stage for arm in reversed(self.arms.values()) for stage in arm.method.stages_of(arm.config)]
 
     def seed(self, *parts: int | str) -> int:
         """The seed of what ``parts`` name, such as (round, record id, purpose)."""
