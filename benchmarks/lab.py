@@ -52,7 +52,7 @@ from srum.evaluation.denoising import JudgedSteps, judge_steps, summarize_steps
 from srum.evaluation.judge_quality import JudgeQuality, flipped_relations, judge_quality
 from srum.evaluation.statistics import crossed, over_seeds
 from srum.fork import fork_run
-from srum.loop import evaluate_arms, perform, run_loop, stages
+from srum.loop import evaluate_arms, perform, run_loop
 from srum.models.base import Sampling
 from srum.records import Candidate, Grounding, Judgement, Prompt
 from srum.rollout import choose_prompts
@@ -342,14 +342,14 @@ def branch(run: Run, name: str, changes: Sequence[str], stage: str) -> Run:
 
 def judge_round_0(run: Run) -> None:
     """The candidates of the base model, their judgements and reward maps."""
-    for name in stages(run):
+    for name in run.stages:
         if name != "train":
             perform(run, name, 0)
 
 
 def make_round(run: Run, k: int) -> None:
     """Every stage of a round."""
-    for name in stages(run):
+    for name in run.stages:
         perform(run, name, k)
 
 

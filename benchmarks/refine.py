@@ -7,16 +7,17 @@ are trained, each for the same steps. All arms begin with the base model's image
 is the model's own, the same for all, since only the generation expert is trained; the checker measures, and chooses
 nothing.
 
-    base        drawn once                                      best_of     the best of 2, 3, 4 drawings, by the judge
-    zero_shot   drawn again by the base model                   sft         trained on the pairs' good images, drawn once
-    rvr         RvR, up to three rounds with the stop rule      always      RvR once, whatever the judge says
-    t2i_after   RvR's weights, drawn once                       rvr_vae     with a clean latent of the image that is seen
-    rvr_edit    half of the pairs are edits of rendered scenes  rve         edited by the base model's own instruction
+    base        drawn once                                  best_of    the best of 2, 3, 4 drawings, by the judge
+    zero_shot   drawn again by the base model               sft        trained on the pairs' good images, drawn once
+    rvr         RvR, up to three rounds with a stop rule    always     RvR once, whatever the judge says
+    t2i_after   RvR's weights, drawn once                   rvr_vae    with a clean latent of the image that is seen
+    rvr_edit    half of the pairs are edits of rendered     rve        edited by the base model's own instruction
+                scenes
     far_start   RvR, but the image seen is of another prompt
 
-Beside the accuracy (percent, 95%, bootstrap crossed over seeds and prompts): wrong images that became right (mended) and
-right ones that became wrong (broken), both in percent of all, and the denoising passes of an image. What is finished is
-kept in ``OUT/seed-K/arms/ARM.json``.
+Beside the accuracy (percent, 95%, bootstrap crossed over seeds and prompts): wrong images that became right (mended)
+and right ones that became wrong (broken), both in percent of all, and the denoising passes of an image. What is
+finished is kept in ``OUT/seed-K/arms/ARM.json``.
 """
 
 from __future__ import annotations

@@ -233,6 +233,26 @@ def import_(
     typer.echo(f"{opened.round(round_)}: {count} candidates, {len(problems)} lines left out")
 
 
+@app.command()
+def fork(
+    run: RunFolder,
+    new: Annotated[Path, typer.Argument(metavar="NEW", help="Folder of the new run.")],
+    stage: Annotated[str, typer.Option("--from", help="First stage that the new run does itself.")],
+    method: Annotated[str | None, typer.Option(help="Another method for the new run.")] = None,
+    round_: Annotated[
+        int | None, typer.Option("--round", min=0, help="Round of that stage (default: the last that has come so far).")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Make a run that shares what lies before a stage, to go on otherwise from there: `srum run --resume --out NEW`."""
+    from srum.config import CONFIG, changed, load_config
+    from srum.fork import fork_run
+
+    named = [] if method is None else [f"method={method}"]
+    fork_run(run, new, stage, changed(load_config(run / CONFIG), [*named, *(overrides or [])]), round_)
+    typer.echo(f"{new}: before {stage} as {run}; srum run --out {new} --resume goes on")
+
+
 @app.command("run")
 def run_(
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/default"),

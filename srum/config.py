@@ -52,7 +52,7 @@ class ImageConfig(Section):
     renorm: Literal["global", "channel", "text_channel"] = "global"
     plan: bool = False  # decode a planning text first; it conditions the image
     plan_temperature: Annotated[float, Field(ge=0.0)] = 0.0  # of that text; 0 is greedy
-    batch_size: Count = 64  # images per call and per shard; no result depends on it
+    batch_size: Count = 64  # images per call and per shard; rounding depends on it (docs/design.md, 3)
 
     @model_validator(mode="after")
     def _interval_is_ordered(self) -> ImageConfig:
@@ -113,6 +113,8 @@ class ServerConfig(Section):
     timeout: Positive = 60.0  # seconds without a byte
     retries: Annotated[int, Field(ge=0)] = 4  # of a request that failed in passing, after 1, 2, 4, ... seconds
     concurrency: Count = 8  # requests at a time, of each process
+    token_limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"  # what the server calls the limit
+    extra: dict[str, Any] = {}  # further fields of each request, such as {"chat_template_kwargs": ...}
 
     @model_validator(mode="after")
     def _is_complete_and_holds_no_secret(self) -> ServerConfig:
@@ -131,6 +133,9 @@ class ServerConfig(Section):
 class JudgeConfig(Section):
     """Judging, by default by the model itself."""
 
+    by: str = "self"  # who judges: self, the model named next; or my_module:MyJudge
+    options: dict[str, Any] = {}  # arguments of the constructor of a judge of one's own
+    reward: str = ""  # my_module:my_reward, a function whose scores stand in for the judge's
     model: str = "self"  # self: the newest weights; start: those that entered the run; or another model, as in model
     server: ServerConfig = ServerConfig()
     instructions: str = "compact"  # a shipped template, or the path of a .yaml file
@@ -144,6 +149,10 @@ class JudgeConfig(Section):
 
     @model_validator(mode="after")
     def _no_contradiction(self) -> JudgeConfig:
+        if self.reward and (self.by != "self" or self.server.url):
+            raise ValueError(f"reward: {self.reward} stands in for a judge; leave by at self and server.url empty")
+        if self.options and self.by == "self":
+            raise ValueError("options: they are those of a judge of your own, which by names")
         if self.server.url and self.model != "self":
             raise ValueError(f"model: {self.model!r} cannot judge while server.url is set; leave it at self")
         if self.server.url and (self.soft or self.reply != "free"):
@@ -336,8 +345,7 @@ class RunConfig(Section):
         return self
 
 
-_BATCHED = ("rollout", "ground", "judge", "images", "refine", "eval")
-FREE = ("device", "compile", *(f"{section}.batch_size" for section in _BATCHED))
+FREE = ("device", "compile")
 # fields that may change while a run goes on: they say where and how fast it works, not what comes out
 
 

@@ -76,7 +76,7 @@ def _last_round(source: Path, stage: str, rounds: int) -> int:
 
 def _parts(source: Path, stage: str, k: int) -> Iterator[Path]:
     """The files and folders that a fork at ``stage`` of round ``k`` shares: of the stages that the source has."""
-    has = {stage.name for stage in Run(source, load_config(source / CONFIG)).stages} | {"train"}
+    has = Run(source, load_config(source / CONFIG)).stages
     for number in range(k + 1):
         for name, files in FILES.items():
             if number == k and name == stage:

@@ -18,7 +18,7 @@ import torch
 from torch.nn import Parameter
 
 from grounding.base import load_grounder
-from judging.stage import load_judge
+from judging.stage import load_judging
 from srum import models
 from srum.config import ConfigError, RunConfig, config_of
 from srum.evaluation.accuracy import EvalResult, evaluate, require_metadata
@@ -30,23 +30,17 @@ from srum.report import write_report
 from srum.rollout import choose_prompts
 from srum.run import BASE, REDRAWN, Run, console, find_method, load_model
 from srum.run_dir import RunError, alone_in, claim_run, write_json, write_text
-from srum.stages import TRAIN, Stage
 from train.optimizer import make_optimizer
 from train.stage import require_trainable
 from train.tracking import require_tracker
 
 
-def stages(run: Run) -> dict[str, Stage]:
-    """The stages of a round by name: those of the method, those that only a compared method has, then training."""
-    return {stage.name: stage for stage in [*run.stages, TRAIN]}
-
-
 def perform(run: Run, name: str, k: int) -> None:
     """One stage of round ``k``, timed; nothing is done again that is finished. Raises RunError for an unknown name."""
-    if name not in stages(run):
-        raise RunError(f"{run.method.name} has no stage {name!r}; its stages are {', '.join(stages(run))}")
+    if name not in run.stages:
+        raise RunError(f"{run.method.name} has no stage {name!r}; its stages are {', '.join(run.stages)}")
     with run.timed(f"{run.round(k).name}/{name}"):
-        resolve(stages(run)[name].perform)(run, k)
+        resolve(run.stages[name].perform)(run, k)
 
 
 def run_loop(config: RunConfig, folder: Path, resume: bool = False, command: str = "") -> dict[str, Any]:
@@ -70,7 +64,7 @@ def run_loop(config: RunConfig, folder: Path, resume: bool = False, command: str
         processes.once(begin)
         run = Run(folder, config)
         for k in range(config.rounds):
-            for name in stages(run):
+            for name in run.stages:
                 perform(run, name, k)
         return conclude(run)
 
@@ -84,7 +78,7 @@ def check_inputs(config: RunConfig) -> None:
         require_metadata(eval_prompts(config))
     require_sizes(config)
     load_grounder(config.ground.grounder, load_model(config, config.model), **config.ground.options)
-    load_judge(config, config.model, config.seed)
+    load_judging(config, config.model, config.seed)
     make_optimizer({"": Parameter(torch.zeros(1))}, config.train)
     if config.train.tracker:
         require_tracker(config.train.tracker)

@@ -20,10 +20,10 @@ from srum.plugins import find
 from srum.processes import Processes
 from srum.run_dir import RunError, StageTimer, round_dir
 from srum.seeding import seed_for
+from srum.stages import TRAIN, Stage
 
 if TYPE_CHECKING:
     from srum.models.base import TrainableModel
-    from srum.stages import Stage
     from train.methods.base import Method
 
 BASE = "base"  # the model that entered
@@ -55,9 +55,10 @@ class Run:
         }
 
     @property
-    def stages(self) -> list[Stage]:
-        """Those of the run's method, then those that only compared methods have; some stand there repeatedly."""
-        return [stage for arm in reversed(self.arms.values()) for stage in arm.method.stages_of(arm.config)]
+    def stages(self) -> dict[str, Stage]:
+        """The stages of a round by name: those of the method, those that only a compared method has, then training."""
+        of_methods = [stage for arm in reversed(self.arms.values()) for stage in arm.method.stages_of(arm.config)]
+        return {stage.name: stage for stage in [*of_methods, TRAIN]}
 
     def seed(self, *parts: int | str) -> int:
         """The seed of what ``parts`` name, such as (round, record id, purpose)."""

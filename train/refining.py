@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from PIL.Image import Image
 
 from grounding.stage import load_proposer
-from judging.stage import load_judge
+from judging.stage import load_judging
 from srum.config import RunConfig
 from srum.drawing import Chain, Draw, Shot
 from srum.evaluation.accuracy import drawn
@@ -20,11 +20,11 @@ from srum.seeding import seed_for
 
 def self_scorer(model: TrainableModel, config: RunConfig, seed: int) -> Score:
     """Scores in [-1, 1] as a round's candidates get them: grounded, judged, the lowest of regions and layout."""
-    propose, judge = load_proposer(config, model), load_judge(config, model, seed)
+    propose, judge = load_proposer(config, model), load_judging(config, model, seed)
 
     def score(images: Sequence[Image], prompts: Sequence[str]) -> list[float | None]:
         proposed = propose(images, prompts)
-        judged = judge.judge(images, prompts, [regions for regions, _ in proposed])
+        judged = judge(images, prompts, [{}] * len(images), [regions for regions, _ in proposed])
         scores: list[float | None] = []
         for (regions, error), (of_regions, layout) in zip(proposed, judged, strict=True):
             grounding = Grounding(candidate_id="image", regions=regions, error=error)

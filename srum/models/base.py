@@ -16,7 +16,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from srum.errors import ModelError
+from srum.errors import SrumError
 
 # ``global_batch`` takes one norm over all images of a call, as the reference does; the others are per image or token.
 Renorm = Literal["global", "channel", "text_channel", "global_batch"]
@@ -34,7 +34,7 @@ Ability = Literal[
 ]
 
 
-class MissingAbility(ModelError):
+class MissingAbility(SrumError):
     """A model cannot do what is asked of it."""
 
 

@@ -293,20 +293,20 @@ def test_the_grounder_of_an_installed_package(here: Path, monkeypatch: pytest.Mo
     assert isinstance(load_grounder("grid", MODEL), GridGrounder)  # type: ignore[arg-type]  # shipped names stay
     with pytest.raises(GrounderError, match="grounder 'gone': no module 'no_such_package'"):
         load_grounder("gone", MODEL)  # type: ignore[arg-type]
-    with pytest.raises(GrounderError, match="grid, theirs, gone or module:Class"):
+    with pytest.raises(GrounderError, match="grid, theirs, gone or module:Name"):
         load_grounder("other", MODEL)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("sift", f"no grounder 'sift': give one of {', '.join(SHIPPED)} or module:Class"),
+        ("sift", f"no grounder 'sift': give one of {', '.join(SHIPPED)} or module:Name"),
         ("sift:", "no grounder"),
         (":Mine", "no grounder"),
         ("no_such_module_here:Mine", "no module 'no_such_module_here'"),
         ("no_such_package.part:Mine", "no module 'no_such_package'"),
-        ("a_module_of_mine:Nothing", "has no class 'Nothing'"),
-        ("a_module_of_mine:value", "has no class 'value'"),
+        ("a_module_of_mine:Nothing", "has no 'Nothing'"),
+        ("a_module_of_mine:value", "it is no class"),
         ("a_module_of_mine:Empty", "Empty has no method propose"),
     ],
 )

@@ -81,7 +81,7 @@ class Reca(Method):
             records = load_training_records(run.round(k))
             kinds["t2i"] = candidate_examples(records, [r.reward_map.new_ones(()) for r in records])
         if config.mix[2]:
-            kinds["replies"] = load_replies(run, k)
+            kinds["replies"] = load_replies(run.round(k), config.judge.instructions)
         shares = dict(zip(kinds, config.mix, strict=True))
         return Mix(Mix.of_shares(kinds, shares, config.train.batch_size).parts, held_out)
 

@@ -80,7 +80,7 @@ class Rvr(Method):
         training, held_out = hold_out(refinements, config.train.validation.share, run.seed(k, "train"))
         aside = {example.group for example in held_out}
         t2i = [one for one in text_to_image(run, k, pairs, candidates) if one.group not in aside]
-        replies = load_replies(run, k) if config.mix[2] else ()
+        replies = load_replies(run.round(k), config.judge.instructions) if config.mix[2] else ()
         kinds: dict[str, Sequence[Example]] = {"": training, "t2i": t2i, "replies": replies}
         shares = dict(zip(kinds, config.mix, strict=True))
         return Mix(Mix.of_shares(kinds, shares, config.train.batch_size).parts, held_out)
