@@ -181,6 +181,46 @@ class RewardConfig(Section):
         return self
 
 
+class ImagesConfig(Section):
+    """The images that are reconstructed (``srum.pictures``)."""
+
+    source: str = "rendered"  # rendered, candidates, good (those scored so), a path, a pattern, or datasets:NAME
+    column: str = "image"  # of a parquet file or data set; a field of JSON lines
+    split: str = "train"  # of a data set
+    count: Count = 512  # images per round, drawn anew each round; all of a source that has no more
+    blur: Count = 1  # shrink what is seen so many times, and enlarge it again
+    batch_size: Count = 64  # images per shard
+
+
+class PairConfig(Section):
+    """Pairs of a candidate that misses its prompt and one that meets it (``srum.pairs``); scores in [-1, 1]."""
+
+    select: Literal["threshold", "relative"] = "threshold"  # relative: the best and the worst of a prompt
+    aligned: Signed = 0.5  # scores from here on meet the prompt
+    misaligned: Signed = 0.0  # scores up to here miss it
+    min_gap: Positive = 0.5  # between the two
+    per_prompt: Annotated[int, Field(ge=1, le=4)] = 1  # pairs of a prompt
+
+
+class RefineConfig(ImageConfig):
+    """Drawing again after an image was seen (``srum.refining``)."""
+
+    way: Literal["regenerate", "regenerate_clean", "edit"] = "regenerate"  # RvR; with a clean latent, too; RvE
+    rounds: Annotated[int, Field(ge=1, le=4)] = 1
+    stop: Signed | None = 0.5  # no round after an image that the judge scores so or better; null: never stop
+    always: bool = False  # refine a first image that is good already, too
+    keep: Literal["best", "last"] = "best"  # by the judge
+    system: str | None = None  # the text before the image; null: the model's own
+    image_guidance: NotNegative = 1.0  # <= 1 is off
+
+    def sampling(self) -> dict[str, Any]:
+        """The fields of ``srum.models.base.Sampling``."""
+        return {name: value for name, value in super().sampling().items() if name not in REFINE_ONLY}
+
+
+REFINE_ONLY = {"way", "rounds", "stop", "always", "keep", "system"}  # that the sampler does not know
+
+
 class LoraConfig(Section):
     """LoRA (peft): train low-rank updates of the linear layers of what ``trainable`` names, not the weights."""
 
@@ -287,6 +327,9 @@ class RunConfig(Section):
     ground: GroundConfig = GroundConfig()
     judge: JudgeConfig = JudgeConfig()
     reward: RewardConfig = RewardConfig()
+    images: ImagesConfig = ImagesConfig()
+    pairs: PairConfig = PairConfig()
+    refine: RefineConfig = RefineConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
 

@@ -28,6 +28,8 @@ SHIPPED: dict[str, dict[str, str]] = {
         "sft": "train.methods.sft:Sft",
         "srum": "train.methods.srum:Srum",
         "region_nft": "train.methods.region_nft:RegionNft",
+        "reca": "train.methods.reca:Reca",
+        "rvr": "train.methods.rvr:Rvr",
     },
     "judge": {"self": "judging.self_judge:SelfJudge"},
     "reward": {},

@@ -94,7 +94,8 @@ class Mix:
         """A checksum of the examples in order: ids, texts, credits."""
         total = hashlib.sha256()
         for example in (*(e for part in self.parts for e in part.examples), *self.held_out):
-            total.update(repr((example.id, [(s.kind, s.text or s.ids, s.loss) for s in example.segments])).encode())
+            texts = [(s.kind, s.text or s.ids or s.texts or None, s.loss) for s in example.segments]
+            total.update(repr((example.id, texts)).encode())
             for credit in example.credit:
                 total.update(credit.numpy().tobytes())
         return total.hexdigest()

@@ -64,7 +64,8 @@ class ExampleFeed:
 
     def step(self, number: int) -> Step:
         """The examples of the step with their dropout, timesteps and noise."""
-        drawn = [(epoch, opened(self.model, example)) for epoch, example in self.mix.at(number, self.seed)]
+        visits = self.mix.at(number, self.seed)
+        drawn = [(epoch, opened(self.model, example, self.seed, epoch)) for epoch, example in visits]
         packs = self.own_packs([self.model.length(example.segments) for _, example in drawn])
         samples = [([self.draw(*drawn[place]) for place in members], counted) for members, counted in packs]
         return self._step(samples, [example.id for _, example in drawn])

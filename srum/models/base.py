@@ -109,6 +109,10 @@ class Segment:
     stored (x_t as tokens (N, D), t), in place of noise that is drawn for it; without a ``latent`` beside it there is no
     error, only a prediction, and its ``grid`` (h, w) has to be given.
 
+    Only in an example, settled at every visit: ``texts``, of which one is drawn, and the ``file`` of a latent.
+    ``side``: the longest side in pixels at which an image is seen, resized from the image as it is; None: the model's
+    own rule.
+
     ``loss``: on a text cross-entropy, on a noisy latent flow matching. ``droppable``: left out for guidance, in
     training at a rate and in drawing where the guidance asks. ``dropped``: left out here; an image keeps its position.
     ``written``: a text that the model wrote in view of all before it, such as a plan, which no guidance branch has.
@@ -119,9 +123,12 @@ class Segment:
 
     kind: Literal["text", "seen", "clean", "noisy"]
     text: str | None = None
+    texts: Sequence[str] = ()
     ids: Sequence[int] | None = None
     image: Image | Tensor | Path | None = None
+    side: int | None = None
     latent: Tensor | None = None
+    file: Path | None = None
     state: tuple[Tensor, float] | None = None
     grid: tuple[int, int] | None = None
     loss: bool = False
@@ -197,6 +204,22 @@ class UnifiedModel(Protocol):
     @property
     def plan_instruction(self) -> str:
         """The text before a prompt that has the model write a plan first (ability ``plan``)."""
+        ...
+
+    @property
+    def refine_texts(self) -> tuple[str, str]:
+        """The text before an image that is to be drawn again, and the one after it, with the place ``{prompt}``."""
+        ...
+
+    @property
+    def reflect_question(self) -> str:
+        """The question about an image, with the place ``{prompt}``, whose reply ends in a line that says what must
+        change, or is ``reflect_stop``."""
+        ...
+
+    @property
+    def reflect_stop(self) -> str:
+        """The last line of a reply that wants nothing changed."""
         ...
 
     def draw(
