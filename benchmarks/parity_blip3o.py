@@ -126,9 +126,9 @@ def tokens(model: Blip3o, facts: Facts, _: Tensors) -> Iterator[Deviation]:
         image = model.tokenizer.convert_tokens_to_ids(chat.IMAGE)
         yield equal("ids of a request", list(model.ids(str(text))), [*case["inference_ids"], image], name)
         (closed,) = chat.requested(prompt(case["prompt"]), lambda segment: segment.text or "", closed=True)
-        ids = list(model.ids(str(closed)))
-        yield equal("ids of a request in training", ids, [*case["training_ids"], image], name)
-        yield equal("labels of a request in training", labelled(model, ids)[:-1], case["training_labels"], name)
+        whole = list(model.ids(str(closed)))
+        yield equal("ids of a request in training", whole, [*case["training_ids"], image], name)
+        yield equal("labels of a request in training", labelled(model, whole)[:-1], case["training_labels"], name)
 
 
 def labelled(model: Blip3o, ids: Sequence[int]) -> list[int]:

@@ -12,14 +12,21 @@ from judging.self_judge import SelfJudge
 from srum.config import RunConfig
 from srum.models.base import Decoding
 from srum.plugins import construct, find_class
+from srum.processes import Processes
 from srum.records import Candidate, Failure, Grounding, Judgement, LayoutJudgement, Prompt
 from srum.run import Run, load_model
-from srum.run_dir import ImageError, finished, open_image, read_by_id, read_records, run_stage
+from srum.run_dir import ImageError, RunError, finished, forget, open_image, read_by_id, read_records, run_stage
 
 
 def judge_stage(run: Run, k: int) -> None:
-    """judgements.jsonl: what the judge, by default the model that made the images, says of every region and layout."""
+    """judgements.jsonl: what the judge, by default the model that made the images, says of every region and layout.
+
+    What a server left without a reply is asked again, as long as nothing was made of the judgements. Raises RunError
+    where it left everything so.
+    """
     folder, config = run.round(k), run.config.judge
+    if config.server.url and not finished(folder, "rewards"):
+        forget(folder, "judgements", Judgement, lambda judgement: Failure.NO_REPLY in _failures(judgement))
     if finished(folder, "judgements"):
         return
     candidates = read_by_id(folder / "candidates.jsonl", Candidate)
@@ -42,7 +49,15 @@ def judge_stage(run: Run, k: int) -> None:
             judgements[name] = Judgement(candidate_id=name, regions=of_regions, layout=of_layout)
         return [judgements[name] for name in batch]
 
-    run_stage(folder, "judgements", Judgement, candidates, config.batch_size, work)
+    judgements = run_stage(folder, "judgements", Judgement, candidates, config.batch_size, work)
+    asked = [judgement for judgement in judgements if judgement.layout.failure != Failure.NO_IMAGE]
+    if asked and all(set(_failures(judgement)) == {Failure.NO_REPLY} for judgement in asked):
+        Processes.here().once((folder / "judgements.jsonl").unlink)  # else the stage would be finished
+        raise RunError(f"{config.server.url} answered no question; to the first: {asked[0].layout.raw}")
+
+
+def _failures(judgement: Judgement) -> list[Failure | None]:
+    return [judged.failure for judged in (*judgement.regions, judgement.layout)]
 
 
 def load_judging(config: RunConfig, weights: str, seed: int) -> Judging:

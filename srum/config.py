@@ -54,7 +54,7 @@ class ImageConfig(Section):
     plan_temperature: Annotated[float, Field(ge=0.0)] = 0.0  # of that text; 0 is greedy
     decoder_steps: Count = 50  # of a model whose decoder draws, too (docs/blip3o.md)
     decoder_guidance: NotNegative = 3.0  # of such a decoder; <= 1 is off
-    batch_size: Count = 64  # images per call and per shard; no result depends on it
+    batch_size: Count = 64  # images per call and per shard; rounding depends on it (docs/design.md, 3)
 
     @model_validator(mode="after")
     def _interval_is_ordered(self) -> ImageConfig:
@@ -115,6 +115,8 @@ class ServerConfig(Section):
     timeout: Positive = 60.0  # seconds without a byte
     retries: Annotated[int, Field(ge=0)] = 4  # of a request that failed in passing, after 1, 2, 4, ... seconds
     concurrency: Count = 8  # requests at a time, of each process
+    token_limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"  # what the server calls the limit
+    extra: dict[str, Any] = {}  # further fields of each request, such as {"chat_template_kwargs": ...}
 
     @model_validator(mode="after")
     def _is_complete_and_holds_no_secret(self) -> ServerConfig:
@@ -302,7 +304,7 @@ class RunConfig(Section):
         return self
 
 
-FREE = ("device", "compile", "rollout.batch_size", "ground.batch_size", "judge.batch_size", "eval.batch_size")
+FREE = ("device", "compile")
 # fields that may change while a run goes on: they say where and how fast it works, not what comes out
 
 

@@ -429,6 +429,23 @@ def record_id(record: Record) -> str:
     return str(getattr(record, next(iter(type(record).model_fields))))
 
 
+def forget(folder: Path, name: str, kind: type[R], unwanted: Callable[[R], bool]) -> None:
+    """Have a stage, be it finished, do those items again whose records are ``unwanted``."""
+    final, parts = folder / f"{name}.jsonl", folder / f"{name}{PARTS}"
+
+    def rewrite() -> None:
+        for path in [*parts.glob("*.jsonl"), *([final] if final.exists() else [])]:
+            records, torn = _read_whole_lines(path, kind)
+            wanted = [record for record in records if not unwanted(record)]
+            if torn or len(wanted) == len(records):
+                continue  # torn, it is the stage's to mend
+            write_records(_shard(parts, 0) if path == final else path, wanted)
+            if path == final:
+                final.unlink()
+
+    Processes.here().once(rewrite)
+
+
 def finished(folder: Path, name: str) -> bool:
     """Whether the stage has written its file, and whole: a torn last line sends it back to ``run_stage``."""
     path = folder / f"{name}.jsonl"
@@ -452,7 +469,8 @@ def read_prompts(path: Path) -> list[Prompt]:
 
     ``.txt``: a prompt per line. ``.jsonl``: an object per line with ``prompt`` or ``text``, and perhaps an ``id``
     (letters, digits and ``._-``; else it is ``line-0007``) and ``metadata``; other fields (GenEval's ``tag`` and
-    ``include``) are metadata themselves. Raises RunError, naming the line.
+    ``include``) are metadata themselves. A line with half of a surrogate pair, which JSON can hold and no file in
+    UTF-8, is left out with a warning that names it. Raises RunError, naming the line.
     """
     parse = _text_prompt if path.suffix == ".txt" else _json_prompt
     try:
@@ -466,6 +484,8 @@ def read_prompts(path: Path) -> list[Prompt]:
         if not line.strip():
             continue
         prompt = parse(line.strip(), number, f"{path}:{number}")
+        if prompt is None:
+            continue
         if prompt.id in prompts:
             raise RunError(f"{path}:{number}: the id {prompt.id!r} is taken by an earlier line")
         prompts[prompt.id] = prompt
@@ -478,13 +498,16 @@ def _text_prompt(line: str, number: int, where: str) -> Prompt:
     return Prompt(id=f"line-{number:04d}", text=line)
 
 
-def _json_prompt(line: str, number: int, where: str) -> Prompt:
+def _json_prompt(line: str, number: int, where: str) -> Prompt | None:
     try:
         values = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise RunError(f"{where}: not JSON: {error}") from None
     if not isinstance(values, dict):
         raise RunError(f"{where}: expected an object with 'prompt', got {type(values).__name__}")
+    if not _is_unicode(values):
+        warnings.warn(f"{where} is left out: it holds half of a surrogate pair, such as \\ud83d alone", stacklevel=3)
+        return None
     text = values.get("prompt", values.get("text"))
     if not isinstance(text, str) or not text.strip():
         raise RunError(f"{where}: expected a text in 'prompt' or 'text', got {text!r}")
@@ -495,6 +518,15 @@ def _json_prompt(line: str, number: int, where: str) -> Prompt:
     if not isinstance(metadata, dict):
         raise RunError(f"{where}: expected an object in 'metadata', got {type(metadata).__name__}")
     return Prompt(id=name, text=text.strip(), metadata=metadata)
+
+
+def _is_unicode(values: Any) -> bool:
+    """Whether a file in UTF-8 can hold what was JSON."""
+    try:
+        json.dumps(values, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 # --- times

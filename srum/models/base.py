@@ -16,7 +16,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from srum.errors import ModelError
+from srum.errors import SrumError
 
 # ``global_batch`` takes one norm over all images of a call, as the reference does; the others are per image or token.
 Renorm = Literal["global", "channel", "text_channel", "global_batch"]
@@ -36,7 +36,7 @@ Ability = Literal[
 ]
 
 
-class MissingAbility(ModelError):
+class MissingAbility(SrumError):
     """A model cannot do what is asked of it."""
 
 
@@ -316,10 +316,11 @@ def name_of(model: UnifiedModel) -> str:
     return type(model).__name__
 
 
-def box_frame(model: UnifiedModel, size: tuple[int, int]) -> tuple[int, int]:
-    """(H, W) of the frame in whose pixels the model names boxes in an image of ``size`` (H, W), and reads them."""
-    framed: Any = model
-    return framed.box_frame(size) if "frames" in model.abilities else size
+def box_frame(writer: object, size: tuple[int, int]) -> tuple[int, int]:
+    """(H, W) of the frame in whose pixels a model, or what writes in its place, names boxes in an image of ``size``
+    (H, W), and reads them: the image itself unless it has the ability ``frames``."""
+    framed: Any = writer
+    return framed.box_frame(size) if "frames" in getattr(writer, "abilities", ()) else size
 
 
 def crop_box(model: UnifiedModel, size: tuple[int, int]) -> tuple[float, float, float, float]:

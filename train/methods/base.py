@@ -68,7 +68,7 @@ class CandidateMethod(Method):
         from train.data import candidate_mix, load_replies, load_training_records
 
         records = load_training_records(run.round(k))
-        replies = load_replies(run, k) if config.train.replies else ()
+        replies = load_replies(run.round(k), config.judge.instructions) if config.train.replies else ()
         return candidate_mix(records, self.credits(records, config), config.train, run.seed(k, "train"), replies)
 
 
