@@ -52,6 +52,8 @@ class ImageConfig(Section):
     renorm: Literal["global", "channel", "text_channel"] = "global"
     plan: bool = False  # decode a planning text first; it conditions the image
     plan_temperature: Annotated[float, Field(ge=0.0)] = 0.0  # of that text; 0 is greedy
+    decoder_steps: Count = 50  # of a model whose decoder draws, too (docs/blip3o.md)
+    decoder_guidance: NotNegative = 3.0  # of such a decoder; <= 1 is off
     batch_size: Count = 64  # images per call and per shard; rounding depends on it (docs/design.md, 2)
 
     @model_validator(mode="after")

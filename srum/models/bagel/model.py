@@ -61,7 +61,7 @@ VARIANTS = 32  # of a compiled layer: one row or more, with gradients or without
 class Bagel:
     """A loaded BAGEL checkpoint of any size. Meets ``TrainableModel``."""
 
-    abilities: frozenset[Ability] = frozenset(get_args(Ability))
+    abilities: frozenset[Ability] = frozenset(get_args(Ability)) - {"prepare", "frames"}
 
     def __init__(
         self,
