@@ -10,7 +10,7 @@ import difflib
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import yaml
@@ -39,6 +39,9 @@ class Section(BaseModel):
     """Base of all sections: immutable, no unknown keys, NaN refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+S = TypeVar("S", bound=Section)
 
 
 class ImageConfig(Section):
@@ -373,6 +376,16 @@ def parse_config(values: Mapping[str, Any]) -> RunConfig:
         raise ConfigError(f"method: {error}") from None
     except ValidationError as error:
         raise ConfigError("; ".join(_explain(detail, kind) for detail in error.errors())) from None
+
+
+def parse_section(kind: type[S], values: Mapping[str, Any], name: str) -> S:
+    """A section, called ``name`` in messages, of plain values. Raises ConfigError."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        detail = error.errors()[0]
+        where = ".".join([name, *map(str, detail["loc"])])
+        raise ConfigError(f"{where}: {detail['msg'].removeprefix('Value error, ')}") from None
 
 
 def config_class(method: str) -> type[RunConfig]:
