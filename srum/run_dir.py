@@ -7,6 +7,7 @@
         prompts.jsonl candidates.jsonl regions.jsonl judgements.jsonl rewards.jsonl  counts.json
         imported.json                     only of srum import: the lines and the folder of images that it is from
         images/ latents/ rewards/         PNG and safetensors, addressed by candidate id
+        pictures.jsonl pictures/ latents/ images read for reconstruction (srum/pictures.py); pairs.jsonl (srum/pairs.py)
         train/ARM/                        metrics.jsonl, checkpoints/, model/ (official layout), adapter/ (LoRA)
 
 A stage cuts the items that it has no record of into batches, in order. A finished batch is one shard,
@@ -57,6 +58,8 @@ STAGE_OF = {
     "regions": "ground",
     "judgements": "judge",
     "rewards": "rasterize",
+    "pictures": "images",
+    "pairs": "pair",
     "verdicts": "eval",
 }  # the command that writes a file of this name
 NAMED = 3  # ids that an error names

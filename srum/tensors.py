@@ -9,6 +9,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from srum.errors import SrumError
 from srum.json_files import POINTER, POINTER_TO
@@ -51,3 +52,12 @@ def read_tensor(path: Path) -> Tensor:
     """The one tensor of a file, as float32. Raises as ``open_tensors`` does."""
     (values,) = read_tensors(path).values()
     return values.float()
+
+
+def fill(tensor: Tensor, whole: Any) -> None:
+    """Copy ``whole``, a tensor or one in a file (``get_slice``), or this process's part of it."""
+    if isinstance(tensor, DTensor):
+        (chunk,) = tensor.__create_chunk_list__()
+        tensor = tensor.to_local()
+        whole = whole[tuple(slice(first, first + size) for first, size in zip(chunk.offsets, chunk.sizes, strict=True))]
+    tensor.copy_(whole[...])

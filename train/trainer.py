@@ -22,13 +22,13 @@ from tqdm import tqdm
 
 from srum.config import TrainConfig
 from srum.disk import require_room
+from srum.errors import TrainingError
 from srum.models import native_bfloat16
 from srum.models.base import Generated, TrainingForward
 from srum.processes import Processes
 from train import lora
 from train.checkpoint import KEPT, Checkpoints, State
 from train.data import TrainingRecord
-from train.examples import TrainingError
 from train.feed import Feed, Source, Step
 from train.metrics import TIMESTEP_BINS, Log, image_sums, step_means, text_sums
 from train.objective import Objective, Terms, Tokens

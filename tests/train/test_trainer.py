@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import train.metrics as metrics
 import train.trainer as trainer
 from srum.config import RunConfig
+from srum.errors import TrainingError
 from srum.flow import FlowNoise, interpolate
 from srum.models.base import Segment, TrainingForward
 from srum.processes import Processes
@@ -24,7 +25,7 @@ from srum.run_dir import write_records
 from tests.train.ranks import config_of, learn, learned
 from train.checkpoint import CheckpointMismatch, list_checkpoints
 from train.data import TrainingRecord, candidate_examples, load_training_records
-from train.examples import TrainingError, draw_order
+from train.examples import draw_order
 from train.methods.base import CandidateMethod
 from train.metrics import image_sums, keep_rows, step_means, text_sums
 from train.packs import at_every_timestep, cut

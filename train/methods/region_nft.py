@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import model_validator
 
 from srum.config import Fraction, Positive, RunConfig, Signed
-from train.examples import TrainingError
+from srum.errors import TrainingError
 from train.methods.base import CandidateMethod, cross_entropy
 from train.objective import Terms, Tokens
 
@@ -38,6 +38,7 @@ class RegionNftConfig(RunConfig):
     old_decay: Fraction = 1.0  # v_old follows the trained weights by this decay; 1: is what entered
     credit: Literal["region", "sample"] = "region"  # where an advantage lands: on the blamed cells, or evenly
     advantage_offset: Signed = 0.0  # added to every advantage
+    mixed_prompts: bool = False  # learn only from prompts with candidates on both sides of 0, right ones and wrong ones
 
     @model_validator(mode="after")
     def _has_groups(self) -> RegionNftConfig:
@@ -53,6 +54,10 @@ class RegionNft(CandidateMethod):
 
     name, label, colour = "region_nft", "region-NFT", "#0072b2"
     Config = RegionNftConfig
+
+    def chosen(self, records: Sequence[TrainingRecord], config: RegionNftConfig) -> Sequence[TrainingRecord]:
+        """All, or those of the prompts that have right and wrong ones. Raises TrainingError where none has."""
+        return with_both(records) if config.mixed_prompts else records
 
     def credits(self, records: Sequence[TrainingRecord], config: RegionNftConfig) -> list[Tensor]:
         """Every candidate's advantage on its cells. Raises TrainingError where none has any."""
@@ -88,6 +93,19 @@ def nothing_to_prefer(records: Sequence[TrainingRecord]) -> str:
         f"nothing to prefer: the candidates of each of {len(of_prompts)} prompts have one score "
         f"({', '.join(named)}{more}); judge with soft=true, or draw more candidates that differ"
     )
+
+
+def with_both(records: Sequence[TrainingRecord]) -> list[TrainingRecord]:
+    """The candidates of prompts of which some score above 0, and some do not."""
+    signs: dict[str, set[bool]] = {}
+    for record in records:
+        signs.setdefault(record.candidate.prompt_id, set()).add(record.sample_score > 0)
+    both = [record for record in records if len(signs[record.candidate.prompt_id]) == 2]
+    if not both:
+        raise TrainingError(
+            "mixed_prompts: no prompt has candidates on both sides of 0; draw more of each, or set it false"
+        )
+    return both
 
 
 def advantages(records: Sequence[TrainingRecord], config: RegionNftConfig) -> list[Tensor]:

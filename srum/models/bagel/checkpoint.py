@@ -26,7 +26,6 @@ from diffusers import AutoencoderKL
 from huggingface_hub import save_torch_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedTokenizerFast
 
 from srum.errors import ModelError
@@ -35,7 +34,7 @@ from srum.models.bagel.autoencoder import build_autoencoder, load_official, offi
 from srum.models.bagel.config import BagelConfig
 from srum.models.bagel.network import BagelNetwork
 from srum.models.bagel.positions import sincos_table
-from srum.tensors import open_tensors, read_tensors
+from srum.tensors import fill, open_tensors, read_tensors
 
 WEIGHT_FILES = ("ema.safetensors", "model.safetensors")
 TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json", "tokenizer.json")
@@ -110,19 +109,10 @@ def read_weights(folder: Path, network: BagelNetwork) -> None:
     for path in weight_files(folder):
         with open_tensors(path, device) as tensors:
             for name, stored in _names(tensors.keys(), network.config):
-                _fill(lacking.pop(name), tensors.get_slice(stored))
+                fill(lacking.pop(name), tensors.get_slice(stored))
     for name in TABLES:
         if name in lacking:
-            _fill(lacking[name], position_table(network.config, name))
-
-
-def _fill(tensor: Tensor, whole: Any) -> None:
-    """Copy ``whole``, a tensor or one in a file, or this process's part of it."""
-    if isinstance(tensor, DTensor):
-        (own,) = tensor.__create_chunk_list__()
-        tensor = tensor.to_local()
-        whole = whole[tuple(slice(first, first + size) for first, size in zip(own.offsets, own.sizes, strict=True))]
-    tensor.copy_(whole[...])
+            fill(lacking[name], position_table(network.config, name))
 
 
 def spread(network: BagelNetwork, dtype: torch.dtype) -> list[Place]:

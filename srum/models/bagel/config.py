@@ -50,6 +50,20 @@ THINK_INSTRUCTION = (
     "The reasoning process is enclosed within <think> </think> tags, "
     "i.e. <think> reasoning process here </think> answer here"
 )
+# RvR's interface (docs/specs/rvr.md, 2), byte for byte. Its published weights were trained with the first text before
+# the image and are drawn from with the second.
+REFINE_SYSTEM = (
+    "Analyze the potential misalignment between the generated image and the user's prompt. "
+    "Then, re-generate the image to precisely align with the user's prompt.\n"
+)
+REFINE_SYSTEM_RELEASED = REFINE_SYSTEM + "\nHere is the generated image:\n"
+REFINE_USER = "Here is the user's prompt: {prompt}. "
+REFLECT_STOP = "No further edit needed."
+REFLECT_QUESTION = (
+    "The image was made for this prompt: {prompt}\n"
+    "Compare the two. Reply with one line that tells an image editor what to change so that the image matches the "
+    f"prompt, or with the line: {REFLECT_STOP}"
+)
 
 
 class _Part(BaseModel):
@@ -121,6 +135,10 @@ class BagelConfig(_Part):
     transform_max_pixels: int = 14 * 14 * 9 * 1024
     plan_instruction: str = PLAN_INSTRUCTION
     think_instruction: str = THINK_INSTRUCTION
+    refine_system: str = REFINE_SYSTEM
+    refine_user: str = REFINE_USER
+    reflect_question: str = REFLECT_QUESTION
+    reflect_stop: str = REFLECT_STOP
     raw: dict[str, Any] = Field(default_factory=dict, description="the files as read, written back on save")
 
     def to_dict(self) -> dict[str, Any]:
