@@ -94,11 +94,13 @@ def test_kills_at_random_moments_change_no_file(processes: int, tmp_path: Path) 
     expected, rng, kills, runs = files_of(tmp_path / "whole"), random.Random(processes), 0, 0
     while kills < KILLS:
         folder = tmp_path / f"run-{runs}"
-        while not wait(fork_run(folder, processes), rng.uniform(0.02, 0.5) * lasts):
+        while not wait(fork_run(folder, processes), rng.uniform(0.02, 0.3) * lasts):
             kills += 1
         files = files_of(folder)
         assert files.keys() == expected.keys()
         assert [name for name in expected if files[name] != expected[name]] == []
         shutil.rmtree(folder)
         runs += 1
-    print(f"{kills} kills in {runs} runs of {processes} processes; an uninterrupted one takes {lasts:.1f} s")
+        print(
+            f"{processes} processes: {kills} kills in {runs} runs; an uninterrupted one takes {lasts:.1f} s", flush=True
+        )
