@@ -32,7 +32,7 @@ from srum.provenance import described, read_entries
 from srum.reading import CandidateView, read_round
 from srum.records import Candidate, Judged, Region, RegionJudgement
 from srum.run import BASE, Run
-from srum.run_dir import MADE_WITH, ImageError, inside, open_image, read_records, write_text
+from srum.run_dir import MADE_WITH, ImageError, inside, open_image, read_records, round_dirs, write_text
 from srum.stages import TRAIN, Stage
 
 T = TypeVar("T")
@@ -62,7 +62,7 @@ def write_report(run_folder: Path) -> Path:
 
 
 def _contents(run: Path) -> dict[str, Any]:
-    rounds = sorted(path for path in run.glob("round-*") if path.is_dir())
+    rounds = round_dirs(run)
     opened = Run(run, load_config(run / CONFIG))
     names = [BASE, *opened.arms]
     arms = _in_order(_arms(run / "eval"), names)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from train.methods.base import Method
 
 BASE = "base"  # the model that entered
+REDRAWN = "-redrawn"  # ends the name of what an arm's weights draw in more than one step
 console = Console()
 
 
@@ -56,7 +57,7 @@ class Run:
     @property
     def stages(self) -> dict[str, Stage]:
         """The stages of a round by name: those of the method, those that only a compared method has, then training."""
-        of_methods = [stage for arm in reversed(self.arms.values()) for stage in arm.method.stages]
+        of_methods = [stage for arm in reversed(self.arms.values()) for stage in arm.method.stages_of(arm.config)]
         return {stage.name: stage for stage in [*of_methods, TRAIN]}
 
     def seed(self, *parts: int | str) -> int:

@@ -246,7 +246,7 @@ def test_the_lab_measures_every_part(
     assert len(gain["per_seed"]) == 2 and gain["interval"][0] <= gain["mean"] <= gain["interval"][1]
     assert "region - sample" in capsys.readouterr().out
 
-    monkeypatch.setattr(FakeModel, "generate", None)  # everything is there: nothing is made again
+    monkeypatch.setattr(FakeModel, "draw", None)  # everything is there: nothing is made again
     before = (tmp_path / "lab/lab.json").read_bytes()
     lab.main(small_lab)
     assert json.loads((tmp_path / "lab/lab.json").read_text()) == json.loads(before)

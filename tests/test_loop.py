@@ -17,6 +17,7 @@ from judging.self_judge import SelfJudge
 from judging.stage import load_judge
 from srum import loop, models
 from srum.config import ConfigError, RunConfig, load_config
+from srum.errors import TrainingError
 from srum.evaluation.accuracy import Accuracy, EvalResult
 from srum.evaluation.comparison import summarize
 from srum.loop import evaluate_arms, perform, run_loop
@@ -30,7 +31,6 @@ from srum.run import Run
 from srum.run_dir import RunError, read_records
 from tests.fakes import FakeModel, run_on_fakes
 from train import tracking
-from train.examples import TrainingError
 from train.trainer import train as train_arm
 
 SMALL = [

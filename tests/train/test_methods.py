@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from srum.errors import TrainingError
 from srum.models.base import TrainingForward
 from srum.run import find_method
 from tests.train.ranks import config_of
 from train.advantages import sample_advantages, spread_by_blame
-from train.examples import TrainingError
 from train.methods.region_nft import with_both
 from train.objective import Terms, Tokens
 

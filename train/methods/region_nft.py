@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import model_validator
 
 from srum.config import Fraction, Positive, RunConfig, Signed
+from srum.errors import TrainingError
 from train.methods.base import CandidateMethod, cross_entropy
 from train.objective import Terms, Tokens
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from train.data import TrainingRecord
+
+NAMED = 3  # prompts that an error names
 
 
 class RegionNftConfig(RunConfig):
@@ -57,8 +60,11 @@ class RegionNft(CandidateMethod):
         return with_both(records) if config.mixed_prompts else records
 
     def credits(self, records: Sequence[TrainingRecord], config: RegionNftConfig) -> list[Tensor]:
-        """Every candidate's advantage on its cells."""
-        return advantages(records, config)
+        """Every candidate's advantage on its cells. Raises TrainingError where none has any."""
+        credits = advantages(records, config)
+        if not any(credit.any() for credit in credits):
+            raise TrainingError(nothing_to_prefer(records))
+        return credits
 
     def terms(self, tokens: Tokens, config: RegionNftConfig) -> Terms:
         """The three terms above; ``credit`` is A."""
@@ -76,10 +82,21 @@ class RegionNft(CandidateMethod):
         return config.old_decay
 
 
+def nothing_to_prefer(records: Sequence[TrainingRecord]) -> str:
+    """That no prompt's candidates differ in their score, with how many have which."""
+    of_prompts: dict[str, list[float]] = {}
+    for record in records:
+        of_prompts.setdefault(record.candidate.prompt_id, []).append(record.sample_score)
+    named = [f"{name}: {len(scores)} of {scores[0]:g}" for name, scores in of_prompts.items()][:NAMED]
+    more = ", ..." if len(of_prompts) > NAMED else ""
+    return (
+        f"nothing to prefer: the candidates of each of {len(of_prompts)} prompts have one score "
+        f"({', '.join(named)}{more}); judge with soft=true, or draw more candidates that differ"
+    )
+
+
 def with_both(records: Sequence[TrainingRecord]) -> list[TrainingRecord]:
     """The candidates of prompts of which some score above 0, and some do not."""
-    from train.examples import TrainingError
-
     signs: dict[str, set[bool]] = {}
     for record in records:
         signs.setdefault(record.candidate.prompt_id, set()).add(record.sample_score > 0)
