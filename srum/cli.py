@@ -381,6 +381,7 @@ def _opened(folder: Path, config: Path | None, overrides: list[str] | None, new:
             if not new:
                 raise RunError(f"{folder} is not the folder of a run: it has no {CONFIG}; srum rollout makes one")
             models.require_model(wanted.model)
+            models.require_settings(wanted)
             round_prompts(wanted, 0)
         return wanted
 
