@@ -1,8 +1,10 @@
 """Our numbers against those that the reference left in a folder of fixtures.
 
     python -m benchmarks.parity --golden tests/golden/bagel [--device cuda] [--precision bf16]
+    python -m benchmarks.parity --golden tests/golden/rvr [--checkpoint tests/golden/bagel/checkpoint]
 
-Everything that the folder records is computed again with the model in its ``checkpoint``, from the sizes, prompts,
+Everything that the folder records is computed again with the model in its ``checkpoint`` (a folder without one: in that
+of the folder ``bagel`` beside it), from the sizes, prompts,
 settings and noise of its files: any folder of this layout will do (tests/golden/bagel/README.md). Printed per quantity:
 the largest deviation over its cases and the tolerance in float32. The exit status is 1 if a quantity misses, if a
 fixture is missing, or if the folder holds something that nothing here compares.
@@ -794,9 +796,18 @@ CHECKS: dict[str, tuple[Check, tuple[str, ...]]] = {
 }  # fmt: skip
 
 
+def layout_of(folder: Path) -> dict[str, tuple[Check, tuple[str, ...]]]:
+    """What a folder holds: the fixture of a recipe, which is named as its files are, or all of BAGEL's."""
+    from benchmarks import parity_recipes  # which compares as this module does
+
+    recipes: dict[str, Check] = {"reca": parity_recipes.reca, "rvr": parity_recipes.rvr}
+    own = {name: (check, BOTH) for name, check in recipes.items() if (folder / f"{name}.json").exists()}
+    return own or CHECKS
+
+
 def compare(folder: Path, fixture: str, model: Bagel) -> list[Deviation]:
     """All comparisons of a fixture, and a miss for each tensor of its file that none of them used."""
-    check, suffixes = CHECKS[fixture]
+    check, suffixes = layout_of(folder)[fixture]
     facts = json.loads((folder / f"{fixture}.json").read_text()) if ".json" in suffixes else None
     numbers = Tensors(folder / f"{fixture}.safetensors") if ".safetensors" in suffixes else None
     bfloat16 = model.precision == "bf16"
@@ -821,6 +832,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print the table; exit with 1 on a miss and on missing and unknown files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--golden", type=Path, required=True, help="the folder of fixtures")
+    parser.add_argument("--checkpoint", type=Path, help="the model, where the folder has none and no bagel/ beside it")
     parser.add_argument("--device", default="cpu", help="cpu, cuda")
     parser.add_argument("--precision", choices=get_args(Precision), default="fp32", help="that the network computes in")
     args = parser.parse_args(argv)
@@ -828,13 +840,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.backends.cudnn.allow_tf32 = False  # as torch does by itself in matrix products, not in convolutions
     if not folder.is_dir():
         parser.error(f"{folder} is no folder")
-    files = {fixture: {fixture + suffix for suffix in suffixes} for fixture, (_, suffixes) in CHECKS.items()}
-    expected, present = {"checkpoint"}.union(*files.values()), {path.name for path in folder.iterdir()}
+    checks = layout_of(folder)
+    files = {fixture: {fixture + suffix for suffix in suffixes} for fixture, (_, suffixes) in checks.items()}
+    checkpoint = args.checkpoint or folder / "checkpoint"
+    if checks is not CHECKS and not checkpoint.is_dir():
+        checkpoint = folder.resolve().parent / "bagel" / "checkpoint"
+    present = {path.name for path in folder.iterdir()} | ({"checkpoint"} if checkpoint.is_dir() else set())
+    expected = {"checkpoint"}.union(*files.values())
     missing, unknown = sorted(expected - present), sorted(present - expected - UNCOMPARED)
     rows: list[tuple[str, Deviation]] = []
     if "checkpoint" in present:
-        model = Bagel.load(folder / "checkpoint", args.device, args.precision)
-        for fixture in CHECKS:
+        model = Bagel.load(checkpoint, args.device, args.precision)
+        for fixture in checks:
             if files[fixture] <= present:
                 rows += [(fixture, worst) for worst in worst_cases(compare(folder, fixture, model))]
     table = Table(
