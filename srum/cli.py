@@ -54,6 +54,7 @@ app = typer.Typer(
     help="Self-rewarding post-training for unified multimodal models, region by region.",
 )
 
+BEGIN = ("rollout", "images")  # stages that make the run where there is none
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")]
 Round = Annotated[int, typer.Option("--round", min=0, help="Round, from 0.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file; what it leaves out has its default.")]
@@ -69,7 +70,7 @@ def _stage_command(stage: Stage) -> Callable[..., None]:
         from srum.loop import perform
         from srum.processes import connected
 
-        with connected(), _opened(run, config, overrides, new=stage == SHIPPED[0]) as opened:
+        with connected(), _opened(run, config, overrides, new=stage.name in BEGIN) as opened:
             perform(opened, stage.name, round_)
 
     return command
@@ -303,6 +304,70 @@ def pretrain(
     from train.pretrain import pretrain as run_stages
 
     run_stages(out, seed=seed, compile_layers=compile_layers, device=device, workers=workers, scale=scale)
+
+
+@app.command()
+def refine(
+    run: RunFolder,
+    round_: Annotated[int | None, typer.Option("--round", min=0, help="The candidates of this round.")] = None,
+    arm: Annotated[str | None, typer.Option("--eval", metavar="ARM", help="The evaluated images of this arm.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="What draws and judges (default: the newest weights of the run's method).")
+    ] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, max=4, help="As --set refine.rounds=N.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Draw images again that the model itself finds fault with: those of a round (default: 0), or of an evaluation.
+
+    Into the folder refined/ beside them, resumable; ends in a table. The run and its config stay as they are.
+    """
+    from srum.config import CONFIG, changed, load_config
+    from srum.loop import console
+    from srum.processes import connected
+    from srum.run import Run, newest_weights
+    from srum.run_dir import RunError, alone_in
+
+    if not (run / CONFIG).exists():
+        raise RunError(f"{run} is not the folder of a run: it has no {CONFIG}")
+    if arm is not None and round_ is not None:
+        raise SrumError("--round and --eval: give one of them")
+    wanted = changed(load_config(run / CONFIG), [*(overrides or []), *([f"refine.rounds={rounds}"] if rounds else [])])
+
+    from srum.show import rows_table
+    from train.refining import items_of, refine_run, refinement_rows
+
+    with connected() as processes, alone_in(run):
+        opened = Run(run, load_config(run / CONFIG))
+        place = run / "eval" / arm if arm is not None else opened.round(round_ or 0)
+        made = refine_run(opened, place, model or newest_weights(opened), wanted)
+        if processes.rank == 0:
+            console.print(rows_table(refinement_rows(items_of(opened, place), place, made), str(place / "refined")))
+
+
+@app.command()
+def reconstruct(
+    source: Annotated[str, typer.Argument(metavar="RUN|IMAGES", help="A run, or a source as in images.source.")],
+    out: Annotated[Path, typer.Option(help="Folder of the pictures.")] = Path("runs/reconstructed"),
+    model: Annotated[
+        str | None, typer.Option(help="What sees and draws (default: the run's newest, or srum-tiny).")
+    ] = None,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+) -> None:
+    """Have a model draw the images that it sees (RecA): pictures before and after, and how many scenes are the same."""
+    from srum.config import CONFIG, changed, load_config
+    from srum.processes import connected
+
+    run = Path(source) if (Path(source) / CONFIG).exists() else None
+    wanted = load_config(config or (run and run / CONFIG), () if run else [f"images.source={source}"])
+    wanted = changed(wanted, ["method=reca", *(overrides or [])])
+
+    from train.reconstructing import reconstruct_images
+
+    with connected() as processes:
+        line = reconstruct_images(wanted, out, run, model)
+        if processes.rank == 0:
+            typer.echo(line)
 
 
 @contextmanager
