@@ -168,9 +168,18 @@ def compare(
 def export(
     run: RunFolder,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write: .parquet, or the authors' .jsonl.")],
+    pairs: Annotated[bool, typer.Option("--pairs", help="RvR's pairs, in the parquet layout of its authors.")] = False,
 ) -> None:
     """Write the candidates of all rounds to a parquet file for the datasets library, or to the authors' JSON lines."""
     from srum import open_run
+
+    if pairs:
+        from srum.pair_interchange import write_pairs
+
+        if out.suffix != ".parquet":
+            raise SrumError(f"{out}: pairs are exported to a .parquet file")
+        typer.echo(f"{out}: {write_pairs(open_run(run), out)} pairs")
+        return
 
     if out.suffix == ".jsonl":
         from srum.interchange import write_lines
@@ -215,23 +224,32 @@ def doctor(
 
 @app.command("import")
 def import_(
-    lines: Annotated[Path, typer.Argument(metavar="LINES.jsonl", help="Judged images in the authors' format.")],
+    lines: Annotated[
+        Path,
+        typer.Argument(
+            metavar="LINES.jsonl|PAIRS.parquet", help="SRUM's judged images, or RvR's pairs (file or folder)."
+        ),
+    ],
     run: RunFolder,
     images: Annotated[Path, typer.Option(help="Folder of the images that the lines name.")] = Path(),
     round_: Round = 0,
     config: ConfigFile = None,
     overrides: Overrides = None,
 ) -> None:
-    """Make a round, up to its judgements, of the authors' JSON lines and their images."""
+    """Make a round of the authors' files: up to its judgements of SRUM's JSON lines, of pairs of RvR's parquet."""
     from srum import models
     from srum.interchange import import_round
+    from srum.pair_interchange import import_pairs
 
+    paired = lines.is_dir() or lines.suffix == ".parquet"
     with _opened(run, config, overrides, new=True) as opened:
         model = models.load(opened.config.model, opened.config.device, empty=True)  # its autoencoder alone is asked
-        count, problems = import_round(lines, images, model, opened.round(round_))
+        read = import_pairs if paired else import_round
+        count, problems = read(lines, images, model, opened.round(round_))
     for problem in problems:
         typer.echo(f"left out: {problem}", err=True)
-    typer.echo(f"{opened.round(round_)}: {count} candidates, {len(problems)} lines left out")
+    kinds = ("pairs", "rows") if paired else ("candidates", "lines")
+    typer.echo(f"{opened.round(round_)}: {count} {kinds[0]}, {len(problems)} {kinds[1]} left out")
 
 
 @app.command()
