@@ -2,6 +2,7 @@
 
     python -m benchmarks.parity --golden tests/golden/bagel [--device cuda] [--precision bf16]
     python -m benchmarks.parity --golden tests/golden/rvr [--checkpoint tests/golden/bagel/checkpoint]
+    python -m benchmarks.parity --golden tests/golden/blip3o
 
 Everything that the folder records is computed again with the model in its ``checkpoint`` (a folder without one: in that
 of the folder ``bagel`` beside it), from the sizes, prompts,
@@ -54,6 +55,7 @@ from srum.models.bagel.model import Precision
 from srum.models.bagel.positions import grid_ids, interpolated_grid_ids, rotary, sincos_table, timestep_sinusoid
 from srum.models.bagel.sequence import Batch, Span, Split, lay_out, sight_of
 from srum.models.base import Decoding, Sampling, Segment, TrainingForward, to_edit
+from srum.models.blip3o import Blip3o
 from srum.reward_map import reference_grid
 from train.methods.srum import Srum, SrumConfig
 from train.objective import Terms, Tokens
@@ -774,7 +776,7 @@ def srum_parser(model: Bagel, facts: Facts, _: Tensors) -> Iterator[Deviation]:
 # --- the folder
 
 
-Check = Callable[[Bagel, Facts, Tensors], Iterable[Deviation]]
+Check = Callable[[Any, Facts, Tensors], Iterable[Deviation]]
 JSON, TENSORS, BOTH = (".json",), (".safetensors",), (".json", ".safetensors")
 CHECKS: dict[str, tuple[Check, tuple[str, ...]]] = {
     "checkpoint_shapes": (checkpoint, JSON),
@@ -796,18 +798,20 @@ CHECKS: dict[str, tuple[Check, tuple[str, ...]]] = {
 }  # fmt: skip
 
 
-def layout_of(folder: Path) -> dict[str, tuple[Check, tuple[str, ...]]]:
-    """What a folder holds: the fixture of a recipe, which is named as its files are, or all of BAGEL's."""
-    from benchmarks import parity_recipes  # which compares as this module does
+def checks_of(folder: Path) -> dict[str, tuple[Check, tuple[str, ...]]]:
+    """What a folder holds: the fixture of a recipe, which is named as its files are, or all of the architecture whose
+    checkpoint it has."""
+    from benchmarks import parity_blip3o, parity_recipes  # which compare as this module does
 
     recipes: dict[str, Check] = {"reca": parity_recipes.reca, "rvr": parity_recipes.rvr}
-    own = {name: (check, BOTH) for name, check in recipes.items() if (folder / f"{name}.json").exists()}
-    return own or CHECKS
+    if own := {name: (check, BOTH) for name, check in recipes.items() if (folder / f"{name}.json").exists()}:
+        return own
+    return parity_blip3o.CHECKS if (folder / "checkpoint" / "diffusion-decoder").is_dir() else CHECKS
 
 
-def compare(folder: Path, fixture: str, model: Bagel) -> list[Deviation]:
+def compare(folder: Path, fixture: str, model: Any) -> list[Deviation]:
     """All comparisons of a fixture, and a miss for each tensor of its file that none of them used."""
-    check, suffixes = layout_of(folder)[fixture]
+    check, suffixes = checks_of(folder)[fixture]
     facts = json.loads((folder / f"{fixture}.json").read_text()) if ".json" in suffixes else None
     numbers = Tensors(folder / f"{fixture}.safetensors") if ".safetensors" in suffixes else None
     bfloat16 = model.precision == "bf16"
@@ -840,17 +844,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.backends.cudnn.allow_tf32 = False  # as torch does by itself in matrix products, not in convolutions
     if not folder.is_dir():
         parser.error(f"{folder} is no folder")
-    checks = layout_of(folder)
+    checks = checks_of(folder)
     files = {fixture: {fixture + suffix for suffix in suffixes} for fixture, (_, suffixes) in checks.items()}
     checkpoint = args.checkpoint or folder / "checkpoint"
-    if checks is not CHECKS and not checkpoint.is_dir():
+    if not checkpoint.is_dir() and not checks.keys() & CHECKS.keys():
         checkpoint = folder.resolve().parent / "bagel" / "checkpoint"
     present = {path.name for path in folder.iterdir()} | ({"checkpoint"} if checkpoint.is_dir() else set())
     expected = {"checkpoint"}.union(*files.values())
     missing, unknown = sorted(expected - present), sorted(present - expected - UNCOMPARED)
     rows: list[tuple[str, Deviation]] = []
     if "checkpoint" in present:
-        model = Bagel.load(checkpoint, args.device, args.precision)
+        kind = Blip3o if (checkpoint / "diffusion-decoder").is_dir() else Bagel
+        model = kind.load(checkpoint, args.device, args.precision)
         for fixture in checks:
             if files[fixture] <= present:
                 rows += [(fixture, worst) for worst in worst_cases(compare(folder, fixture, model))]

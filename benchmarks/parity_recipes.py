@@ -36,10 +36,18 @@ from benchmarks.parity import (
 from srum import flow
 from srum.config import RefineConfig
 from srum.models.bagel import Bagel
-from srum.models.bagel.config import REFINE_SYSTEM, REFINE_SYSTEM_RELEASED, REFINE_USER, ResizeLimits
+from srum.models.bagel.config import ResizeLimits
 from srum.models.bagel.images import resize, to_tensor
 from srum.models.bagel.sequence import Batch
-from srum.models.base import Sampling, Segment, without_images, without_text
+from srum.models.base import (
+    REFINE_SYSTEM,
+    REFINE_SYSTEM_RELEASED,
+    REFINE_USER,
+    Sampling,
+    Segment,
+    without_images,
+    without_text,
+)
 from srum.refining import refine_context
 
 NORMS = 1e-5  # relative tolerance of gradient norms

@@ -22,8 +22,10 @@ from judging.soft_score import (
     score_logprobs,
 )
 from judging.views import crop, draw_marks
-from srum.models.base import Decoding, Segment, Written
-from srum.records import Failure, LayoutJudgement, Region, RegionJudgement
+from srum.geometry import scale_box
+from srum.json_files import as_unicode
+from srum.models.base import Decoding, Segment, Written, box_frame
+from srum.records import Failure, LayoutJudgement, Region, RegionJudgement, Size
 
 RETRY_TEMPERATURE = 0.7
 LAYOUT, WHOLE = -1, -2  # stand for the layout and for the whole image where regions have their ids
@@ -92,7 +94,7 @@ class _Case:
         return subject in self.answers and self.answers[subject].reading.failure is None
 
     def record(self, asked: _Asked, reply: Written | NoReply, attempt: int) -> None:
-        raw = _as_unicode(reply.why if isinstance(reply, NoReply) else reply.text)
+        raw = as_unicode(reply.why if isinstance(reply, NoReply) else reply.text)
         if isinstance(reply, NoReply):
             readings = dict.fromkeys(asked.subjects, Reading(failure=Failure.NO_REPLY))
         else:
@@ -180,9 +182,11 @@ class SelfJudge:
         size = self.instructions.regions_per_question
         return [_Topic(tuple(regions[first : first + size])) for first in range(0, len(regions), size)]
 
-    def _asked(self, prompt: str, topic: _Topic, again: bool) -> _Asked:
+    def _asked(self, case: _Case, topic: _Topic, again: bool) -> _Asked:
+        prompt = case.prompt
         if topic.regions:
-            text = self.instructions.about_regions(prompt, topic.regions, marked=self.view == "marks", short=again)
+            regions = self._as_read(topic.regions, (case.picture.height, case.picture.width))
+            text = self.instructions.about_regions(prompt, regions, marked=self.view == "marks", short=again)
         elif topic.otherwise == LAYOUT:
             text = self.instructions.about_layout(prompt, short=again)
         else:
@@ -190,13 +194,18 @@ class SelfJudge:
         thinks = self.think and not again
         return _Asked(f"{self.instructions.think}\n\n{text}" if thinks else text, topic.subjects, thinks)
 
+    def _as_read(self, regions: Sequence[Region], size: Size) -> list[Region]:
+        """Regions of a picture of ``size`` (H, W) with their boxes where the model reads them."""
+        frame = box_frame(self.model, size)
+        return [region.model_copy(update={"box": scale_box(region.box, size, frame)}) for region in regions]
+
     # --- replies
 
     def _attempt(self, cases: Sequence[_Case], attempt: int) -> None:
         """Asks what is still open, and records the replies."""
         again = attempt > 1
         decoding = replace(self.decoding, temperature=RETRY_TEMPERATURE) if again else self.decoding
-        asked = [(case, self._asked(case.prompt, topic, again)) for case in cases for topic in case.open_topics()]
+        asked = [(case, self._asked(case, topic, again)) for case in cases for topic in case.open_topics()]
         contexts = [Question(question.text).about(case.seen) for case, question in asked]
         seeds = [_seed(self.seed, attempt, case.picture, question.text) for case, question in asked]
         replies = self.model.write(contexts, decoding, seeds) if asked else []
@@ -205,7 +214,7 @@ class SelfJudge:
 
     def _leave_unanswered(self, case: _Case) -> None:
         for topic in case.topics:
-            asked = self._asked(case.prompt, topic, again=False)
+            asked = self._asked(case, topic, again=False)
             for subject in asked.subjects:
                 case.answers[subject] = _Answer(asked.text, "", Reading(failure=Failure.EMPTY), attempts=0)
 
@@ -256,11 +265,6 @@ class SelfJudge:
             for region, answer in zip(regions, of_regions, strict=True)
         ]
         return judged, LayoutJudgement(**_said(answers[LAYOUT]))
-
-
-def _as_unicode(text: str) -> str:
-    """The text with U+FFFD for every half of a surrogate pair: JSON can hold that, a file in UTF-8 cannot."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _seed(seed: int, attempt: int, image: Image, question: str) -> int:

@@ -10,7 +10,7 @@ import difflib
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import yaml
@@ -41,6 +41,9 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+S = TypeVar("S", bound=Section)
+
+
 class ImageConfig(Section):
     """How images are sampled (``srum.models.base.Sampling``) and how many at a time."""
 
@@ -52,7 +55,9 @@ class ImageConfig(Section):
     renorm: Literal["global", "channel", "text_channel"] = "global"
     plan: bool = False  # decode a planning text first; it conditions the image
     plan_temperature: Annotated[float, Field(ge=0.0)] = 0.0  # of that text; 0 is greedy
-    batch_size: Count = 64  # images per call and per shard; rounding depends on it (docs/design.md, 3)
+    decoder_steps: Count = 50  # of a model whose decoder draws, too (docs/blip3o.md)
+    decoder_guidance: NotNegative = 3.0  # of such a decoder; <= 1 is off
+    batch_size: Count = 64  # images per call and per shard; rounding depends on it (docs/design.md, 2)
 
     @model_validator(mode="after")
     def _interval_is_ordered(self) -> ImageConfig:
@@ -273,6 +278,7 @@ class TrainConfig(Section):
     trainable: Literal["generation", "all"] = "generation"  # the generation expert only, or every weight
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the device multiplies it natively
     checkpoint_every: Count = 50  # steps
+    keep_checkpoints: bool = False  # of an arm that is trained; its weights are in model/
     plan_in_context: bool = False  # train with the candidate's planning text before the image
     ema: BelowOne = 0.0  # decay of the weights' running average, then published; 0: none
     on_nonfinite: Literal["stop", "skip"] = "stop"  # a loss or gradient that is no number: stop, or leave the step out
@@ -345,7 +351,7 @@ class RunConfig(Section):
         return self
 
 
-FREE = ("device", "compile")
+FREE = ("device", "compile", "train.keep_checkpoints")
 # fields that may change while a run goes on: they say where and how fast it works, not what comes out
 
 
@@ -370,6 +376,16 @@ def parse_config(values: Mapping[str, Any]) -> RunConfig:
         raise ConfigError(f"method: {error}") from None
     except ValidationError as error:
         raise ConfigError("; ".join(_explain(detail, kind) for detail in error.errors())) from None
+
+
+def parse_section(kind: type[S], values: Mapping[str, Any], name: str) -> S:
+    """A section, called ``name`` in messages, of plain values. Raises ConfigError."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        detail = error.errors()[0]
+        where = ".".join([name, *map(str, detail["loc"])])
+        raise ConfigError(f"{where}: {detail['msg'].removeprefix('Value error, ')}") from None
 
 
 def config_class(method: str) -> type[RunConfig]:

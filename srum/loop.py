@@ -27,10 +27,11 @@ from srum.models.base import require
 from srum.plugins import resolve
 from srum.processes import Processes
 from srum.records import Prompt
-from srum.report import write_report
+from srum.report import is_done, write_report
 from srum.rollout import choose_prompts
 from srum.run import BASE, REDRAWN, Run, console, find_method, load_model
 from srum.run_dir import RunError, alone_in, claim_run, write_json, write_text
+from srum.stages import Stage
 from train.optimizer import make_optimizer
 from train.stage import require_trainable
 from train.tracking import require_tracker
@@ -64,10 +65,25 @@ def run_loop(config: RunConfig, folder: Path, resume: bool = False, command: str
     with alone_in(folder):
         processes.once(begin)
         run = Run(folder, config)
+        processes.once(lambda: announce(run))
         for k in range(config.rounds):
-            for name in run.stages:
-                perform(run, name, k)
+            for stage in run.stages.values():
+                advance(run, stage, k)
         return conclude(run)
+
+
+def announce(run: Run) -> None:
+    """Write the report, and say where it is: from now on it grows with every stage."""
+    console.print(f"the report, written again after every stage: {write_report(run.folder)}", soft_wrap=True)
+
+
+def advance(run: Run, stage: Stage, k: int) -> None:
+    """A stage of round ``k``, and the report with what it has made now."""
+    processes = Processes.here()
+    made_before = processes.once(lambda: is_done(run, stage, k))
+    perform(run, stage.name, k)
+    if not made_before:
+        processes.once(lambda: write_report(run.folder))
 
 
 def check_inputs(config: RunConfig) -> None:

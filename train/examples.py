@@ -15,17 +15,13 @@ import torch
 from torch import Tensor
 
 from srum.config import TrainConfig
-from srum.errors import SrumError
+from srum.errors import TrainingError
 from srum.models.base import Segment, UnifiedModel
 from srum.processes import Processes
 from srum.seeding import seed_for
 
 if TYPE_CHECKING:
     from train.feed import ExampleFeed
-
-
-class TrainingError(SrumError, RuntimeError):
-    """Training cannot go on, or has done nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)

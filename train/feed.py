@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -61,6 +61,10 @@ class ExampleFeed:
 
     def __init__(self, model: UnifiedModel, mix: Mix, config: TrainConfig, seed: int, processes: Processes) -> None:
         self.model, self.mix, self.config, self.seed, self.processes = model, mix, config, seed, processes
+        if "prepare" in model.abilities:
+            preparing: Any = model
+            examples = (*(example for part in mix.parts for example in part.examples), *mix.held_out)
+            preparing.prepare(opened(model, example).segments for example in examples)
 
     def step(self, number: int) -> Step:
         """The examples of the step with their dropout, timesteps and noise."""

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from srum.config import TrainConfig
+from srum.errors import TrainingError
 from srum.models.base import Corruption, Segment, TrainingForward, UnifiedModel
 from srum.run_dir import open_image
 from srum.tensors import read_tensor
-from train.examples import Example, TrainingError, generator_for
+from train.examples import Example, generator_for
 from train.metrics import TIMESTEP_BINS
 
 ONES = torch.ones(1)

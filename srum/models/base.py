@@ -22,6 +22,21 @@ from srum.errors import SrumError
 Renorm = Literal["global", "channel", "text_channel", "global_batch"]
 
 
+# RvR's interface (docs/specs/rvr.md, 2), byte for byte. Its published weights were trained with the first text before
+# the image and are drawn from with the second.
+REFINE_SYSTEM = (
+    "Analyze the potential misalignment between the generated image and the user's prompt. "
+    "Then, re-generate the image to precisely align with the user's prompt.\n"
+)
+REFINE_SYSTEM_RELEASED = REFINE_SYSTEM + "\nHere is the generated image:\n"
+REFINE_USER = "Here is the user's prompt: {prompt}. "
+REFLECT_STOP = "No further edit needed."
+REFLECT_QUESTION = (
+    "The image was made for this prompt: {prompt}\n"
+    "Compare the two. Reply with one line that tells an image editor what to change so that the image matches the "
+    f"prompt, or with the line: {REFLECT_STOP}"
+)
+
 # What a model can do beside drawing from texts and writing after texts.
 Ability = Literal[
     "seen",  # looks at images
@@ -31,6 +46,8 @@ Ability = Literal[
     "path",  # tells the way to an image
     "velocity",  # is a flow model: ``forward`` predicts velocities, ``corrupt`` draws noise
     "compile",  # runs through torch.compile
+    "prepare",  # before training, ``prepare(examples)`` computes once what its frozen weights make of their segments
+    "frames",  # ``box_frame`` and ``crop_box`` say what of an image its boxes and its latents are of
 ]
 
 
@@ -51,6 +68,8 @@ class Sampling:
     renorm: Renorm = "global"
     renorm_min: float = 0.0
     plan_temperature: float = 0.0  # of the planning text; 0 is greedy (every candidate of a prompt has the same plan)
+    decoder_steps: int = 50  # of a model whose decoder draws, too, as BLIP3-o's does
+    decoder_guidance: float = 3.0  # of such a decoder; <= 1 is off
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -333,6 +352,19 @@ def require(model: UnifiedModel, abilities: Collection[str], purpose: str) -> No
 def name_of(model: UnifiedModel) -> str:
     """What a model is called in messages."""
     return type(model).__name__
+
+
+def box_frame(writer: object, size: tuple[int, int]) -> tuple[int, int]:
+    """(H, W) of the frame in whose pixels a model, or what writes in its place, names boxes in an image of ``size``
+    (H, W), and reads them: the image itself unless it has the ability ``frames``."""
+    framed: Any = writer
+    return framed.box_frame(size) if "frames" in getattr(writer, "abilities", ()) else size
+
+
+def crop_box(model: UnifiedModel, size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """The part (x0, y0, x1, y1) of an image of ``size`` (H, W) that ``resized`` shows, in pixels of the image."""
+    framed: Any = model
+    return framed.crop_box(size) if "frames" in model.abilities else (0.0, 0.0, float(size[1]), float(size[0]))
 
 
 def without_text(context: Sequence[Segment]) -> list[Segment]:

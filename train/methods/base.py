@@ -73,11 +73,15 @@ class CandidateMethod(Method):
         """What the cells (h, w) of each candidate are weighted with."""
         raise NotImplementedError
 
+    def chosen(self, records: Sequence[TrainingRecord], config: Any) -> Sequence[TrainingRecord]:
+        """The candidates to learn from: all that have a reward map."""
+        return records
+
     def examples(self, run: Run, k: int, config: Any) -> Mix:
-        """The candidates that have a reward map, and the judge's replies where they are wanted."""
+        """The chosen candidates, and the judge's replies where they are wanted."""
         from train.data import candidate_mix, load_replies, load_training_records
 
-        records = load_training_records(run.round(k))
+        records = self.chosen(load_training_records(run.round(k)), config)
         replies = load_replies(run.round(k), config.judge.instructions) if config.train.replies else ()
         return candidate_mix(records, self.credits(records, config), config.train, run.seed(k, "train"), replies)
 

@@ -61,7 +61,7 @@ VARIANTS = 32  # of a compiled layer: one row or more, with gradients or without
 class Bagel:
     """A loaded BAGEL checkpoint of any size. Meets ``TrainableModel``."""
 
-    abilities: frozenset[Ability] = frozenset(get_args(Ability))
+    abilities: frozenset[Ability] = frozenset(get_args(Ability)) - {"prepare", "frames"}
 
     def __init__(
         self,
@@ -184,10 +184,12 @@ class Bagel:
     # ---------------------------------------------------------------- images and latents
 
     def latent_grid(self, size: tuple[int, int]) -> tuple[int, int]:
-        """(h, w) in latent tokens of an (H, W) image."""
+        """(h, w) in latent tokens of an (H, W) image. Raises ModelError for a size without, or beyond the largest."""
         cell = self.config.pixels_per_token
         if size[0] % cell or size[1] % cell:
             raise ModelError(f"image size {size} is not a multiple of {cell} pixels")
+        if max(size) > (largest := cell * self.config.max_latent_size):
+            raise ModelError(f"image size {size} is beyond the largest that the model can draw, {largest}x{largest}")
         return size[0] // cell, size[1] // cell
 
     def tokens(self, latent: Tensor) -> Tensor:
