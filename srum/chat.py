@@ -216,11 +216,11 @@ def _content(response: bytes) -> Reply | NoReply:
             content = "".join(part["text"] for part in content if part.get("type") == "text")
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return NoReply(f"not a chat completion: {response[:200].decode(errors='replace')}")
-    text, thought = (_whole(part) if isinstance(part, str) else "" for part in (content, thought))
+    text, thought = (whole(part) if isinstance(part, str) else "" for part in (content, thought))
     return Reply(text, thought, reason == "length")
 
 
-def _whole(text: str) -> str:
+def whole(text: str) -> str:
     """The text with halves of surrogate pairs, which JSON can hold and UTF-8 cannot, replaced."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
