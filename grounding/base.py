@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import os
-import sys
 from collections.abc import Callable, Iterable, Sequence
-from importlib.metadata import entry_points
 from pathlib import Path
-from traceback import walk_tb
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from PIL.Image import Image
-from pydantic import ValidationError
 
 from grounding.filtering import by_area, without_overlaps
 from srum.errors import SrumError
 from srum.geometry import clip_box, coverage, rle_decode, rle_encode
 from srum.models.base import UnifiedModel
+from srum.plugins import PluginError, construct, find_class, raised_by
 from srum.records import Region, Size
 from srum.run_dir import ImageError, open_image, to_rgb
 
@@ -32,9 +26,7 @@ SHIPPED = {
     "classical": "grounding.classical:ClassicalGrounder",
     "grid": "grounding.grid:GridGrounder",
 }
-ENTRY_POINTS = "srum.grounders"  # the group in which an installed package names its own
 MESSAGE_LENGTH = 500  # characters of an error that a record keeps
-OURS = ("srum", "grounding", "judging", "train")  # packages whose errors are no outcome of an image
 
 Relevant = Callable[[Image, str, Sequence[Region]], list[Region]]
 
@@ -67,28 +59,10 @@ def load_grounder(name: str, model: UnifiedModel | None, /, **options: Any) -> G
     current directory is importable. Raises GrounderError, also for options that the constructor has not or refuses and
     for a ValueError or OSError of a user's constructor; any other error inside a module is raised as it is.
     """
-    grounder = _load_class(name)
-    signature = inspect.signature(grounder)
-    given: dict[str, Any] = {}
-    if model is not None:
-        own = {"model": model, "device": str(model.device)}
-        given = {name: value for name, value in own.items() if name in signature.parameters and name not in options}
     try:
-        signature.bind(**given, **options)
-    except TypeError as error:
-        known = ", ".join(option for option in signature.parameters if option != "model") or "none"
-        raise GrounderError(f"grounder {name!r}: {error}; its options are: {known}") from None
-    try:
-        return grounder(**given, **options)
-    except GrounderError:
-        raise
-    except ValidationError as error:
-        wrong = "; ".join(f"{detail['loc'][0]}: {detail['msg']}, got {detail['input']!r}" for detail in error.errors())
-        raise GrounderError(f"grounder {name!r}: {wrong}") from None
-    except (ValueError, OSError) as error:
-        if not _is_of(grounder, error):
-            raise
-        raise GrounderError(f"grounder {name!r}: {_one_line(error)}") from error
+        return construct("grounder", name, find_class("grounder", name, "propose", SHIPPED), model, options)
+    except PluginError as error:
+        raise GrounderError(str(error)) from error.__cause__
 
 
 def masked_region(index: int, mask: np.ndarray, source: str) -> Region:
@@ -150,33 +124,6 @@ def ground(
     return [outcomes[index] for index in range(len(images))]
 
 
-def _find(name: str) -> str:
-    """``module:Class`` for a name."""
-    installed = {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
-    named = {**installed, **SHIPPED}
-    if name not in named and not all(name.partition(":")):
-        raise GrounderError(f"no grounder {name!r}: give one of {', '.join({**SHIPPED, **installed})} or module:Class")
-    return named.get(name, name)
-
-
-def _load_class(name: str) -> type[Grounder]:
-    module_name, _, class_name = _find(name).partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the module exists, something that it imports does not
-        raise GrounderError(f"grounder {name!r}: no module {error.name!r} here or installed") from None
-    grounder = getattr(module, class_name, None)
-    if not isinstance(grounder, type):
-        raise GrounderError(f"grounder {name!r}: {module_name} has no class {class_name!r}")
-    if not callable(getattr(grounder, "propose", None)):
-        raise GrounderError(f"grounder {name!r}: {class_name} has no method propose(images, prompts)")
-    return grounder
-
-
 def _propose(grounder: Grounder, images: Sequence[Image], prompts: Sequence[str]) -> list[Sequence[Region] | Exception]:
     """What the grounder returns for each image, or the exception that it raises for that image alone.
 
@@ -210,10 +157,7 @@ def _is_of(grounder: type[Grounder], error: Exception) -> bool:
         return True
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return False
-    theirs = grounder.__module__.partition(".")[0]
-    packages = [frame.f_globals.get("__name__", "").partition(".")[0] for frame, _ in walk_tb(error.__traceback__)]
-    innermost = next(package for package in reversed(packages) if package in (*OURS, theirs))
-    return innermost not in OURS
+    return raised_by(grounder.__module__, error)
 
 
 def _checked(proposal: Sequence[Region] | Exception, size: Size) -> list[Region] | Exception:

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from PIL.Image import Image
 from torch import Tensor
 
 from srum.chat import NoReply
 from srum.models.base import Decoding, Segment, Written
+from srum.records import LayoutJudgement, Region, RegionJudgement
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,22 @@ class Question:
         """The context in which it is asked about the image that is ``seen``."""
         begun = [Segment("text", text=self.reply_prefix, open=True)] if self.reply_prefix else []
         return [seen, Segment("text", text=self.text), *begun]
+
+
+Outcome = tuple[list[RegionJudgement], LayoutJudgement]  # of the regions of an image, in their order, and of its layout
+
+
+class Judge(Protocol):
+    """What judges: the model itself (``judging.self_judge``), or a class of a user's own."""
+
+    def judge(
+        self, images: Sequence[Image], prompts: Sequence[str], regions: Sequence[Sequence[Region]]
+    ) -> Sequence[Outcome]:
+        """Per RGB image the judgements of its ``regions`` (boxes in image pixels), in their order, and of its layout.
+
+        What cannot be judged has a failure in place of a score (``srum.records.Failure``).
+        """
+        ...
 
 
 class Writer(Protocol):

@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
-from judging.base import Writer
+from judging.base import Judge
 from judging.remote import Server
+from judging.rewards import Judging, Reward
 from judging.self_judge import SelfJudge
 from srum.config import RunConfig
-from srum.models.base import Decoding
-from srum.records import Candidate, Failure, Grounding, Judgement, LayoutJudgement
+from srum.models.base import Decoding, TrainableModel
+from srum.plugins import construct, find_class
+from srum.processes import Processes
+from srum.records import Candidate, Failure, Grounding, Judgement, LayoutJudgement, Prompt
 from srum.run import Run, load_model
-from srum.run_dir import ImageError, finished, open_image, read_by_id, run_stage
-from srum.seeding import seed_for
+from srum.run_dir import ImageError, RunError, finished, forget, open_image, read_by_id, read_records, run_stage
 
 
 def judge_stage(run: Run, k: int) -> None:
-    """judgements.jsonl: what the judge, by default the model that made the images, says of every region and layout."""
+    """judgements.jsonl: what the judge, by default the model that made the images, says of every region and layout.
+
+    What a server left without a reply is asked again, as long as nothing was made of the judgements. Raises RunError
+    where it left everything so.
+    """
     folder, config = run.round(k), run.config.judge
+    if config.server.url and not finished(folder, "rewards"):
+        forget(folder, "judgements", Judgement, lambda judgement: Failure.NO_REPLY in _failures(judgement))
     if finished(folder, "judgements"):
         return
     candidates = read_by_id(folder / "candidates.jsonl", Candidate)
     groundings = read_by_id(folder / "regions.jsonl", Grounding, candidates)
-    judge = load_judge(run.config, run.newest(k), seed_for(run.config.seed, k, "judge"))
+    metadata = {prompt.id: prompt.metadata for prompt in read_records(folder / "prompts.jsonl", Prompt)}
+    judge = load_judging(run.config, run.newest(k), run.seed(k, "judge"))
 
     def work(batch: Mapping[str, Candidate]) -> list[Judgement]:
         images, judgements = {}, {}
@@ -33,21 +43,42 @@ def judge_stage(run: Run, k: int) -> None:
                 layout = LayoutJudgement(score=None, failure=Failure.NO_IMAGE, raw=str(error))
                 judgements[name] = Judgement(candidate_id=name, regions=[], layout=layout)
         prompts, proposed = [batch[name].prompt for name in images], [groundings[name].regions for name in images]
-        for name, (of_regions, of_layout) in zip(
-            images, judge.judge(list(images.values()), prompts, proposed), strict=True
-        ):
+        facts = [metadata.get(batch[name].prompt_id, {}) for name in images]
+        outcomes = judge(list(images.values()), prompts, facts, proposed)
+        for name, (of_regions, of_layout) in zip(images, outcomes, strict=True):
             judgements[name] = Judgement(candidate_id=name, regions=of_regions, layout=of_layout)
         return [judgements[name] for name in batch]
 
-    run_stage(folder, "judgements", Judgement, candidates, config.batch_size, work)
+    judgements = run_stage(folder, "judgements", Judgement, candidates, config.batch_size, work)
+    asked = [judgement for judgement in judgements if judgement.layout.failure != Failure.NO_IMAGE]
+    if asked and all(set(_failures(judgement)) == {Failure.NO_REPLY} for judgement in asked):
+        Processes.here().once((folder / "judgements.jsonl").unlink)  # else the stage would be finished
+        raise RunError(f"{config.server.url} answered no question; to the first: {asked[0].layout.raw}")
 
 
-def load_judge(config: RunConfig, weights: str, seed: int) -> SelfJudge:
-    """The judge that the config names: ``weights``, those that entered the run, another model, or a server."""
+def _failures(judgement: Judgement) -> list[Failure | None]:
+    return [judged.failure for judged in (*judgement.regions, judgement.layout)]
+
+
+def load_judging(config: RunConfig, weights: str | TrainableModel, seed: int) -> Judging:
+    """The reward function that the config names, or its judge."""
+    if config.judge.reward:
+        return Reward(config.judge.reward).judge
+    judge = load_judge(config, weights, seed)
+    return lambda images, prompts, _, regions: judge.judge(images, prompts, regions)
+
+
+def load_judge(config: RunConfig, weights: str | TrainableModel, seed: int) -> Judge:
+    """The judge that the config names: a user's own, or the model with ``weights``, or which has them, those that
+    entered the run, another model, or a server."""
     judge = config.judge
     if judge.server.url:
-        model: Writer = Server(**judge.server.model_dump())
+        model: Any = Server(**judge.server.model_dump())
     else:
-        model = load_model(config, {"self": weights, "start": config.model}.get(judge.model, judge.model))
+        chosen = {"self": weights, "start": config.model}.get(judge.model, judge.model)
+        model = load_model(config, chosen) if isinstance(chosen, str) else chosen
+    if judge.by != "self":
+        made: Judge = construct("judge", judge.by, find_class("judge", judge.by, "judge"), model, judge.options)
+        return made
     options = judge.model_dump(include={"instructions", "soft", "retries", "view", "think", "reply"})
     return SelfJudge(model, decoding=Decoding(max_tokens=judge.max_tokens), seed=seed, **options)

@@ -234,6 +234,26 @@ def import_(
     typer.echo(f"{opened.round(round_)}: {count} candidates, {len(problems)} lines left out")
 
 
+@app.command()
+def fork(
+    run: RunFolder,
+    new: Annotated[Path, typer.Argument(metavar="NEW", help="Folder of the new run.")],
+    stage: Annotated[str, typer.Option("--from", help="First stage that the new run does itself.")],
+    method: Annotated[str | None, typer.Option(help="Another method for the new run.")] = None,
+    round_: Annotated[
+        int | None, typer.Option("--round", min=0, help="Round of that stage (default: the last that has come so far).")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Make a run that shares what lies before a stage, to go on otherwise from there: `srum run --resume --out NEW`."""
+    from srum.config import CONFIG, changed, load_config
+    from srum.fork import fork_run
+
+    named = [] if method is None else [f"method={method}"]
+    fork_run(run, new, stage, changed(load_config(run / CONFIG), [*named, *(overrides or [])]), round_)
+    typer.echo(f"{new}: before {stage} as {run}; srum run --out {new} --resume goes on")
+
+
 @app.command("run")
 def run_(
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/default"),
@@ -309,7 +329,7 @@ def bench(
     judge_extra: Annotated[str, typer.Option(help="Further fields of each request, as JSON.")] = "{}",
     token_limit: Annotated[str, typer.Option(help="What the server calls the limit of tokens.")] = "max_tokens",
     training: Annotated[list[Path] | None, typer.Option(help="Training prompts, a file or a run, to look for.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per call; no result depends on it.")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per call.")] = 16,
     device: Annotated[str, typer.Option(help="As device in a config.")] = "auto",
 ) -> None:
     """Draw a benchmark's images, have them scored, print the table; or compare runs: srum bench table RUN...

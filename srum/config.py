@@ -55,7 +55,9 @@ class ImageConfig(Section):
     renorm: Literal["global", "channel", "text_channel"] = "global"
     plan: bool = False  # decode a planning text first; it conditions the image
     plan_temperature: Annotated[float, Field(ge=0.0)] = 0.0  # of that text; 0 is greedy
-    batch_size: Count = 64  # images per call and per shard; no result depends on it
+    decoder_steps: Count = 50  # of a model whose decoder draws, too (docs/blip3o.md)
+    decoder_guidance: NotNegative = 3.0  # of such a decoder; <= 1 is off
+    batch_size: Count = 64  # images per call and per shard; rounding depends on it (docs/design.md, 2)
 
     @model_validator(mode="after")
     def _interval_is_ordered(self) -> ImageConfig:
@@ -136,6 +138,9 @@ class ServerConfig(Section):
 class JudgeConfig(Section):
     """Judging, by default by the model itself."""
 
+    by: str = "self"  # who judges: self, the model named next; or my_module:MyJudge
+    options: dict[str, Any] = {}  # arguments of the constructor of a judge of one's own
+    reward: str = ""  # my_module:my_reward, a function whose scores stand in for the judge's
     model: str = "self"  # self: the newest weights; start: those that entered the run; or another model, as in model
     server: ServerConfig = ServerConfig()
     instructions: str = "compact"  # a shipped template, or the path of a .yaml file
@@ -149,6 +154,10 @@ class JudgeConfig(Section):
 
     @model_validator(mode="after")
     def _no_contradiction(self) -> JudgeConfig:
+        if self.reward and (self.by != "self" or self.server.url):
+            raise ValueError(f"reward: {self.reward} stands in for a judge; leave by at self and server.url empty")
+        if self.options and self.by == "self":
+            raise ValueError("options: they are those of a judge of your own, which by names")
         if self.server.url and self.model != "self":
             raise ValueError(f"model: {self.model!r} cannot judge while server.url is set; leave it at self")
         if self.server.url and (self.soft or self.reply != "free"):
@@ -175,6 +184,46 @@ class RewardConfig(Section):
             if getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name}: the released code's map has rules of its own; leave this at its default")
         return self
+
+
+class ImagesConfig(Section):
+    """The images that are reconstructed (``srum.pictures``)."""
+
+    source: str = "rendered"  # rendered, candidates, good (those scored so), a path, a pattern, or datasets:NAME
+    column: str = "image"  # of a parquet file or data set; a field of JSON lines
+    split: str = "train"  # of a data set
+    count: Count = 512  # images per round, drawn anew each round; all of a source that has no more
+    blur: Count = 1  # shrink what is seen so many times, and enlarge it again
+    batch_size: Count = 64  # images per shard
+
+
+class PairConfig(Section):
+    """Pairs of a candidate that misses its prompt and one that meets it (``srum.pairs``); scores in [-1, 1]."""
+
+    select: Literal["threshold", "relative"] = "threshold"  # relative: the best and the worst of a prompt
+    aligned: Signed = 0.5  # scores from here on meet the prompt
+    misaligned: Signed = 0.0  # scores up to here miss it
+    min_gap: Positive = 0.5  # between the two
+    per_prompt: Annotated[int, Field(ge=1, le=4)] = 1  # pairs of a prompt
+
+
+class RefineConfig(ImageConfig):
+    """Drawing again after an image was seen (``srum.refining``)."""
+
+    way: Literal["regenerate", "regenerate_clean", "edit"] = "regenerate"  # RvR; with a clean latent, too; RvE
+    rounds: Annotated[int, Field(ge=1, le=4)] = 1
+    stop: Signed | None = 0.5  # no round after an image that the judge scores so or better; null: never stop
+    always: bool = False  # refine a first image that is good already, too
+    keep: Literal["best", "last"] = "best"  # by the judge
+    system: str | None = None  # the text before the image; null: the model's own
+    image_guidance: NotNegative = 1.0  # <= 1 is off
+
+    def sampling(self) -> dict[str, Any]:
+        """The fields of ``srum.models.base.Sampling``."""
+        return {name: value for name, value in super().sampling().items() if name not in REFINE_ONLY}
+
+
+REFINE_ONLY = {"way", "rounds", "stop", "always", "keep", "system"}  # that the sampler does not know
 
 
 class LoraConfig(Section):
@@ -229,6 +278,7 @@ class TrainConfig(Section):
     trainable: Literal["generation", "all"] = "generation"  # the generation expert only, or every weight
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the device multiplies it natively
     checkpoint_every: Count = 50  # steps
+    keep_checkpoints: bool = False  # of an arm that is trained; its weights are in model/
     plan_in_context: bool = False  # train with the candidate's planning text before the image
     ema: BelowOne = 0.0  # decay of the weights' running average, then published; 0: none
     on_nonfinite: Literal["stop", "skip"] = "stop"  # a loss or gradient that is no number: stop, or leave the step out
@@ -282,6 +332,9 @@ class RunConfig(Section):
     ground: GroundConfig = GroundConfig()
     judge: JudgeConfig = JudgeConfig()
     reward: RewardConfig = RewardConfig()
+    images: ImagesConfig = ImagesConfig()
+    pairs: PairConfig = PairConfig()
+    refine: RefineConfig = RefineConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
 
@@ -298,7 +351,7 @@ class RunConfig(Section):
         return self
 
 
-FREE = ("device", "compile", "rollout.batch_size", "ground.batch_size", "judge.batch_size", "eval.batch_size")
+FREE = ("device", "compile", "train.keep_checkpoints")
 # fields that may change while a run goes on: they say where and how fast it works, not what comes out
 
 

@@ -4,17 +4,23 @@ own by ``module:Name``, where the current directory is importable."""
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import sys
 from collections.abc import Mapping
 from importlib.metadata import entry_points
+from traceback import walk_tb
 from typing import Any
+
+from pydantic import ValidationError
 
 from srum.errors import SrumError
 
+OURS = ("srum", "grounding", "judging", "train")  # packages whose errors are faults of ours
+
 
 class PluginError(SrumError, ValueError):
-    """A name that leads to nothing of its kind; the message is one line."""
+    """A name that leads to nothing of its kind, or what it names cannot be made; the message is one line."""
 
 
 SHIPPED: dict[str, dict[str, str]] = {
@@ -22,6 +28,8 @@ SHIPPED: dict[str, dict[str, str]] = {
         "sft": "train.methods.sft:Sft",
         "srum": "train.methods.srum:Srum",
         "region_nft": "train.methods.region_nft:RegionNft",
+        "reca": "train.methods.reca:Reca",
+        "rvr": "train.methods.rvr:Rvr",
     },
     "judge": {"self": "judging.self_judge:SelfJudge"},
     "reward": {},
@@ -60,7 +68,7 @@ def find(kind: str, name: str, shipped: Mapping[str, str] | None = None) -> Any:
     module_name, _, attribute = place.partition(":")
     if not (module_name and attribute):
         known = ", ".join({**shipped, **installed})
-        raise PluginError(f"no {kind} {name!r}: give " + (f"one of {known} or " if known else "") + "module:Name")
+        raise PluginError(f"no {kind} {name!r}: give {f'one of {known} or ' if known else ''}module:Name")
     module = _imported(kind, name, module_name)
     if not hasattr(module, attribute):
         raise PluginError(f"{kind} {name!r}: {module_name} has no {attribute!r}")
@@ -70,6 +78,53 @@ def find(kind: str, name: str, shipped: Mapping[str, str] | None = None) -> Any:
 def names(kind: str) -> list[str]:
     """The shipped and the installed things of that kind."""
     return [*SHIPPED[kind], *(point.name for point in entry_points(group=f"srum.{kind}s"))]
+
+
+def find_class(kind: str, name: str, method: str, shipped: Mapping[str, str] | None = None) -> type[Any]:
+    """The class of that name, which has to have a ``method`` such as ``judge``. Raises PluginError as ``find`` does."""
+    found = find(kind, name, shipped)
+    if not isinstance(found, type):
+        raise PluginError(f"{kind} {name!r}: it is no class")
+    if not callable(getattr(found, method, None)):
+        raise PluginError(f"{kind} {name!r}: {found.__name__} has no method {method}")
+    return found
+
+
+def construct(kind: str, name: str, made: type[Any], model: Any, options: Mapping[str, Any]) -> Any:
+    """An instance of a plug-in's class. ``options`` are arguments of its constructor.
+
+    A parameter called ``model`` receives the unified model, one called ``device``, unless it is among the options, that
+    model's; a class that has no use for either needs no model (None). Raises PluginError for options that the
+    constructor has not or refuses, and for a ValueError or OSError of a user's constructor.
+    """
+    parameters = inspect.signature(made).parameters
+    theirs = {} if model is None else {"model": model, "device": str(model.device)}
+    given = {key: value for key, value in theirs.items() if key in parameters and key not in options}
+    try:
+        inspect.signature(made).bind(**given, **options)
+    except TypeError as error:
+        known = ", ".join(option for option in parameters if option != "model") or "none"
+        raise PluginError(f"{kind} {name!r}: {error}; its options are: {known}") from None
+    try:
+        return made(**given, **options)
+    except SrumError:
+        raise
+    except ValidationError as error:
+        wrong = "; ".join(f"{detail['loc'][0]}: {detail['msg']}, got {detail['input']!r}" for detail in error.errors())
+        raise PluginError(f"{kind} {name!r}: {wrong}") from None
+    except (ValueError, OSError) as error:
+        if not raised_by(made.__module__, error):
+            raise
+        message = " ".join(str(error).split())
+        raise PluginError(f"{kind} {name!r}: {type(error).__name__}: {message}") from error
+
+
+def raised_by(module: str, error: Exception) -> bool:
+    """Whether the innermost frame of an error that is of the plug-in's ``module`` or of ours is the plug-in's."""
+    theirs = module.partition(".")[0]
+    packages = [frame.f_globals.get("__name__", "").partition(".")[0] for frame, _ in walk_tb(error.__traceback__)]
+    innermost = next(package for package in reversed(packages) if package in (*OURS, theirs))
+    return innermost not in OURS
 
 
 def resolve(place: str) -> Any:

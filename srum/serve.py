@@ -27,9 +27,9 @@ from typing import Any, ClassVar
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
-from srum.chat import whole
 from srum.drawing import contexts_of, write_plans
 from srum.errors import SrumError
+from srum.json_files import as_unicode
 from srum.models.base import Decoding, MissingAbility, Sampling, Segment, UnifiedModel, to_edit
 from srum.run_dir import ImageError, to_rgb
 
@@ -189,7 +189,7 @@ class Service:
             raise Refused(400, "temperature: 0 to 10")
         decoding = Decoding(max_tokens=limit, temperature=temperature)
         (written,) = self.line.add([Job(("write", decoding), context, _typed(body, "seed", int, 0))])
-        text, reason = whole(written.text), "stop" if written.ended else "length"
+        text, reason = as_unicode(written.text), "stop" if written.ended else "length"
         message = {"role": "assistant", "content": text}
         usage = {"prompt_tokens": 0, "completion_tokens": len(written.ids), "total_tokens": len(written.ids)}
         choice = {"index": 0, "message": message, "finish_reason": reason}
@@ -250,7 +250,7 @@ class Service:
     def _segments(self, message: Any) -> list[Segment]:
         content = message.get("content") if isinstance(message, dict) else None
         if isinstance(content, str):
-            return [Segment("text", text=whole(content))]
+            return [Segment("text", text=as_unicode(content))]
         if not isinstance(content, list):
             raise Refused(400, "messages: a message has no content")
         return [self._segment(part) for part in content]
@@ -258,7 +258,7 @@ class Service:
     def _segment(self, part: Any) -> Segment:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind == "text" and isinstance(part.get("text"), str):
-            return Segment("text", text=whole(part["text"]))
+            return Segment("text", text=as_unicode(part["text"]))
         url = part.get("image_url") if kind == "image_url" else None
         url = url.get("url") if isinstance(url, dict) else url
         if not isinstance(url, str):
@@ -306,7 +306,7 @@ def _text(body: Mapping[str, Any], name: str) -> str:
     text = _typed(body, name, str, "")
     if not text.strip():
         raise Refused(400, f"{name}: a text is needed")
-    return whole(text)
+    return as_unicode(text)
 
 
 def _size(size: Any) -> tuple[int, int]:

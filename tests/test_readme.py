@@ -74,6 +74,32 @@ def test_a_model_of_your_own_runs_through_the_loop(tmp_path: Path, monkeypatch: 
     monkeypatch.delitem(sys.modules, "toy")
 
 
+PARTS = {"class Colourful": "my_judges", "def warm": "my_rewards", "class Best": "my_methods"}  # of docs/extending.md
+
+
+@pytest.mark.parametrize("mark", PARTS)
+def test_judges_rewards_and_methods_of_your_own_run_through_the_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mark: str
+) -> None:
+    """Each by the command below it, on the fake model, to a report that shows it."""
+    (code,) = (block for block in blocks("python") if mark in block)
+    (command,) = (line for block in blocks("sh") for line in block.splitlines() if f"{PARTS[mark]}:" in line)
+    (tmp_path / f"{PARTS[mark]}.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(models, "load", FakeModel.load)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, PARTS[mark], raising=False)
+    small = ["prompt_count=6", "candidates_per_prompt=3", "rounds=1", "train.steps=4", "eval.count=7"]
+    small += ["threshold=-1"] if mark == "class Best" else []  # the fake's scores are low
+    run = CliRunner().invoke(app, [*shlex.split(command)[1:], *(part for s in small for part in ("--set", s))])
+    assert run.exit_code == 0, run.output
+    folder = Path(shlex.split(command)[3])
+    last = "best" if mark == "class Best" else "region_nft"
+    assert list(json.loads((folder / "summary.json").read_text())) == ["base", "sft", "srum", last]
+    assert PARTS[mark] in (folder / "report.html").read_text()
+    monkeypatch.delitem(sys.modules, PARTS[mark])
+
+
 def test_the_looking_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run_on_fakes(Path("runs/mine"))

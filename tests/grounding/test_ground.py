@@ -229,7 +229,7 @@ def test_options_are_arguments_of_the_constructor() -> None:
         ("grid", {"model": MODEL}, "unexpected keyword argument 'model'"),
         ("grid", {"side": 0}, "grounder 'grid': side: Input should be greater than or equal to 1, got 0"),
         ("classical", {"min_area": "much"}, "grounder 'classical': min_area: Input should be a valid number"),
-        ("native", {"frame": "percent"}, "grounder 'native': frame: Input should be 'pixels' or 'thousand'"),
+        ("native", {"frame": "percent"}, "grounder 'native': frame: Input should be 'model', 'pixels' or 'thousand'"),
         ("sam", {"min_iou": 2.0}, "grounder 'sam': min_iou: Input should be less than or equal to 1, got 2.0"),
         ("segment_anything", {}, "missing a required argument: 'checkpoint'; its options are: checkpoint, points_per"),
     ],
@@ -293,20 +293,20 @@ def test_the_grounder_of_an_installed_package(here: Path, monkeypatch: pytest.Mo
     assert isinstance(load_grounder("grid", MODEL), GridGrounder)  # type: ignore[arg-type]  # shipped names stay
     with pytest.raises(GrounderError, match="grounder 'gone': no module 'no_such_package'"):
         load_grounder("gone", MODEL)  # type: ignore[arg-type]
-    with pytest.raises(GrounderError, match="grid, theirs, gone or module:Class"):
+    with pytest.raises(GrounderError, match="grid, theirs, gone or module:Name"):
         load_grounder("other", MODEL)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("sift", f"no grounder 'sift': give one of {', '.join(SHIPPED)} or module:Class"),
+        ("sift", f"no grounder 'sift': give one of {', '.join(SHIPPED)} or module:Name"),
         ("sift:", "no grounder"),
         (":Mine", "no grounder"),
         ("no_such_module_here:Mine", "no module 'no_such_module_here'"),
         ("no_such_package.part:Mine", "no module 'no_such_package'"),
-        ("a_module_of_mine:Nothing", "has no class 'Nothing'"),
-        ("a_module_of_mine:value", "has no class 'value'"),
+        ("a_module_of_mine:Nothing", "has no 'Nothing'"),
+        ("a_module_of_mine:value", "it is no class"),
         ("a_module_of_mine:Empty", "Empty has no method propose"),
     ],
 )
