@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -411,7 +412,7 @@ def bench(
     judge_extra: Annotated[str, typer.Option(help="Further fields of each request, as JSON.")] = "{}",
     token_limit: Annotated[str, typer.Option(help="What the server calls the limit of tokens.")] = "max_tokens",
     training: Annotated[list[Path] | None, typer.Option(help="Training prompts, a file or a run, to look for.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per call; no result depends on it.")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per call.")] = 16,
     device: Annotated[str, typer.Option(help="As device in a config.")] = "auto",
 ) -> None:
     """Draw a benchmark's images, have them scored, print the table; or compare runs: srum bench table RUN...
@@ -437,6 +438,30 @@ def bench(
         text = benches.run(request)
         if processes.rank == 0:
             typer.echo(text)
+
+
+@app.command()
+def serve(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder, hub id or shipped name.")],
+    host: Annotated[str, typer.Option(help="Address; one that others reach needs a key.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes one that is free.")] = 8000,
+    key_variable: Annotated[str, typer.Option(help="Environment variable with the key that clients must send.")] = "",
+    name: Annotated[str, typer.Option(help="What clients call the model (default: as it is named here).")] = "",
+    device: Annotated[str, typer.Option(help="As device in a config.")] = "auto",
+) -> None:
+    """Serve a model by OpenAI's protocol: chat completions with images, images/generations, images/edits."""
+    from srum import models
+    from srum.serve import Http, ServeError, Service
+
+    key = os.environ.get(key_variable, "") if key_variable else ""
+    if key_variable and not key:
+        raise ServeError(f"{key_variable} holds no key")
+    service = Service(models.load(model, device), name or model)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with Http(service, host, port, key) as server:
+        typer.echo(f"{service.name} at {server.address}; stop with Ctrl-C")
+        with suppress(KeyboardInterrupt):
+            server.serve_forever()
 
 
 def _json(text: str) -> Any:
