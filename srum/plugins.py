@@ -28,6 +28,8 @@ SHIPPED: dict[str, dict[str, str]] = {
         "sft": "train.methods.sft:Sft",
         "srum": "train.methods.srum:Srum",
         "region_nft": "train.methods.region_nft:RegionNft",
+        "flow_grpo": "train.methods.flow_grpo:FlowGrpo",
+        "r3": "train.methods.r3:R3",
     },
     "judge": {"self": "judging.self_judge:SelfJudge"},
     "reward": {},

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from srum.run import Run
     from train.data import TrainingRecord
     from train.examples import Mix
+    from train.feed import Source
 
 
 class Method:
@@ -36,8 +37,8 @@ class Method:
     stages: ClassVar[Sequence[Stage]]  # of a round, before training
     needs: ClassVar[frozenset[str]] = frozenset({"velocity"})  # abilities of the model
 
-    def examples(self, run: Run, k: int, config: Any) -> Mix:
-        """What is learned from round ``k``."""
+    def examples(self, run: Run, k: int, config: Any) -> Source:
+        """What is learned in round ``k``: examples (a ``Mix``), or a source that draws them as it goes."""
         raise NotImplementedError
 
     def terms(self, tokens: Tokens, config: Any) -> Terms:
@@ -48,10 +49,15 @@ class Method:
         """How the old weights follow (``Objective``); None where none are wanted."""
         return None
 
+    def figures(self, tokens: Tokens, config: Any) -> Terms:
+        """What is written down beside the terms, per token: their means are in the metrics."""
+        return {}
+
     def objective(self, config: RunConfig) -> Objective:
         """What the trainer asks for."""
         own = config.model_dump(mode="json", exclude=set(RunConfig.model_fields))
-        return Objective(self.name, partial(self.terms, config=config), own, self.old_decay(config))
+        figures = partial(self.figures, config=config)
+        return Objective(self.name, partial(self.terms, config=config), own, self.old_decay(config), figures)
 
 
 class CandidateMethod(Method):
