@@ -9,8 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from srum import models
+from srum.chaining import accuracy_table, draw_chains, endings, verdicts
 from srum.chains import TEMPLATES, Chain, ChainSettings, TemplateError, parse_reflection, run_chains, template
 from srum.models.base import Decoding, Sampling
+from srum.plots import strips_figure
+from srum.records import Candidate
+from srum.rollout import choose_prompts
+from srum.run_dir import read_by_id
 
 DRAWING = Sampling(size=(64, 64), timesteps=5, timestep_shift=5.0, guidance=1.0)
 PROMPTS = ["one small red circle", "two blue stars", "a green square above a red star"]
@@ -76,3 +81,23 @@ def test_a_file_that_is_no_template_is_named(tmp_path: Path) -> None:
         template(str(tmp_path / "mine.yaml"))
     with pytest.raises(TemplateError, match="compact, released"):
         template("unheard")
+
+
+def test_chains_are_kept_as_candidates_and_the_same_for_every_batch(tmp_path: Path) -> None:
+    prompts, model = choose_prompts("development", 4, 0), models.load("srum-tiny", "cpu")
+    settings = ChainSettings(drawing=DRAWING, changing=DRAWING, form=template("compact"), plan=False, max_refinements=1)
+    kept = [draw_chains(model, prompts, settings, tmp_path / str(size), 1, size) for size in (4, 1)]
+    assert [(r.end, [t.text for t in r.turns]) for r in kept[0]] == [
+        (r.end, [t.text for t in r.turns]) for r in kept[1]
+    ]
+    candidates = read_by_id(tmp_path / "4" / "candidates.jsonl", Candidate)
+    for record in kept[0]:
+        first, *others = (candidates[name] for name in record.images)
+        assert first.parent is None and [c.parent for c in others] == record.images[:-1]
+        assert all([part.kind for part in c.context] == ["clean", "seen", "text"] for c in others)
+    rows = verdicts(kept[0], prompts, tmp_path / "4", 1)
+    stopped = [row for row, record in zip(rows, kept[0], strict=True) if len(record.images) == 1]
+    assert len(rows) == 4 and all(row[1] == row[0] for row in stopped)
+    assert accuracy_table(rows, [str(p.metadata["tag"]) for p in prompts]).row_count == 2
+    assert len(strips_figure(kept[0][:2], tmp_path / "4").axes) >= 2
+    assert sum(endings(kept[0]).values()) == 4
