@@ -1,6 +1,7 @@
 """Our numbers against those that the reference left in a folder of fixtures.
 
     python -m benchmarks.parity --golden tests/golden/bagel [--device cuda] [--precision bf16]
+    python -m benchmarks.parity --golden tests/golden/blip3o
 
 Everything that the folder records is computed again with the model in its ``checkpoint``, from the sizes, prompts,
 settings and noise of its files: any folder of this layout will do (tests/golden/bagel/README.md), and so will one of
@@ -53,6 +54,7 @@ from srum.models.bagel.model import Precision
 from srum.models.bagel.positions import grid_ids, interpolated_grid_ids, rotary, sincos_table, timestep_sinusoid
 from srum.models.bagel.sequence import Batch, Span, Split, lay_out, sight_of
 from srum.models.base import Decoding, Sampling, Segment, TrainingForward, to_edit
+from srum.models.blip3o import Blip3o
 from srum.reward_map import reference_grid
 from train.methods.srum import Srum, SrumConfig
 from train.objective import Terms, Tokens
@@ -773,7 +775,7 @@ def srum_parser(model: Bagel, facts: Facts, _: Tensors) -> Iterator[Deviation]:
 # --- the folder
 
 
-Check = Callable[[Bagel, Facts, Tensors], Iterable[Deviation]]
+Check = Callable[[Any, Facts, Tensors], Iterable[Deviation]]
 JSON, TENSORS, BOTH = (".json",), (".safetensors",), (".json", ".safetensors")
 CHECKS: dict[str, tuple[Check, tuple[str, ...]]] = {
     "checkpoint_shapes": (checkpoint, JSON),
@@ -795,9 +797,18 @@ CHECKS: dict[str, tuple[Check, tuple[str, ...]]] = {
 }  # fmt: skip
 
 
-def compare(folder: Path, fixture: str, model: Bagel) -> list[Deviation]:
+def checks_of(folder: Path) -> dict[str, tuple[Check, tuple[str, ...]]]:
+    """Those of the architecture whose checkpoint the folder has."""
+    if not (folder / "checkpoint" / "diffusion-decoder").is_dir():
+        return CHECKS
+    from benchmarks import parity_blip3o
+
+    return parity_blip3o.CHECKS
+
+
+def compare(folder: Path, fixture: str, model: Any) -> list[Deviation]:
     """All comparisons of a fixture, and a miss for each tensor of its file that none of them used."""
-    check, suffixes = CHECKS[fixture]
+    check, suffixes = checks_of(folder)[fixture]
     facts = json.loads((folder / f"{fixture}.json").read_text()) if ".json" in suffixes else None
     numbers = Tensors(folder / f"{fixture}.safetensors") if ".safetensors" in suffixes else None
     bfloat16 = model.precision == "bf16"
@@ -833,7 +844,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"{folder} is no folder")
     present = {path.name for path in folder.iterdir()}
     functions = "sde.json" in present  # of policies: numbers without a network
-    checks: Mapping[str, tuple[Any, tuple[str, ...]]] = policy_parity.CHECKS if functions else CHECKS
+    checks: Mapping[str, tuple[Any, tuple[str, ...]]] = policy_parity.CHECKS if functions else checks_of(folder)
     files = {fixture: {fixture + suffix for suffix in suffixes} for fixture, (_, suffixes) in checks.items()}
     expected = set[str]().union(*files.values()) | (set() if functions else {"checkpoint"})
     missing, unknown = sorted(expected - present), sorted(present - expected - UNCOMPARED)
@@ -843,8 +854,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             if files[fixture] <= present:
                 rows += [(fixture, worst) for worst in worst_cases(policy_parity.compare(folder, fixture))]
     elif "checkpoint" in present:
-        model = Bagel.load(folder / "checkpoint", args.device, args.precision)
-        for fixture in CHECKS:
+        kind = Bagel if checks is CHECKS else Blip3o
+        model = kind.load(folder / "checkpoint", args.device, args.precision)
+        for fixture in checks:
             if files[fixture] <= present:
                 rows += [(fixture, worst) for worst in worst_cases(compare(folder, fixture, model))]
     table = Table(

@@ -7,7 +7,6 @@ JSON, as the embedded model and Qwen-VL since 2.5 write them, or the tagged corn
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
@@ -18,7 +17,7 @@ from pydantic import ConfigDict, SkipValidation, validate_call
 from grounding.base import ProposalError
 from srum.config import Count
 from srum.geometry import scale_box
-from srum.models.base import Decoding, Segment, UnifiedModel
+from srum.models.base import Decoding, Segment, UnifiedModel, box_frame
 from srum.records import Box, Region, Size
 
 QUESTION = "Find all objects."
@@ -29,15 +28,17 @@ TAGGED = re.compile(  # <|object_ref_start|>cat<|object_ref_end|><|box_start|>(1
     r"(?:<(?:\|object_ref_start\||ref)>([^<]*)<(?:\|object_ref_end\||/ref)>\s*)?"
     rf"<(?:\|box_start\||box)>\({NUMBER},{NUMBER}\),\s*\({NUMBER},{NUMBER}\)"
 )
+LARGEST = 2.0**31  # of a box's numbers; NaN and infinity are not below it
 THOUSAND: Size = (1000, 1000)
 
-Frame = Literal["pixels", "thousand"]
+Frame = Literal["model", "pixels", "thousand"]
 
 
 class NativeGrounder:
     """Asks ``model`` for the objects of each image.
 
-    ``frame`` says what the model's boxes are in: ``pixels`` of the image, or ``thousand`` for a 1000x1000 frame
+    ``frame`` says what the model's boxes are in: what the ``model`` itself says (``srum.models.base.box_frame``: the
+    resized image of Qwen2.5-VL, else the image), ``pixels`` of the image, or ``thousand`` for a 1000x1000 frame
     stretched over it (Qwen-VL, Qwen2-VL and Qwen3-VL). ``question`` is put as it is, with the image's prompt for
     ``{prompt}`` where it has that.
     """
@@ -46,7 +47,7 @@ class NativeGrounder:
     def __init__(
         self,
         model: SkipValidation[UnifiedModel],
-        frame: Frame = "pixels",
+        frame: Frame = "model",
         question: str = QUESTION,
         max_tokens: Count = 512,
     ) -> None:
@@ -71,7 +72,7 @@ class NativeGrounder:
             objects = dict.fromkeys(parse_boxes(reply))  # a model that repeats itself names one object once
         except ProposalError as error:
             return error
-        frame = size if self.frame == "pixels" else THOUSAND
+        frame = {"model": box_frame(self.model, size), "pixels": size, "thousand": THOUSAND}[self.frame]
         return [
             Region(id=index, box=scale_box(box, frame, size), area=1, source="native", label=label)
             for index, (label, box) in enumerate(objects, start=1)
@@ -126,8 +127,8 @@ def _boxes(values: Any) -> list[Box]:
         return []
     boxes = []
     for four in values if all(isinstance(value, list) for value in values) else [values]:
-        if len(four) == 4 and all(isinstance(value, int | float) for value in four):
-            x0, y0, x1, y1 = four
-            if all(map(math.isfinite, four)) and x0 < x1 and y0 < y1:
+        if len(four) == 4 and all(isinstance(value, int | float) and abs(value) < LARGEST for value in four):
+            x0, y0, x1, y1 = map(float, four)
+            if x0 < x1 and y0 < y1:
                 boxes.append((x0, y0, x1, y1))
     return boxes

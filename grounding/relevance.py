@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from PIL.Image import Image
 
-from srum.models.base import Segment, UnifiedModel
-from srum.records import Region
+from srum.geometry import scale_box
+from srum.models.base import Segment, UnifiedModel, box_frame
+from srum.records import Box, Region
 
 QUESTION = """Prompt: {prompt}
 Bounding Box: {box}
@@ -30,16 +31,16 @@ class RelevanceFilter:
     def __call__(self, image: Image, prompt: str, regions: Sequence[Region]) -> list[Region]:
         """Of the ``regions`` (boxes in pixels of ``image``) those that stay, in their order."""
         kept: list[Region] = []
-        seen = Segment("seen", image=image)
+        seen, size = Segment("seen", image=image), (image.height, image.width)
+        frames = size, box_frame(self.model, size)
         for first in range(0, len(regions), AT_ONCE):
             some = regions[first : first + AT_ONCE]
-            contexts = [[seen, Segment("text", text=_question(prompt, region))] for region in some]
+            contexts = [[seen, Segment("text", text=_question(prompt, scale_box(r.box, *frames)))] for r in some]
             logprobs = torch.stack(self.model.score(contexts, YES_OR_NO))
             probabilities = logprobs.double().softmax(dim=-1)[:, 0].tolist()
             kept += [region for region, yes in zip(some, probabilities, strict=True) if yes >= self.threshold]
         return kept
 
 
-def _question(prompt: str, region: Region) -> str:
-    box = "[" + ", ".join(str(round(value)) for value in region.box) + "]"
-    return QUESTION.format(prompt=prompt, box=box)
+def _question(prompt: str, box: Box) -> str:
+    return QUESTION.format(prompt=prompt, box="[" + ", ".join(str(round(value)) for value in box) + "]")

@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 from PIL.Image import Image
 from torch import Tensor
 
+from srum.chat import NoReply
 from srum.models.base import Decoding, Segment, Written
 from srum.records import LayoutJudgement, Region, RegionJudgement
 
@@ -24,13 +25,6 @@ class Question:
         """The context in which it is asked about the image that is ``seen``."""
         begun = [Segment("text", text=self.reply_prefix, open=True)] if self.reply_prefix else []
         return [seen, Segment("text", text=self.text), *begun]
-
-
-@dataclass(frozen=True)
-class NoReply:
-    """In place of a reply that never came, and why."""
-
-    why: str
 
 
 Outcome = tuple[list[RegionJudgement], LayoutJudgement]  # of the regions of an image, in their order, and of its layout

@@ -22,8 +22,10 @@ from judging.soft_score import (
     score_logprobs,
 )
 from judging.views import crop, draw_marks
-from srum.models.base import Decoding, Segment
-from srum.records import Failure, LayoutJudgement, Region, RegionJudgement
+from srum.geometry import scale_box
+from srum.json_files import as_unicode
+from srum.models.base import Decoding, Segment, Written, box_frame
+from srum.records import Failure, LayoutJudgement, Region, RegionJudgement, Size
 
 RETRY_TEMPERATURE = 0.7
 LAYOUT, WHOLE = -1, -2  # stand for the layout and for the whole image where regions have their ids
@@ -49,17 +51,16 @@ class _Topic:
 
 @dataclass(frozen=True)
 class _Asked:
-    """A question in words, and the subjects that it is about."""
+    """A question in words, the subjects that it is about, and whether it ``thinks``: asks for a thought first."""
 
     text: str
     subjects: tuple[int, ...]
+    thinks: bool = False
 
-    def read(self, reply: str | NoReply) -> dict[int, Reading]:
-        if isinstance(reply, NoReply):
-            return dict.fromkeys(self.subjects, Reading(failure=Failure.NO_REPLY))
+    def read(self, reply: str, ended: bool) -> dict[int, Reading]:
         if self.subjects[0] in (LAYOUT, WHOLE):
-            return {self.subjects[0]: parse_layout(reply)}
-        return parse_regions(reply, self.subjects)
+            return {self.subjects[0]: parse_layout(reply, ended, self.thinks)}
+        return parse_regions(reply, self.subjects, ended, self.thinks)
 
 
 @dataclass(frozen=True)
@@ -92,9 +93,13 @@ class _Case:
     def is_settled(self, subject: int) -> bool:
         return subject in self.answers and self.answers[subject].reading.failure is None
 
-    def record(self, asked: _Asked, reply: str | NoReply, attempt: int) -> None:
-        raw = reply.why if isinstance(reply, NoReply) else reply
-        for subject, reading in asked.read(reply).items():
+    def record(self, asked: _Asked, reply: Written | NoReply, attempt: int) -> None:
+        raw = as_unicode(reply.why if isinstance(reply, NoReply) else reply.text)
+        if isinstance(reply, NoReply):
+            readings = dict.fromkeys(asked.subjects, Reading(failure=Failure.NO_REPLY))
+        else:
+            readings = asked.read(raw, reply.ended)
+        for subject, reading in readings.items():
             self.answers[subject] = _Answer(asked.text, raw, reading, attempt)
 
 
@@ -177,15 +182,22 @@ class SelfJudge:
         size = self.instructions.regions_per_question
         return [_Topic(tuple(regions[first : first + size])) for first in range(0, len(regions), size)]
 
-    def _asked(self, prompt: str, topic: _Topic, again: bool) -> _Asked:
+    def _asked(self, case: _Case, topic: _Topic, again: bool) -> _Asked:
+        prompt = case.prompt
         if topic.regions:
-            text = self.instructions.about_regions(prompt, topic.regions, marked=self.view == "marks", short=again)
+            regions = self._as_read(topic.regions, (case.picture.height, case.picture.width))
+            text = self.instructions.about_regions(prompt, regions, marked=self.view == "marks", short=again)
         elif topic.otherwise == LAYOUT:
             text = self.instructions.about_layout(prompt, short=again)
         else:
             text = self.instructions.about_image(prompt)
-        thought = f"{self.instructions.think}\n\n" if self.think and not again else ""
-        return _Asked(thought + text, topic.subjects)
+        thinks = self.think and not again
+        return _Asked(f"{self.instructions.think}\n\n{text}" if thinks else text, topic.subjects, thinks)
+
+    def _as_read(self, regions: Sequence[Region], size: Size) -> list[Region]:
+        """Regions of a picture of ``size`` (H, W) with their boxes where the model reads them."""
+        frame = box_frame(self.model, size)
+        return [region.model_copy(update={"box": scale_box(region.box, size, frame)}) for region in regions]
 
     # --- replies
 
@@ -193,16 +205,16 @@ class SelfJudge:
         """Asks what is still open, and records the replies."""
         again = attempt > 1
         decoding = replace(self.decoding, temperature=RETRY_TEMPERATURE) if again else self.decoding
-        asked = [(case, self._asked(case.prompt, topic, again)) for case in cases for topic in case.open_topics()]
+        asked = [(case, self._asked(case, topic, again)) for case in cases for topic in case.open_topics()]
         contexts = [Question(question.text).about(case.seen) for case, question in asked]
         seeds = [_seed(self.seed, attempt, case.picture, question.text) for case, question in asked]
         replies = self.model.write(contexts, decoding, seeds) if asked else []
         for (case, question), reply in zip(asked, replies, strict=True):
-            case.record(question, reply if isinstance(reply, NoReply) else reply.text, attempt)
+            case.record(question, reply, attempt)
 
     def _leave_unanswered(self, case: _Case) -> None:
         for topic in case.topics:
-            asked = self._asked(case.prompt, topic, again=False)
+            asked = self._asked(case, topic, again=False)
             for subject in asked.subjects:
                 case.answers[subject] = _Answer(asked.text, "", Reading(failure=Failure.EMPTY), attempts=0)
 

@@ -10,16 +10,23 @@ from judging.remote import Server
 from judging.rewards import Judging, Reward
 from judging.self_judge import SelfJudge
 from srum.config import RunConfig
-from srum.models.base import Decoding
+from srum.models.base import Decoding, TrainableModel
 from srum.plugins import construct, find_class
+from srum.processes import Processes
 from srum.records import Candidate, Failure, Grounding, Judgement, LayoutJudgement, Prompt
 from srum.run import Run, load_model
-from srum.run_dir import ImageError, finished, open_image, read_by_id, read_records, run_stage
+from srum.run_dir import ImageError, RunError, finished, forget, open_image, read_by_id, read_records, run_stage
 
 
 def judge_stage(run: Run, k: int) -> None:
-    """judgements.jsonl: what the judge, by default the model that made the images, says of every region and layout."""
+    """judgements.jsonl: what the judge, by default the model that made the images, says of every region and layout.
+
+    What a server left without a reply is asked again, as long as nothing was made of the judgements. Raises RunError
+    where it left everything so.
+    """
     folder, config = run.round(k), run.config.judge
+    if config.server.url and not finished(folder, "rewards"):
+        forget(folder, "judgements", Judgement, lambda judgement: Failure.NO_REPLY in _failures(judgement))
     if finished(folder, "judgements"):
         return
     candidates = read_by_id(folder / "candidates.jsonl", Candidate)
@@ -42,10 +49,18 @@ def judge_stage(run: Run, k: int) -> None:
             judgements[name] = Judgement(candidate_id=name, regions=of_regions, layout=of_layout)
         return [judgements[name] for name in batch]
 
-    run_stage(folder, "judgements", Judgement, candidates, config.batch_size, work)
+    judgements = run_stage(folder, "judgements", Judgement, candidates, config.batch_size, work)
+    asked = [judgement for judgement in judgements if judgement.layout.failure != Failure.NO_IMAGE]
+    if asked and all(set(_failures(judgement)) == {Failure.NO_REPLY} for judgement in asked):
+        Processes.here().once((folder / "judgements.jsonl").unlink)  # else the stage would be finished
+        raise RunError(f"{config.server.url} answered no question; to the first: {asked[0].layout.raw}")
 
 
-def load_judging(config: RunConfig, weights: str, seed: int) -> Judging:
+def _failures(judgement: Judgement) -> list[Failure | None]:
+    return [judged.failure for judged in (*judgement.regions, judgement.layout)]
+
+
+def load_judging(config: RunConfig, weights: str | TrainableModel, seed: int) -> Judging:
     """The reward function that the config names, or its judge."""
     if config.judge.reward:
         return Reward(config.judge.reward).judge
@@ -53,14 +68,15 @@ def load_judging(config: RunConfig, weights: str, seed: int) -> Judging:
     return lambda images, prompts, _, regions: judge.judge(images, prompts, regions)
 
 
-def load_judge(config: RunConfig, weights: str, seed: int) -> Judge:
-    """The judge that the config names: a user's own, or the model with ``weights``, those that entered the run, another
-    model, or a server."""
+def load_judge(config: RunConfig, weights: str | TrainableModel, seed: int) -> Judge:
+    """The judge that the config names: a user's own, or the model with ``weights``, or which has them, those that
+    entered the run, another model, or a server."""
     judge = config.judge
     if judge.server.url:
         model: Any = Server(**judge.server.model_dump())
     else:
-        model = load_model(config, {"self": weights, "start": config.model}.get(judge.model, judge.model))
+        chosen = {"self": weights, "start": config.model}.get(judge.model, judge.model)
+        model = load_model(config, chosen) if isinstance(chosen, str) else chosen
     if judge.by != "self":
         made: Judge = construct("judge", judge.by, find_class("judge", judge.by, "judge"), model, judge.options)
         return made

@@ -17,7 +17,7 @@ from pydantic import Field
 from rich.table import Table
 from safetensors.torch import save_file
 
-from srum.chains import Chain, ChainSettings, run_chains
+from srum.chains import ChainSettings, ChainState, run_chains
 from srum.evaluation.statistics import wilson
 from srum.models.base import UnifiedModel
 from srum.processes import Processes
@@ -71,7 +71,7 @@ def draw_chains(
     return records
 
 
-def _keep(folder: Path, name: str, chain: Chain) -> ChainRecord:
+def _keep(folder: Path, name: str, chain: ChainState) -> ChainRecord:
     for number, made in enumerate(chain.images):
         save_image(made.image, folder / "images" / f"{name}-{number}.png")
         with atomic(folder / "latents" / f"{name}-{number}.safetensors") as partial:

@@ -214,7 +214,7 @@ class ChainSettings:
 
 
 @dataclass
-class Chain:
+class ChainState:
     """A chain on its way: ``images`` and the ``replies`` between them; ``end`` is None while it is open, then "stop",
     "limit", or how its last reply failed."""
 
@@ -230,23 +230,29 @@ class Chain:
 
 
 def run_chains(
-    model: UnifiedModel, prompts: Sequence[str], names: Sequence[str], settings: ChainSettings, seed: int
-) -> list[Chain]:
-    """A chain of each prompt; ``names`` seed them. Raises MissingAbility where the model cannot do what it takes."""
+    model: UnifiedModel,
+    prompts: Sequence[str],
+    names: Sequence[str],
+    settings: ChainSettings,
+    seed: int,
+    firsts: Sequence[Generated] = (),
+) -> list[ChainState]:
+    """A chain of each prompt; ``names`` seed them. ``firsts``: their first images, where they have them.
+
+    Raises MissingAbility where the model cannot do what it takes.
+    """
     require(model, {"edit", "seen"} | ({"plan"} if settings.plan else set()), "drawing with a chain")
-    chains = [Chain(prompt) for prompt in prompts]
+    chains = [ChainState(prompt) for prompt in prompts]
 
     def seeds(those: Sequence[int], turn: int, kind: str) -> list[int]:
         return [seed_for(seed, names[i], turn, kind) for i in those]
 
     everyone = range(len(chains))
-    if settings.plan:
-        plans = model.write([asked(model, c.prompt) for c in chains], settings.decoding, seeds(everyone, 0, "reason"))
-        for chain, plan in zip(chains, plans, strict=True):
-            chain.plan = plan
-    contexts = [planned(model, chain.prompt, chain.plan) for chain in chains]
-    for chain, made in zip(chains, model.draw(contexts, settings.drawing, seeds(everyone, 0, "draw")), strict=True):
-        chain.images.append(made)
+    if firsts:
+        for chain, made in zip(chains, firsts, strict=True):
+            chain.images.append(made)
+    else:
+        _reason(model, chains, settings, seeds(everyone, 0, "reason"), seeds(everyone, 0, "draw"))
     for turn in range(1, settings.max_refinements + 1):
         open_ = [i for i in everyone if chains[i].end is None]
         if not open_:
@@ -259,7 +265,23 @@ def run_chains(
     return chains
 
 
-def _reflect(model: UnifiedModel, chains: Sequence[Chain], settings: ChainSettings, seeds: Sequence[int]) -> None:
+def _reason(
+    model: UnifiedModel,
+    chains: Sequence[ChainState],
+    settings: ChainSettings,
+    seeds: Sequence[int],
+    noise: Sequence[int],
+) -> None:
+    if settings.plan:
+        plans = model.write([asked(model, chain.prompt) for chain in chains], settings.decoding, seeds)
+        for chain, plan in zip(chains, plans, strict=True):
+            chain.plan = plan
+    contexts = [planned(model, chain.prompt, chain.plan) for chain in chains]
+    for chain, made in zip(chains, model.draw(contexts, settings.drawing, noise), strict=True):
+        chain.images.append(made)
+
+
+def _reflect(model: UnifiedModel, chains: Sequence[ChainState], settings: ChainSettings, seeds: Sequence[int]) -> None:
     contexts = [looked_at(settings.form, chain.prompt, chain.images[-1]) for chain in chains]
     for chain, reply in zip(chains, model.write(contexts, settings.decoding, seeds), strict=True):
         chain.replies.append(parse_reflection(reply.text, settings.form, reply.ended))
@@ -267,7 +289,7 @@ def _reflect(model: UnifiedModel, chains: Sequence[Chain], settings: ChainSettin
             chain.end = chain.replies[-1].failure or "stop"
 
 
-def _refine(model: UnifiedModel, chains: Sequence[Chain], settings: ChainSettings, seeds: Sequence[int]) -> None:
+def _refine(model: UnifiedModel, chains: Sequence[ChainState], settings: ChainSettings, seeds: Sequence[int]) -> None:
     if not chains:
         return
     contexts = [to_change(chain.images[-1], chain.replies[-1].instruction or "") for chain in chains]

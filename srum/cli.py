@@ -359,6 +359,66 @@ def chain(
                 _save_figure(strips_figure(records[:8], out), image)
 
 
+@app.command()
+def bench(
+    what: Annotated[
+        list[str] | None, typer.Argument(metavar="NAME | table RUN...", help="A benchmark, module:Name, or table.")
+    ] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Say which benchmarks there are.")] = False,
+    model: Annotated[str, typer.Option(help="Folder, hub id or shipped name of the model that draws.")] = "",
+    images: Annotated[Path | None, typer.Option(help="Images made by anyone, in the official layout.")] = None,
+    out: Annotated[Path, typer.Option(help="Images, verdicts, tables go into its bench/.")] = Path("runs/bench"),
+    data: Annotated[Path | None, typer.Option(help="Checkout of the benchmark's repository.")] = None,
+    variant: Annotated[str, typer.Option(help="Set of prompts or version (default: the first of --list).")] = "",
+    preset: Annotated[str, typer.Option(help="Settings of the sampler: bagel, srum, ...; --set changes some.")] = "",
+    overrides: Overrides = None,
+    think: Annotated[bool, typer.Option("--think", help="Draw after a plan.")] = False,
+    samples: Annotated[int | None, typer.Option(min=1, help="Images per prompt (default: as published).")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many prompts of each category.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the images.")] = 0,
+    evaluator: Annotated[str, typer.Option(help="chat, detector, ... or none (default: the benchmark's own).")] = "",
+    judge_url: Annotated[str, typer.Option(help="Server of chat completions; its key is in OPENAI_API_KEY.")] = "",
+    judge_model: Annotated[str, typer.Option(help="The judge's name there.")] = "",
+    judge_extra: Annotated[str, typer.Option(help="Further fields of each request, as JSON.")] = "{}",
+    token_limit: Annotated[str, typer.Option(help="What the server calls the limit of tokens.")] = "max_tokens",
+    training: Annotated[list[Path] | None, typer.Option(help="Training prompts, a file or a run, to look for.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per call; no result depends on it.")] = 16,
+    device: Annotated[str, typer.Option(help="As device in a config.")] = "auto",
+) -> None:
+    """Draw a benchmark's images, have them scored, print the table; or compare runs: srum bench table RUN...
+
+    Interrupted, the same command goes on; torchrun shares the work.
+    """
+    from srum.config import ServerConfig, parse_section
+    from srum.evaluation import bench as benches
+    from srum.processes import connected
+
+    if list_ or not what:
+        typer.echo(benches.listing())
+        return
+    if what[0] == "table":
+        typer.echo(benches.comparison([Path(run) for run in what[1:]]))
+        return
+    judge = {"url": judge_url, "model": judge_model, "token_limit": token_limit, "extra": _json(judge_extra)}
+    request = benches.Request(
+        *(what[0], model, images, out, data, variant, preset, tuple(overrides or ()), think, samples, limit, seed),
+        *(evaluator, parse_section(ServerConfig, judge, "judge"), tuple(training or ()), batch_size, device),
+    )
+    with connected() as processes:
+        text = benches.run(request)
+        if processes.rank == 0:
+            typer.echo(text)
+
+
+def _json(text: str) -> Any:
+    import json
+
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise SrumError(f"{text!r} is not JSON: {error}") from None
+
+
 @contextmanager
 def _opened(folder: Path, config: Path | None, overrides: list[str] | None, new: bool = False) -> Iterator[Run]:
     """The run in ``folder``, to be worked in by this launch alone; where there is none and ``new`` allows it, a new one

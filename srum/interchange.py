@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from srum.evaluation.released import GLOBAL_ENTRY
 from srum.geometry import clip_box, scale_box
-from srum.models.base import UnifiedModel
+from srum.models.base import UnifiedModel, crop_box
 from srum.reading import CandidateView, RunView
 from srum.records import (
     Box,
@@ -163,7 +163,7 @@ def import_round(path: Path, images: Path, model: UnifiedModel, folder: Path) ->
                 image=f"images/{name}.png",
                 latent=f"latents/{name}.safetensors",
                 size=(resized.height, resized.width),
-                sampling={"imported": f"{path.name}:{number}", "size": [image.height, image.width]},
+                sampling={"imported": f"{path.name}:{number}", "shows": crop_box(model, (image.height, image.width))},
             )
             save_image(resized, folder / candidate.image)
             with atomic(folder / candidate.latent) as partial:
@@ -205,9 +205,10 @@ def _records(candidate: Candidate, line: Line) -> tuple[Grounding, Judgement]:
     """The regions of a line in pixels of the candidate, as far as they lie in its image, and what is said of them."""
     regions: list[Region] = []
     said: list[RegionJudgement] = []
-    height, width = candidate.sampling["size"]
+    left, top, right, bottom = candidate.sampling["shows"]
     for entry in line.regions:
-        box = clip_box(scale_box(entry.bbox, (height, width), candidate.size), candidate.size)
+        moved = [value - start for value, start in zip(entry.bbox, (left, top, left, top), strict=True)]
+        box = clip_box(scale_box(moved, (bottom - top, right - left), candidate.size), candidate.size)
         x0, y0, x1, y1 = box
         if x0 < x1 and y0 < y1:
             number, area = len(regions) + 1, (x1 - x0) * (y1 - y0)

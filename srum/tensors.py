@@ -9,8 +9,10 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from srum.errors import SrumError
+from srum.json_files import POINTER, POINTER_TO
 
 
 class TensorError(SrumError, ValueError):
@@ -29,7 +31,15 @@ def open_tensors(path: Path, device: str = "cpu") -> Iterator[Any]:
     except FileNotFoundError:
         raise TensorError(f"{path} is missing") from None
     except SafetensorError as error:
-        raise TensorError(f"{path} is not a whole safetensors file: {error}") from None
+        raise TensorError(f"{path} {_fault(path, error)}") from None
+
+
+def _fault(path: Path, error: Exception) -> str:
+    with path.open("rb") as file:
+        begins = file.read(len(POINTER))
+    if begins == POINTER:
+        return POINTER_TO
+    return f"is not a whole safetensors file: {error}" if begins else "is empty"
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -42,3 +52,12 @@ def read_tensor(path: Path) -> Tensor:
     """The one tensor of a file, as float32. Raises as ``open_tensors`` does."""
     (values,) = read_tensors(path).values()
     return values.float()
+
+
+def fill(tensor: Tensor, whole: Any) -> None:
+    """Copy ``whole``, a tensor or one in a file (``get_slice``), or this process's part of it."""
+    if isinstance(tensor, DTensor):
+        (chunk,) = tensor.__create_chunk_list__()
+        tensor = tensor.to_local()
+        whole = whole[tuple(slice(first, first + size) for first, size in zip(chunk.offsets, chunk.sizes, strict=True))]
+    tensor.copy_(whole[...])

@@ -81,7 +81,7 @@ class FakeModel(nn.Module):
         self.understanding["down_proj"](torch.tensor([[0.0, 1.0]]))
         weights = hashlib.sha256(self.generation.weight.detach().numpy().tobytes()).hexdigest()
         return [
-            self._draw(seed_for(seed, weights, *texts_of(context), repr(sampling)), sampling, size, path)
+            self._draw(seed_for(seed, weights, *prompts_of(context), repr(sampling)), sampling, size, path)
             for context, seed, size in zip(contexts, seeds, sizes or [sampling.size] * len(contexts), strict=True)
         ]
 
@@ -189,6 +189,11 @@ def released_config(folder: Path) -> BagelConfig:
 def texts_of(context: Sequence[Segment]) -> list[str]:
     """The closed texts of a context."""
     return [segment.text for segment in context if segment.text is not None and not segment.open]
+
+
+def prompts_of(context: Sequence[Segment]) -> list[str]:
+    """The texts of a context that guidance drops, but for what the model wrote."""
+    return [s.text for s in context if s.text is not None and s.droppable and not s.written]
 
 
 def _seen(context: Sequence[Segment]) -> list[bytes]:

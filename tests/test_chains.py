@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from srum import models
 from srum.chaining import accuracy_table, draw_chains, endings, verdicts
-from srum.chains import TEMPLATES, Chain, ChainSettings, TemplateError, parse_reflection, run_chains, template
+from srum.chains import TEMPLATES, ChainSettings, ChainState, TemplateError, parse_reflection, run_chains, template
 from srum.models.base import Decoding, Sampling
 from srum.plots import strips_figure
 from srum.records import Candidate
@@ -56,7 +56,7 @@ def test_whatever_is_written_is_an_edit_a_stop_or_a_failure(reply: str, ended: b
     assert ended or read.kind == "failure"
 
 
-def chains(names: list[str], prompts: list[str]) -> list[Chain]:
+def chains(names: list[str], prompts: list[str]) -> list[ChainState]:
     settings = ChainSettings(
         drawing=DRAWING, changing=DRAWING, form=template("compact"), max_refinements=2, decoding=Decoding(max_tokens=96)
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import shutil
 import subprocess
@@ -9,11 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 from srum import models
 from srum.cli import app
 from srum.config import load_config
+from srum.models.base import Written
 from srum.run_dir import alone_in
 from tests.fakes import FakeModel
 
@@ -90,25 +93,22 @@ def test_an_error_of_ours_is_a_traceback(monkeypatch: pytest.MonkeyPatch, fault:
     def broken(*arguments: object, **named: object) -> None:
         raise fault
 
-    monkeypatch.setattr(FakeModel, "generate", broken)
+    monkeypatch.setattr(FakeModel, "draw", broken)
     result = srum("rollout", "run", *SETS)
     assert result.exception is fault and "error: " not in result.stderr
 
 
 def test_every_expected_error_has_the_one_base() -> None:
-    """All that is defined here and called an error, but for what never leaves its module."""
+    """All that is defined here and called an error, training's too: its bases lead to SrumError."""
     folder = Path(__file__).parents[1]
-    names = [
-        path.relative_to(folder)
-        for house in ("srum", "grounding", "judging")
-        for path in (folder / house).rglob("*.py")
-    ]
-    for path in names:
-        for line in (folder / path).read_text().splitlines():
-            if line.startswith("class ") and line.rstrip(":").endswith(("Error)", "Exception)")):
-                assert "SrumError" in line or "(RunError)" in line or line == "class SrumError(Exception):", (
-                    f"{path}: {line}"
-                )
+    files = [path for house in ("srum", "grounding", "judging", "train") for path in (folder / house).rglob("*.py")]
+    classes = [node for path in files for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)]
+    bases = {one.name: {ast.unparse(base) for base in one.bases} for one in classes}
+    errors = {name for name, own in bases.items() if any(base.endswith(("Error", "Exception")) for base in own)}
+    expected = {"SrumError"}
+    while more := {name for name, own in bases.items() if own & expected} - expected:
+        expected |= more
+    assert len(errors) > 10 and errors - expected == set()
 
 
 def test_run_ends_in_a_table_and_is_not_overwritten() -> None:
@@ -141,15 +141,14 @@ def test_stages_are_the_run() -> None:
 def test_set_changes_the_run_that_is_there_where_no_result_depends_on_it() -> None:
     assert srum("rollout", "run", *SETS, "--set", "seed=5").exit_code == 0
     before = load_config(Path("run/config.yaml"))
-    changed = ["--set", "device=cpu", "--set", "ground.batch_size=2"]
-    assert srum("ground", "run", *changed).exit_code == 0
-    assert load_config(Path("run/config.yaml")) == before.model_copy(
-        update={"device": "cpu", "ground": before.ground.model_copy(update={"batch_size": 2})}
-    )
+    assert srum("ground", "run", "--set", "device=cpu").exit_code == 0
+    assert load_config(Path("run/config.yaml")) == before.model_copy(update={"device": "cpu"})
     refused = "run is a run of another config (train.batch_size: 2 != 8); choose another folder"
     kept = Path("run/config.yaml").read_bytes()
     for command in (["judge", "run"], ["run", "--out", "run"], ["run", "--out", "run", "--resume"]):
         assert error_of(srum(*command, "--set", "device=auto", "--set", "train.batch_size=8")) == refused
+        batches = error_of(srum(*command, "--set", "judge.batch_size=7"))  # rounding depends on them
+        assert batches == "run is a run of another config (judge.batch_size: 64 != 7); choose another folder"
     assert Path("run/config.yaml").read_bytes() == kept
 
 
@@ -261,7 +260,8 @@ def test_a_users_method_with_a_field_of_its_own() -> None:
     page = Path("mine/report.html").read_text()
     assert "others: 0.25" in page and page.count("best") > 3
     rows = [json.loads(line) for line in Path("mine/round-000/train/best/metrics.jsonl").read_text().splitlines()]
-    assert all(row["parts"].keys() == {"flow"} and row["mean_credit"] < 1 for row in rows)
+    assert all(row["parts"].keys() == {"flow"} and row["mean_credit"] <= 1 for row in rows)
+    assert any(row["mean_credit"] < 1 for row in rows)
     typo = error_of(srum("run", *SETS, *flags, "--set", "othres=0.25"))
     assert typo == "unknown key othres; did you mean others?"
 
@@ -371,7 +371,7 @@ def test_a_grounder_that_fails_on_every_image_ends_the_run_before_judging() -> N
 
 def test_without_a_reward_map_the_training_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        FakeModel, "answer", lambda self, images, questions, decoding: [["?"] * len(q) for q in questions]
+        FakeModel, "write", lambda self, contexts, *_: [Written("?", (), torch.zeros(0), True) for _ in contexts]
     )
     error = error_of(srum("run", "--out", "run", *SETS, "--set", "reward.on_failure=skip"))
     assert error.startswith("nothing to train on: no candidate of run/round-000 has a reward map, because of {")
@@ -390,7 +390,7 @@ def test_an_interruption_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> N
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(FakeModel, "generate", interrupt)
+        patch.setattr(FakeModel, "draw", interrupt)
         result = srum("rollout", "run", *SETS)
     assert result.exit_code == 130 and result.stderr.endswith("the same command goes on, srum run with --resume\n")
     assert srum("rollout", "run").exit_code == 0

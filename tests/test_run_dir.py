@@ -463,6 +463,17 @@ def test_a_malformed_prompts_file_is_named(tmp_path: Path, name: str, text: str,
         read_prompts(tmp_path / name)
 
 
+def test_a_prompt_with_half_a_surrogate_pair_is_left_out_alone_and_named(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(
+        '{"prompt": "a red circle \\ud83d"}\n{"prompt": "fine \\ud83d\\ude00"}\n{"prompt": "b", "tag": "\\udc00"}\n'
+    )
+    with pytest.warns(UserWarning, match="left out") as warned:
+        prompts = read_prompts(path)
+    assert [(prompt.id, prompt.text) for prompt in prompts] == [("line-0002", "fine \N{GRINNING FACE}")]
+    assert [str(warning.message).split(" is")[0] for warning in warned] == [f"{path}:1", f"{path}:3"]
+
+
 def test_prompts_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="cannot read the prompts"):
         read_prompts(tmp_path / "missing.txt")

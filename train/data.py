@@ -6,20 +6,18 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from torch import Tensor
 
 from judging.instructions import Instructions, load_instructions
 from srum.config import TrainConfig
+from srum.errors import TrainingError
 from srum.models.base import Segment
 from srum.records import Candidate, Grounding, Judged, Judgement, RewardMap
 from srum.run_dir import RunError, read_by_id
 from srum.tensors import read_tensor
-from train.examples import Example, Mix, Part, TrainingError, hold_out
-
-if TYPE_CHECKING:
-    from srum.run import Run
+from train.examples import Example, Mix, Part, hold_out
 
 ROUNDING = 1e-5  # how far float32 arithmetic may carry a reward past its range
 
@@ -102,12 +100,12 @@ def texts_of(candidate: Candidate, plan_in_context: bool) -> list[str]:
     return [candidate.prompt] if candidate.plan is None or not plan_in_context else [candidate.prompt, candidate.plan]
 
 
-def load_replies(run: Run, k: int) -> list[Example]:
-    """The replies of round ``k``'s judgements that could be read at once: image, question, reply with its loss.
+def load_replies(folder: Path, instructions: str) -> list[Example]:
+    """The replies of a round's judgements that could be read at once: image, question, reply with its loss.
 
-    Questions are those of the run's instructions. Raises TrainingError where there are none.
+    Questions are those of the ``instructions`` that were asked. Raises TrainingError where there are none.
     """
-    folder, asked = run.round(k), load_instructions(run.config.judge.instructions)
+    asked = load_instructions(instructions)
     candidates = read_by_id(folder / "candidates.jsonl", Candidate)
     groundings = read_by_id(folder / "regions.jsonl", Grounding, candidates)
     replies = []

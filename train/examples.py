@@ -15,17 +15,13 @@ import torch
 from torch import Tensor
 
 from srum.config import TrainConfig
-from srum.errors import SrumError
+from srum.errors import TrainingError
 from srum.models.base import Segment, UnifiedModel
 from srum.processes import Processes
 from srum.seeding import seed_for
 
 if TYPE_CHECKING:
     from train.feed import ExampleFeed
-
-
-class TrainingError(SrumError, RuntimeError):
-    """Training cannot go on, or has done nothing."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +109,8 @@ class Mix:
         """A checksum of the examples in order: ids, texts, credits."""
         total = hashlib.sha256()
         for example in (*(e for part in self.parts for e in part.examples), *self.held_out):
-            total.update(repr((example.id, [(s.kind, s.text or s.ids, s.loss) for s in example.segments])).encode())
+            texts = [(s.kind, s.text or s.ids or s.texts or None, s.loss) for s in example.segments]
+            total.update(repr((example.id, texts)).encode())
             for credit in example.credit:
                 total.update(credit.numpy().tobytes())
         return total.hexdigest()

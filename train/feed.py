@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -70,10 +70,15 @@ class ExampleFeed:
 
     def __init__(self, model: UnifiedModel, mix: Mix, config: TrainConfig, seed: int, processes: Processes) -> None:
         self.model, self.mix, self.config, self.seed, self.processes = model, mix, config, seed, processes
+        if "prepare" in model.abilities:
+            preparing: Any = model
+            examples = (*(example for part in mix.parts for example in part.examples), *mix.held_out)
+            preparing.prepare(opened(model, example).segments for example in examples)
 
     def step(self, number: int) -> Step:
         """The examples of the step with their dropout, timesteps and noise."""
-        drawn = [(epoch, opened(self.model, example)) for epoch, example in self.mix.at(number, self.seed)]
+        visits = self.mix.at(number, self.seed)
+        drawn = [(epoch, opened(self.model, example, self.seed, epoch)) for epoch, example in visits]
         packs = self.own_packs([self.model.length(example.segments) for _, example in drawn])
         samples = [([self.draw(*drawn[place]) for place in members], counted) for members, counted in packs]
         return self._step(samples, [example.id for _, example in drawn])

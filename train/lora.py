@@ -19,9 +19,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from srum.config import LoraConfig
-from train.examples import TrainingError, generator_for
+from srum.errors import TrainingError
+from srum.models.base import TrainableModel
+from train.examples import generator_for
 from train.sharding import local, part, whole
-from train.weights import TrainableModel
 
 ADAPTER = "default"
 PEFT_PREFIX = "base_model.model."  # of the tensors' names in an adapter's file

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from srum.config import TrainConfig
+from srum.errors import TrainingError
 from srum.models.base import Corruption, Segment, TrainingForward, UnifiedModel
 from srum.run_dir import open_image
-from train.examples import Example, Sampled, TrainingError, generator_for
+from srum.tensors import read_tensor
+from train.examples import Example, Sampled, generator_for
 from train.metrics import TIMESTEP_BINS
 from train.objective import Draws
 
@@ -31,15 +33,25 @@ class Sample:
     corruptions: Sequence[Corruption]
 
 
-def opened(model: UnifiedModel, example: Example) -> Example:
-    """The example with the images of its files. Raises ImageError where one cannot be read."""
-    if not any(isinstance(segment.image, Path) for segment in example.segments):
+def opened(model: UnifiedModel, example: Example, *visit: int) -> Example:
+    """The example with the images and latents of its files, and with one of the texts of each segment that has several,
+    drawn by (seed, epoch), the ``visit``; without it the first. Raises ImageError and TensorError."""
+    if not any(s.texts or s.file or isinstance(s.image, Path) for s in example.segments):
         return example
-    segments = [
-        replace(segment, image=model.resized(open_image(segment.image))) if isinstance(segment.image, Path) else segment
-        for segment in example.segments
-    ]
-    return replace(example, segments=segments)
+    generator = generator_for(*visit, example.id, "text") if visit else None
+    return replace(example, segments=[_opened(model, segment, generator) for segment in example.segments])
+
+
+def _opened(model: UnifiedModel, segment: Segment, generator: torch.Generator | None) -> Segment:
+    if segment.texts:
+        place = 0 if generator is None else int(torch.randint(len(segment.texts), (), generator=generator))
+        return replace(segment, text=segment.texts[place], texts=())
+    if segment.file:
+        return replace(segment, latent=read_tensor(segment.file), file=None)
+    if isinstance(segment.image, Path):
+        image = open_image(segment.image)
+        return replace(segment, image=image if segment.side else model.resized(image))
+    return segment
 
 
 def draw(model: UnifiedModel, example: Example, config: TrainConfig, generator: torch.Generator) -> Sample:

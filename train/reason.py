@@ -30,7 +30,7 @@ def source_of(run: Run, k: int, config: PolicyConfig, player: Callable[..., Play
     prompts = round_prompts(run.config, k)
 
     def make(model: UnifiedModel) -> Player:
-        require(model, {"path"} | ({"plan"} if config.rollout.plan else set()), f"the method {config.method}")
+        require(model, {"explore"} | ({"plan"} if config.rollout.plan else set()), f"the method {config.method}")
         return player(model, JudgeReward(run, k, config, config.right_at), prompts, config, run.seed(k, "online"))
 
     return OnlineSource(make, prompts, config.model_dump_json(), config.updates)

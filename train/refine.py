@@ -3,13 +3,24 @@ last image of a whole chain (docs/r3.md)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
-from srum.chains import Reflection, looked_at, parse_reflection, template, to_change
-from srum.models.base import Decoding, Generated, Segment, UnifiedModel, Written, require
+from srum.chains import (
+    ChainSettings,
+    ChainState,
+    Reflection,
+    looked_at,
+    parse_reflection,
+    run_chains,
+    template,
+    to_change,
+)
+from srum.drawing import Chain, Draw, Shot
+from srum.evaluation.accuracy import drawn
+from srum.models.base import Decoding, Generated, Sampling, Segment, UnifiedModel, Written, require
 from srum.records import Prompt
 from train.examples import Example, generator_for
 from train.methods.r3 import R3Config
@@ -214,3 +225,34 @@ def chain_figures(refined: Refined) -> dict[str, float]:
         "mended": mean(after >= 1 for value, after in edited if value < 1),
         "broken": mean(after < 1 for value, after in edited if value >= 1),
     }
+
+
+def drawn_in_chains(model: UnifiedModel, config: R3Config, seed: int) -> Draw:
+    """Images of prompts as the evaluation draws them, then refined while the model says that something must change."""
+    drawing = Sampling(**config.eval.sampling())
+    settings = ChainSettings(
+        drawing=drawing,
+        changing=replace(drawing, timesteps=config.refine_timesteps, guidance=1.0),
+        form=template(config.template),
+        max_refinements=config.eval_refinements,
+        decoding=Decoding(max_tokens=config.reply_limit),
+    )
+
+    def draw(prompts: Mapping[str, Prompt]) -> list[Chain]:
+        firsts = drawn(model, prompts, config.eval, seed)
+        texts = [prompt.text for prompt in prompts.values()]
+        chains = run_chains(model, texts, list(prompts), settings, seed, firsts)
+        return [
+            Chain(
+                [Shot(made.image, said=said) for made, said in zip(chain.images, [None, *_edits(chain)], strict=True)],
+                len(chain.images) - 1,
+            )
+            for chain in chains
+        ]
+
+    return draw
+
+
+def _edits(chain: ChainState) -> list[str]:
+    """What was said before each refined image."""
+    return [reply.raw for reply in chain.replies if reply.kind == "edit"]

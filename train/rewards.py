@@ -7,20 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from PIL.Image import Image
 from torch import Tensor
 
 from grounding.stage import load_proposer
 from judging.stage import load_judging
-from srum import models
 from srum.config import RunConfig
 from srum.records import Candidate, Grounding, Judgement, Prompt
 from srum.reward_map import Skipped, rasterize, sample_score
-
-if TYPE_CHECKING:
-    from srum.run import Run
+from srum.run import Run, load_model
 
 ANY = "image"  # the id of records that are not kept
 
@@ -43,11 +39,10 @@ class JudgeReward:
     """
 
     def __init__(self, run: Run, k: int, config: RunConfig, right_at: float) -> None:
-        weights = run.newest(k)
         self.right_at, self.batch_size = right_at, config.judge.batch_size
-        self.propose = load_proposer(config, weights)
-        self.judge = load_judging(config, weights, run.seed(k, "judge"))
-        self.grids = models.load(weights, config.device, empty=True)  # it only knows its grid
+        self.model = load_model(config, run.newest(k))
+        self.propose = load_proposer(config, self.model)
+        self.judge = load_judging(config, self.model, run.seed(k, "judge"))
 
     def __call__(self, images: Sequence[Image], prompts: Sequence[Prompt]) -> list[Value]:
         """What each image is worth, by batches."""
@@ -74,7 +69,7 @@ class JudgeReward:
         candidate = Candidate(
             id=ANY, prompt_id=ANY, prompt=ANY, index=0, seed=0, size=size, image=files[0], latent=files[1]
         )
-        made = rasterize(candidate, grounding, judgement, self.grids.latent_grid(size))
+        made = rasterize(candidate, grounding, judgement, self.model.latent_grid(size))
         if isinstance(made, Skipped):
             return Value(None)
         value = (sample_score(judgement) + 1) / 2

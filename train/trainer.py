@@ -21,13 +21,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from srum.config import TrainConfig
+from srum.disk import require_room
+from srum.errors import TrainingError
 from srum.models import native_bfloat16
 from srum.models.base import Generated, TrainingForward
 from srum.processes import Processes
 from train import lora
-from train.checkpoint import Checkpoints, State
+from train.checkpoint import KEPT, Checkpoints, State
 from train.data import TrainingRecord
-from train.examples import TrainingError
 from train.feed import Feed, Source, Step
 from train.metrics import TIMESTEP_BINS, Log, image_sums, step_means, text_sums
 from train.objective import Objective, Terms, Tokens
@@ -40,6 +41,7 @@ from train.weights import Copy, TrainableModel, digest, publish, recomputed, tra
 
 T = TypeVar("T")
 IN_BACKGROUND = frozenset({"cuda"})  # devices that compute while a checkpoint is written
+NAMED = 8  # examples that an error names
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -47,8 +49,9 @@ class NonFiniteError(TrainingError):
     """A loss or gradient is NaN or infinite; ``ids`` are the examples it came from. No weight has taken it."""
 
     def __init__(self, what: str, step: int, ids: Sequence[str]) -> None:
-        super().__init__(f"non-finite {what} in step {step}, examples {', '.join(ids)}")
-        self.ids = list(ids)
+        self.ids = list(dict.fromkeys(ids))
+        named = ", ".join(self.ids[:NAMED]) + (f" and {len(self.ids) - NAMED} more" if len(self.ids) > NAMED else "")
+        super().__init__(f"non-finite {what} in step {step}, examples {named}")
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ def train(
         sampled = trainer.sample(probes)
         if reproduces:
             check_reproduction(probes, sampled)
-        settings = (objective.name, dict(objective.settings), config.model_dump_json())
+        settings = (objective.name, dict(objective.settings), config.model_dump_json(exclude={"keep_checkpoints"}))
         identity = {
             "config": hashlib.sha256(repr(settings).encode()).hexdigest(),
             "seed": str(seed),
@@ -122,6 +125,8 @@ def train(
         before = digest(trainer.parameters, processes)
         checkpoints = Checkpoints(folder / "checkpoints", identity, processes, model.device.type in IN_BACKGROUND)
         start = checkpoints.resume(trainer.state(), trainer.parameters, trainer.optimizer)
+        if start < config.steps:
+            processes.once(lambda: require_room(folder, trainer.room(start), "this training, with its checkpoints,"))
         losses = [row["loss"] for row in log.keep("metrics", start)]
         after_the_last = start == config.steps  # one more than those before a step
         log.keep("validation", -(-start // config.validation.every) + after_the_last)
@@ -266,6 +271,16 @@ class Trainer:
         state: State = {"weights": {name: parameter.detach() for name, parameter in self.parameters.items()}}
         state |= {name: copy.values for name, (copy, _) in self.followers().items()}
         return state | {"optimizer": optimizer_state(self.optimizer, self.parameters)} if with_optimizer else state
+
+    def room(self, start: int) -> int:
+        """Bytes that the weights and checkpoints from step ``start`` on take at least, two and one being written."""
+        numbers = sum(parameter.numel() for parameter in self.parameters.values())
+        moments = 2 if self.config.memory.optimizer == "int8" else 4  # muon has one average, AdamW two
+        further = -(-(self.config.steps - 1 - start) // self.config.checkpoint_every)
+        kept = min(KEPT if start == 0 else 1, further)  # the last one has weights alone
+        network = sum(parameter.numel() for parameter in self.model.network.parameters())
+        bits = torch.finfo(DTYPES[self.config.memory.frozen]).bits
+        return numbers * (4 * (1 + len(self.followers())) * (kept + 1) + moments * kept) + network * bits // 8
 
     def followers(self) -> dict[str, tuple[Copy, float]]:
         """The second sets of weights that follow the trained ones, and the decay of each."""

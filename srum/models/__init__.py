@@ -18,6 +18,7 @@ import torch
 from huggingface_hub import snapshot_download
 
 from srum.errors import ModelError
+from srum.json_files import read_json
 from srum.models.base import TrainableModel, UnifiedModel
 from srum.models.needs import Need, Recipe
 from srum.plugins import find as find_plugin
@@ -25,7 +26,8 @@ from srum.plugins import find as find_plugin
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # glibc's numbers for mallopt
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # owner/name
 EMBEDDED = {"srum-tiny": Path(__file__).parent / "tiny"}
-ARCHITECTURES = {"llm_config.json": "srum.models.bagel"}  # the file that marks a folder: the module that loads it
+# What marks a folder, a file, or one with a ``model_type`` that begins so: the module that loads it.
+ARCHITECTURES = {"llm_config.json": "srum.models.bagel", "config.json:blip3o": "srum.models.blip3o"}
 CLASS = "model_class.json"  # marks the folder of a user's own model, and names its class
 
 
@@ -85,20 +87,34 @@ def require_model(name: str | Path) -> None:
 def architecture(folder: Path) -> Architecture:
     """Who loads the folder. Raises ModelError where nothing marks it."""
     if (folder / CLASS).is_file():
-        user: Architecture = find_plugin("model", json.loads((folder / CLASS).read_text())["model"], {})
+        user: Architecture = find_plugin("model", _class_of(folder), {})
         return user
     for marker, module in ARCHITECTURES.items():
-        if (folder / marker).is_file():
+        if _marks(marker, folder):
             ours: Any = import_module(module)
             return ours
     raise ModelError(f"{folder} is no model: it has none of {', '.join([*ARCHITECTURES, CLASS])}")
 
 
+def _class_of(folder: Path) -> str:
+    name = read_json(folder / CLASS).get("model")
+    if not isinstance(name, str):
+        raise ModelError(f"{folder / CLASS} names no class: expected 'model' with module:Name")
+    return name
+
+
 def mark(folder: Path, model: UnifiedModel) -> None:
     """Have a folder that ``model`` was saved in say which class loads it, where no file of an architecture does."""
-    if not any((folder / marker).is_file() for marker in ARCHITECTURES):
+    if not any(_marks(marker, folder) for marker in ARCHITECTURES):
         kind = type(model)
         (folder / CLASS).write_text(json.dumps({"model": f"{kind.__module__}:{kind.__qualname__}"}) + "\n")
+
+
+def _marks(marker: str, folder: Path) -> bool:
+    name, _, kind = marker.partition(":")
+    if not (folder / name).is_file():
+        return False
+    return not kind or str(json.loads((folder / name).read_text()).get("model_type")).startswith(kind)
 
 
 def _located(name: str | Path) -> tuple[Any, Path | None]:

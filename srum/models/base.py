@@ -16,7 +16,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from srum.errors import ModelError
+from srum.errors import SrumError
 from srum.flow import Rule, Transition
 
 # ``global_batch`` takes one norm over all images of a call, as the reference does; the others are per image or token.
@@ -29,13 +29,16 @@ Ability = Literal[
     "clean",  # has images in its contexts as latents
     "edit",  # changes the image of its context: clean and seen, then what is to be changed
     "plan",  # writes a planning text before it draws
-    "path",  # tells the way to an image, and takes random steps on it
+    "path",  # tells the way to an image
+    "explore",  # takes random steps on the way to an image, and tells them
     "velocity",  # is a flow model: ``forward`` predicts velocities, ``corrupt`` draws noise
     "compile",  # runs through torch.compile
+    "prepare",  # before training, ``prepare(examples)`` computes once what its frozen weights make of their segments
+    "frames",  # ``box_frame`` and ``crop_box`` say what of an image its boxes and its latents are of
 ]
 
 
-class MissingAbility(ModelError):
+class MissingAbility(SrumError):
     """A model cannot do what is asked of it."""
 
 
@@ -52,6 +55,8 @@ class Sampling:
     renorm: Renorm = "global"
     renorm_min: float = 0.0
     plan_temperature: float = 0.0  # of the planning text; 0 is greedy (every candidate of a prompt has the same plan)
+    decoder_steps: int = 50  # of a model whose decoder draws, too, as BLIP3-o's does
+    decoder_guidance: float = 3.0  # of such a decoder; <= 1 is off
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +147,10 @@ class Segment:
     stored (x_t as tokens (N, D), t), in place of noise that is drawn for it; without a ``latent`` beside it there is no
     error, only a prediction, and its ``grid`` (h, w) has to be given.
 
+    Only in an example, settled at every visit: ``texts``, of which one is drawn, and the ``file`` of a latent.
+    ``side``: the longest side in pixels at which an image is seen, resized from the image as it is; None: the model's
+    own rule.
+
     ``loss``: on a text cross-entropy, on a noisy latent flow matching. ``droppable``: left out for guidance, in
     training at a rate and in drawing where the guidance asks. ``dropped``: left out here; an image keeps its position.
     ``written``: a text that the model wrote in view of all before it, such as a plan, which no guidance branch has.
@@ -152,9 +161,12 @@ class Segment:
 
     kind: Literal["text", "seen", "clean", "noisy"]
     text: str | None = None
+    texts: Sequence[str] = ()
     ids: Sequence[int] | None = None
     image: Image | Tensor | Path | None = None
+    side: int | None = None
     latent: Tensor | None = None
+    file: Path | None = None
     state: tuple[Tensor, float] | None = None
     grid: tuple[int, int] | None = None
     loss: bool = False
@@ -230,6 +242,22 @@ class UnifiedModel(Protocol):
     @property
     def plan_instruction(self) -> str:
         """The text before a prompt that has the model write a plan first (ability ``plan``)."""
+        ...
+
+    @property
+    def refine_texts(self) -> tuple[str, str]:
+        """The text before an image that is to be drawn again, and the one after it, with the place ``{prompt}``."""
+        ...
+
+    @property
+    def reflect_question(self) -> str:
+        """The question about an image, with the place ``{prompt}``, whose reply ends in a line that says what must
+        change, or is ``reflect_stop``."""
+        ...
+
+    @property
+    def reflect_stop(self) -> str:
+        """The last line of a reply that wants nothing changed."""
         ...
 
     def draw(
@@ -344,6 +372,19 @@ def require(model: UnifiedModel, abilities: Collection[str], purpose: str) -> No
 def name_of(model: UnifiedModel) -> str:
     """What a model is called in messages."""
     return type(model).__name__
+
+
+def box_frame(writer: object, size: tuple[int, int]) -> tuple[int, int]:
+    """(H, W) of the frame in whose pixels a model, or what writes in its place, names boxes in an image of ``size``
+    (H, W), and reads them: the image itself unless it has the ability ``frames``."""
+    framed: Any = writer
+    return framed.box_frame(size) if "frames" in getattr(writer, "abilities", ()) else size
+
+
+def crop_box(model: UnifiedModel, size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """The part (x0, y0, x1, y1) of an image of ``size`` (H, W) that ``resized`` shows, in pixels of the image."""
+    framed: Any = model
+    return framed.crop_box(size) if "frames" in model.abilities else (0.0, 0.0, float(size[1]), float(size[0]))
 
 
 def without_text(context: Sequence[Segment]) -> list[Segment]:

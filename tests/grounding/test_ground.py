@@ -229,7 +229,7 @@ def test_options_are_arguments_of_the_constructor() -> None:
         ("grid", {"model": MODEL}, "unexpected keyword argument 'model'"),
         ("grid", {"side": 0}, "grounder 'grid': side: Input should be greater than or equal to 1, got 0"),
         ("classical", {"min_area": "much"}, "grounder 'classical': min_area: Input should be a valid number"),
-        ("native", {"frame": "percent"}, "grounder 'native': frame: Input should be 'pixels' or 'thousand'"),
+        ("native", {"frame": "percent"}, "grounder 'native': frame: Input should be 'model', 'pixels' or 'thousand'"),
         ("sam", {"min_iou": 2.0}, "grounder 'sam': min_iou: Input should be less than or equal to 1, got 2.0"),
         ("segment_anything", {}, "missing a required argument: 'checkpoint'; its options are: checkpoint, points_per"),
     ],

@@ -71,7 +71,7 @@ NUMBERS: list[tuple[str, float | Failure]] = [
     ("Score:\n0.9", 0.9),
     ('{"region_id": 1, "score": 0.9, "reason": "good"}', 0.9),
     ("Score: 0.\nReason: none", 0.0),
-    ("Overall Score: 0.6, Score: 0.9", 0.6),
+    ("Overall Score: 0.6, Score: 0.9", N),  # two numbers in a line
     ("Overall score: 0.6\nScore: 0.9", 0.9),  # a line of its own comes first
     ("Reason: the score: 3 goals is shown\nScore: 0.9", 0.9),
     ("Score: 1.5", O),
@@ -111,6 +111,137 @@ NUMBERS: list[tuple[str, float | Failure]] = [
     ("<think>a</think>Score: 0.9<think>", T),
 ]
 
+# What a line says beside its number, in ten languages.
+NUMBERS += [
+    ("Score: 0.5 out of 1", 0.5),
+    ("Score: 0.5 out of 1.0, fine", 0.5),
+    ("Score: 0.5 of 1", 0.5),
+    ("Score: 0.5 out of 10", N),
+    ("Score: 1 out of 10", N),
+    ("Score: 1 out of ten", N),
+    ("Score: 1 (out of ten)", N),
+    ("Score: 1 of 5 stars", N),
+    ("Score: 1 star", N),
+    ("Score: 1 \N{BLACK STAR}", N),
+    ("Score: 1 percent", N),
+    ("Score: 1 per cent", N),
+    ("Score: 1\N{FULLWIDTH SOLIDUS}10", O),
+    ("Score: 1\N{FULLWIDTH PERCENT SIGN}", O),
+    ("Score: 1\N{PER MILLE SIGN}", N),
+    ("Score: 1\N{FRACTION SLASH}2", N),
+    ("Score: 1/2", O),
+    ("Score: 1\N{VULGAR FRACTION ONE HALF}", N),
+    ("Score: 1\N{SUPERSCRIPT TWO}", N),
+    ("Score: 1 half", N),
+    ("Score: 1, on a scale from one to ten", N),
+    ("Score: 1 on a scale of 1 to 10", N),
+    ("On a scale of 1 to 10:\nScore: 1", N),
+    ("On a scale of -1 to 1:\nScore: 1", 1.0),
+    ("Percent score: 1", N),
+    ("Out of ten, the score: 1", N),
+    ("Score: 1\n/10", N),
+    ("Score: 1\nout of 10", N),
+    ("Score: 0.5\N{EM DASH}0.7", N),
+    ("Score: 0.5\N{HORIZONTAL BAR}0.7", N),
+    ("Score: 0.5\N{WAVE DASH}0.7", N),
+    ("Score: 0.5\N{HORIZONTAL ELLIPSIS}0.7", N),
+    ("Score: 0.5 \N{RIGHTWARDS ARROW} 0.7", N),
+    ("Score: 0.5 and 0.7", N),
+    ("Score: 0.5, maybe 0.7", N),
+    ("Score: 0.5 (was 0.7)", N),
+    ("Score: 0.5 \N{PLUS-MINUS SIGN} 0.1", N),
+    ("Score: 0.5+", N),
+    ("Score: <0.5", N),
+    ("Score: <0.5>", 0.5),
+    ("Score: 0.5; 0.7", N),
+    ("Score: between 0.5 and 0.7", N),
+    ("Score: 0.5.7", N),
+    ("Score: 0. 5", N),
+    ("Score: 0\N{MIDDLE DOT}5", N),
+    ("Score: 1,000", N),
+    ("Score: 1 000", N),
+    ("Score: 1'000", N),
+    ("Score: 1_0", N),
+    ("Score: 1 x 0.5", N),
+    ("Score: 0.9e-1", N),
+    ("Score: 0.5 because there are 3", N),
+    ("Score: 0.5 because it is blurred", 0.5),
+    ("Score: 0.5 - blurred", 0.5),
+    ("Score: 0.5 Reason: 2 of the 3 apples are there", 0.5),
+    ('{"score": 0.5, "reason": "2 of the 3 apples"}', 0.5),
+    ('{"score": 1, "max_score": 10}', N),
+    ('{"max_score": 10, "score": 1}', O),
+    ('{\n  "score": 1,\n  "max_score": 10\n}', N),
+    ('{\n  "score": 1,\n  "scale": "1-10"\n}', N),
+    ('{\n  "score": 1,\n  "unit": "percent"\n}', N),
+    ('{\n  "score": 0.5,\n  "max_score": 1.0\n}', 0.5),
+    ("Score: 1\nMaximum: 10", N),
+    ("Score: 0.5\nScore: 0.7", N),
+    ("Score: 0.5\nScore: 0.5", 0.5),
+    ("Score: 0\N{FULLWIDTH FULL STOP}8", 0.8),
+    ("\N{FULLWIDTH LATIN CAPITAL LETTER S}core\N{FULLWIDTH COLON}\N{FULLWIDTH DIGIT ZERO}.5", 0.5),
+    ("Score: \u0660\u066b\u0668", 0.8),  # Arabic digits and decimal separator
+    ("Score: \u0967", 1.0),  # Devanagari
+    ("Score: \u0967/\u0967\u0966", O),
+    ("Score: \N{FULLWIDTH DIGIT ONE}\N{FULLWIDTH DIGIT ZERO}", O),
+    ("Score: \N{CIRCLED DIGIT ONE}", N),
+    ("Score: 1 von 10", N),  # German
+    ("Score: 1 Prozent", N),
+    ("Score: 1, von zehn", N),
+    ("Score: 0,5 bis 0,7", N),
+    ("Score: 0,5, weil es unscharf ist", 0.5),
+    ("Score: 1 (Skala von 1 bis 10)", N),
+    ("Score: 1 sur 10", N),  # French
+    ("Score: 1 sur dix", N),
+    ("Score: 1, sur une échelle de dix", N),
+    ("Score: 1 pour cent", N),
+    ("Score: 0,5 à 0,7", N),
+    ("Score: 0,5, le cercle est flou", 0.5),
+    ("Score: 1 de 10", N),  # Spanish
+    ("Score: 1 sobre diez", N),
+    ("Score: 1 por ciento", N),
+    ("Score: 1 (escala del uno al diez)", N),
+    ("Score: 0,5 porque está borroso", 0.5),
+    ("Score: 1 em 10", N),  # Portuguese
+    ("Score: 1 de dez", N),
+    ("Score: 1 por cento", N),
+    ("Score: 0,5 ou 0,7", N),
+    ("Score: 0,5, um pouco desfocado", 0.5),
+    ("Score: 1 su dieci", N),  # Italian
+    ("Score: 1 per cento", N),
+    ("Score: 1, in una scala da uno a dieci", N),
+    ("Score: 0,5, un po' sfocato", 0.5),
+    ("Score: 1 из 10", N),  # Russian
+    ("Score: 1 из десяти", N),
+    ("Score: 1 процент", N),
+    ("Score: 1 балл", N),
+    ("Score: 1, по шкале до десяти", N),
+    ("Score: 0,5 — размыто", 0.5),
+    ("Score：1分（满分10分）", N),  # Chinese
+    ("Score：1（十分制）", N),
+    ("Score：百分之1", N),
+    ("Score：1，满分为十", N),
+    ("Score：0.5到0.7", N),
+    ("Score：0.5～0.7", N),
+    ("Score：0.5，圆形有点模糊。", 0.5),
+    ("Score：1/10点", O),  # Japanese
+    ("Score：1（10点満点）", N),
+    ("Score：1点、十点満点", N),
+    ("Score：1パーセント", N),
+    ("Score：0.5から0.7", N),
+    ("Score：0.5。少しぼやけている。", 0.5),
+    ("Score: 10점 만점에 1", O),  # Korean
+    ("Score: 1점", N),
+    ("Score: 1, 십점 만점", N),
+    ("Score: 1퍼센트", N),
+    ("Score: 0.5, 조금 흐립니다", 0.5),
+    ("Score: 1 من 10", N),  # Arabic
+    ("Score: \u0661 من \u0661\u0660", N),
+    ("Score: 1 من عشرة", N),
+    ("Score: 1 بالمئة", N),
+    ("Score: 0.5، غير واضح", N),  # the Arabic comma is none of the separators that are known
+]
+
 
 @pytest.mark.parametrize(("reply", "expected"), NUMBERS)
 def test_one_number(reply: str, expected: float | Failure) -> None:
@@ -120,7 +251,7 @@ def test_one_number(reply: str, expected: float | Failure) -> None:
 
 
 def test_the_table_is_long_enough() -> None:
-    assert len(NUMBERS) + len(SEVERAL) >= 60
+    assert len({reply for reply, *_ in (*NUMBERS, *SEVERAL, *((reply, None) for reply, _ in THOUGHTS))}) >= 200
 
 
 # Several regions: the reply, and what is read of the regions 1 and 2.
@@ -219,6 +350,53 @@ def example_of(instruction: str | None) -> str:
     return re.split(r"exactly\s+this format", instruction)[1]
 
 
+# Thoughts in other marks than <think>: the reply, and what is read of it.
+THOUGHTS: list[tuple[str, float | Failure]] = [
+    ("\u25c1think\u25b7\nScore: 0.9\nno, it is blue.\u25c1/think\u25b7\nScore: -0.5", -0.5),
+    ("[THINK]\nScore: 0.9\nno[/THINK]\nScore: -0.5", -0.5),
+    ("<seed:think>\nScore: 0.9\nno</seed:think>Score: -0.5", -0.5),
+    ("<reasoning>\nScore: 0.9\nno</reasoning>Score: -0.5", -0.5),
+    ("<thought>\nScore: 0.9\nno</thought>\nScore: -0.5", -0.5),
+    ("<thinking>\nScore: 0.9\n</thinking>\nScore: -0.5", -0.5),
+    ("<analysis>\nScore: 0.9\n</analysis>\nScore: -0.5", -0.5),
+    ("<|begin_of_thought|>\nScore: 0.9\n<|end_of_thought|>\nScore: -0.5", -0.5),
+    ("<start_working_out>\nScore: 0.9\n<end_working_out>\nScore: -0.5", -0.5),
+    ("<|channel|>analysis<|message|>Score: 0.9<|end|><|channel|>final<|message|>Score: -0.5", -0.5),
+    ("\N{FULLWIDTH LESS-THAN SIGN}think\N{FULLWIDTH GREATER-THAN SIGN}Score: 0.9</think>Score: -0.5", -0.5),
+    ("<思考>\nScore: 0.9\n</思考>\nScore: -0.5", -0.5),
+    ("\u25c1think\u25b7\nScore: 0.9", T),
+    ("[THINK]\nScore: 0.9", T),
+    ("<seed:think>Score: 0.9", T),
+    ("<|channel|>analysis<|message|>Score: 0.9", T),
+    ("<reasoning>fine</reasoning>", E),
+]
+
+
+@pytest.mark.parametrize(("reply", "expected"), THOUGHTS)
+def test_thoughts_in_other_marks(reply: str, expected: float | Failure) -> None:
+    assert outcome(parse_layout(reply)) == expected
+    assert outcome(parse_regions(reply, [1])[1]) == expected
+
+
+@pytest.mark.parametrize(
+    ("reply", "thinks", "expected"),
+    [
+        ("Okay, the rubric says\nScore: 0.9\nwould be good, but the circle is blue, so", False, T),
+        ("Score: 0.9\nwould be good, but the circle is blue, so", True, T),
+        ("<think>no</think>Score: 0.9\nReason: it is", True, 0.9),
+        ("Score: 0.9\nReason: it is", False, 0.9),
+        ("Region ID: 1\nScore: 0.9\nReason: it is", False, 0.9),
+        ('```json\n{"score": 0.9, "reason": "it', False, 0.9),
+        ("Score: 0.9", False, N),  # 0.9 or 0.95
+        ("Score: 0.9\n", False, N),
+        ("Score: 1", False, N),
+    ],
+)
+def test_replies_that_the_limit_cut_off(reply: str, thinks: bool, expected: float | Failure) -> None:
+    assert outcome(parse_layout(reply, ended=False, thinks=thinks)) == expected
+    assert outcome(parse_regions(reply, [1], ended=False, thinks=thinks)[1]) == expected
+
+
 # --- the released parser on the golden texts; {} stands for "no score"
 
 # case number, region: what we read instead, and why
@@ -238,6 +416,7 @@ DIFFERENT_LAYOUTS: dict[int, float | Failure] = {
     4: 0.9,  # bold key
     6: T,
     9: O,
+    10: N,  # two scores in a line
 }
 
 
@@ -279,6 +458,48 @@ def test_layouts_like_the_released_parser_except_where_it_errs(number: int) -> N
 
 
 # --- whatever the text
+
+SCORES = st.sampled_from(["0", "1", "-1", "0.5", "-0.5", "1.0", ".5", "0,5", "\uff10\uff0e\uff15", "\u0661"])
+MARKS = st.sampled_from(["", "**", "`", '"', ")", "]"])
+# fmt: off
+ANOTHER = st.sampled_from([
+    "/10", "/ 5", "/100", "%", "percent", "per cent", "Prozent", "pour cent", "por ciento", "por cento",
+    "per cento", "процентов", "パーセント", "퍼센트", "بالمئة", "प्रतिशत", "out of 10", "out of ten",
+    "out of five", "of 10", "von 10", "von zehn", "sur 10", "sur dix", "sobre 10", "sobre diez", "de dez",
+    "em 10", "su dieci", "из 10", "из десяти", "من 10", "من عشرة", "में से 10", "(10点満点)", "(满分10分)",
+    "(十分制)", "10점 만점", "stars", "points", "★", "on a scale of 1 to 10", "(scale: 0-10)", "／１０", "％",
+])
+JOINS = st.sampled_from([
+    " to ", " or ", " and ", "-", " - ", "~", "..", "–", "—", "〜", "～", "…", " → ", ", ", "; ", " / ", " ",
+    " bis ", " à ", " a ", " до ", " 到 ", " から ", " ~ ", " إلى ", " से ", " (", " [", " vs. ", ", maybe ",
+    ". Or ",
+])
+# fmt: on
+SECOND = st.decimals(0, 2, places=2).filter(lambda value: value != 1)
+
+
+@settings(max_examples=500, deadline=None)
+@given(SCORES, MARKS, ANOTHER, st.sampled_from(["", " ", "  "]), st.sampled_from(["", "\nReason: fine", ". Good."]))
+def test_no_reply_with_another_scale_gives_a_score(number: str, mark: str, scale: str, space: str, tail: str) -> None:
+    space = space or " " * scale[:1].isalpha()
+    reply = f"Score: {number}{mark}{space}{scale}{tail}"
+    assert parse_layout(reply).score is None, reply
+    assert parse_regions(f"Region ID: 1\n{reply}", [1])[1].score is None, reply
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    SCORES,
+    MARKS,
+    JOINS,
+    SECOND,
+    st.sampled_from(["", "\nReason: fine", " Good."]),
+)
+def test_no_line_with_two_numbers_gives_a_score(number: str, mark: str, join: str, other: object, tail: str) -> None:
+    reply = f"Score: {number}{mark}{join}{other}{tail}"
+    assert parse_layout(reply).score is None, reply
+    assert parse_regions(f"Region ID: 1\n{reply}", [1])[1].score is None, reply
+
 
 PIECES = st.sampled_from(
     [

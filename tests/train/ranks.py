@@ -17,7 +17,7 @@ from PIL import Image
 from srum import tensors
 from srum.config import RolloutConfig, RunConfig, config_class, parse_config
 from srum.models.bagel import Bagel
-from srum.models.base import Segment
+from srum.models.base import Segment, TrainableModel
 from srum.processes import Processes
 from srum.records import Candidate
 from srum.run import find_method
@@ -28,7 +28,6 @@ from train.methods.base import CandidateMethod
 from train.objective import Objective
 from train.sharding import local
 from train.trainer import DTYPES, Trainer, TrainResult, train
-from train.weights import TrainableModel
 
 CHECKPOINT = Path(__file__).parents[1] / "golden" / "bagel" / "checkpoint"
 PROMPTS = ("a red square", "a blue circle left of a green star", "two dogs", "three yellow triangles above a cat")

@@ -19,19 +19,19 @@ from torch import Tensor
 
 from srum.config import ConfigError, RolloutConfig, RunConfig, load_config, parse_config
 from srum.drawing import draw_prompts
+from srum.errors import TrainingError
 from srum.models.bagel import Bagel
 from srum.models.bagel.sequence import Split
 from srum.models.base import Decoding, Sampling, Segment, Written
 from srum.processes import Processes
 from srum.records import Judgement
-from srum.run import Run
 from srum.run_dir import open_image, read_records
 from tests.fakes import FakeModel, run_on_fakes
 from tests.train.ranks import CHECKPOINT, SMOOTH, config_of, interrupted, learn, learned, records, replies
 from train import probes, tracking, trainer, weights
 from train.checkpoint import CheckpointMismatch
 from train.data import TrainingRecord, load_replies
-from train.examples import Example, TrainingError
+from train.examples import Example
 from train.metrics import keep_rows
 from train.packs import make_pack
 from train.probes import check_reproduction
@@ -431,7 +431,7 @@ def test_replies_are_those_that_the_judge_gave(tmp_path: Path, instructions: str
         run_on_fakes(tmp_path / "run", "rounds=1", *asking)
     judgements = read_records(tmp_path / "run" / "round-000" / "judgements.jsonl", Judgement)
     assert any(said.attempts == 2 and said.failure is None for j in judgements for said in (*j.regions, j.layout))
-    spoken = load_replies(Run(tmp_path / "run", load_config(tmp_path / "run" / "config.yaml")), 0)
+    spoken = load_replies(tmp_path / "run" / "round-000", instructions)
     assert spoken
     for image, question, text in map(parts_of, spoken):
         assert asked[open_image(image).tobytes(), question] == text

@@ -22,6 +22,8 @@ from srum.config import Count, Fraction, Positive
 from train.reinforced import PolicyConfig, PolicyMethod
 
 if TYPE_CHECKING:
+    from srum.drawing import Draw
+    from srum.models.base import TrainableModel
     from srum.run import Run
     from train.online import OnlineSource
 
@@ -37,6 +39,7 @@ class R3Config(PolicyConfig):
     right_share: Fraction = 0.15  # of right images among them
     reading: Literal["ours", "released", "paper"] = "ours"  # of what a refinement is worth
     reply_limit: Count = 96  # tokens of a reply
+    eval_refinements: Count = 4  # of an image in an evaluation, at most; replies are greedy there
     refine_timesteps: Annotated[int, Field(ge=2)] = 16
     refine_level: Positive = 0.7
     refine_range: tuple[Fraction, Fraction] = (0.0, 0.5)
@@ -54,7 +57,7 @@ class R3(PolicyMethod):
 
     name, label, colour = "r3", "R3", "#d55e00"
     Config = R3Config
-    needs = frozenset({"velocity", "path", "seen", "edit"})
+    needs = frozenset({"velocity", "explore", "seen", "edit"})
 
     def examples(self, run: Run, k: int, config: R3Config) -> OnlineSource:
         """Steps that are drawn as training goes on."""
@@ -62,3 +65,9 @@ class R3(PolicyMethod):
         from train.refine import Trajectories, Tree
 
         return source_of(run, k, config, Tree if config.tree else Trajectories)
+
+    def draw(self, model: TrainableModel, config: R3Config, seed: int) -> Draw:
+        """As a chain: the first images are those that are drawn once, then at most ``eval_refinements`` more."""
+        from train.refine import drawn_in_chains
+
+        return drawn_in_chains(model, config, seed)

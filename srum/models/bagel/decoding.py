@@ -8,8 +8,6 @@ and rows that have stopped leave when they are half of all.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from itertools import takewhile
 from typing import NamedTuple
 
 import torch
@@ -18,6 +16,7 @@ from torch import Tensor
 from srum.models.bagel.cache import Cache
 from srum.models.bagel.network import additive
 from srum.models.base import Decoding
+from srum.models.texts import Row, go_on, pick
 
 
 class Pace(NamedTuple):
@@ -76,15 +75,6 @@ class Step:
         self.cache.keep(present, torch.full_like(self.position, self.taken))
 
 
-@dataclass
-class Row:
-    """The tokens of a text, its start included, their log-probabilities and that of its end, where it ``ended``."""
-
-    ids: list[int]
-    logprobs: list[float] = field(default_factory=list)
-    ended: bool = False
-
-
 def decode_rows(
     next_logits: NextLogits,
     cache: Cache,
@@ -133,29 +123,3 @@ def decode_rows(
                     alive.discard(i)
         step.close()
     return texts
-
-
-def go_on(text: Row, tokens: Sequence[float], logprobs: Sequence[float], stop: int, most: int) -> None:
-    """Add to ``text`` what was written after it: up to ``stop``, and to ``most`` tokens."""
-    new = list(takewhile(lambda token: token != stop, map(int, tokens)))[: most - len(text.ids)]
-    text.ended = len(text.ids) + len(new) < most and len(new) < len(tokens)
-    text.ids += new
-    text.logprobs += logprobs[: len(new) + text.ended]
-
-
-def pick(logits: Tensor, temperature: float, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
-    """The next token of every row (B,), the likeliest, or where ``temperature`` > 0 a sample; its log-probability (B,).
-
-    A sample is argmax p / q with q ~ Exp(1) drawn by the host, which does not have to see p for it. So does
-    torch.multinomial, from the same numbers of a generator.
-    """
-    logits = logits.float()
-    if temperature == 0:
-        token = logits.argmax(1)
-        return token, logits.log_softmax(1).gather(1, token[:, None])[:, 0]
-    p = torch.softmax(logits / temperature, dim=1)
-    q = torch.stack([torch.empty(p.shape[1]).exponential_(generator=generator) for generator in generators])
-    if p.is_cuda:
-        q = q.pin_memory()  # else the copy would wait
-    token = (p / q.to(p.device, non_blocking=p.is_cuda)).argmax(1)
-    return token, p.gather(1, token[:, None])[:, 0].log()

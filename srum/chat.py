@@ -1,0 +1,248 @@
+"""A client of OpenAI's chat completions, for judges and evaluators: vLLM and vLLM-Omni, SGLang, llama.cpp, OpenAI.
+
+What concerns one question (its image is refused, the server breaks on it, it takes too long) is a ``NoReply``; what
+concerns all of them (wrong address, key or model, every question refused) is a ``ServerError``.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http.client import HTTPException, HTTPMessage, IncompleteRead
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.request import HTTPErrorProcessor, Request, build_opener
+
+from PIL.Image import Image
+
+from srum.errors import SrumError
+from srum.json_files import as_unicode
+
+OURS = (401, 403, 404)  # statuses that no other question could change
+PASSING = (408, 429)  # statuses, beside those from 500, that another try may change
+LONGEST = 10_000_000  # bytes of a response that are read
+LONGEST_WAIT = 600.0  # seconds that a server may ask to be left alone
+
+Part = str | Image
+Message = dict[str, Any]
+
+
+class ServerError(SrumError, OSError):
+    """A server that cannot be used as configured; the message is one line."""
+
+
+@dataclass(frozen=True)
+class NoReply:
+    """In place of a reply that never came, and why. ``busy``: another day may bring one."""
+
+    why: str
+    busy: bool = field(default=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """The text of a completion, the thought that came apart from it, and whether the limit of tokens ``cut`` it off."""
+
+    text: str
+    thought: str = ""
+    cut: bool = False
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One question: messages in order (:func:`system`, :func:`user`, :func:`assistant`) and how to decode."""
+
+    messages: Sequence[Message]
+    max_tokens: int = 256
+    temperature: float = 0.0
+    seed: int = 0
+
+
+def system(text: str) -> Message:
+    """The message that goes before all others."""
+    return {"role": "system", "content": text}
+
+
+def assistant(text: str) -> Message:
+    """An earlier reply, as a turn of the conversation."""
+    return {"role": "assistant", "content": text}
+
+
+def user(*parts: Part) -> Message:
+    """Texts and images in this order; images go as PNG."""
+    return {"role": "user", "content": [_part(part) for part in parts]}
+
+
+class Server:
+    """Replies by POST to ``url``/chat/completions, ``concurrency`` at a time.
+
+    ``model`` is its name there. The key is in the environment variable ``key_variable``, where the server wants one; it
+    is sent to that address alone, redirections are not followed. ``timeout``: seconds without a byte. A request that
+    fails in passing is sent up to ``retries`` more times, after ``backoff`` seconds, then twice as many, and so on, or
+    after as many as the server's Retry-After says. ``token_limit`` is what the server calls the limit of tokens;
+    ``extra`` are further fields of every request. Replies at temperature 0 are kept in ``cache`` by what was asked.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        key_variable: str = "OPENAI_API_KEY",
+        timeout: float = 60.0,
+        retries: int = 4,
+        concurrency: int = 8,
+        backoff: float = 1.0,
+        token_limit: str = "max_tokens",
+        extra: Mapping[str, Any] | None = None,
+        cache: Path | None = None,
+    ) -> None:
+        self.url, self.model, self.key_variable = url.rstrip("/"), model, key_variable
+        self.timeout, self.retries, self.concurrency, self.backoff = timeout, retries, concurrency, backoff
+        self.token_limit, self.extra, self.cache = token_limit, dict(extra or {}), cache
+        self.answered = False  # any question so far
+        self._opener = build_opener(_AnyStatus)
+
+    def ask(self, question: Ask) -> Reply | NoReply:
+        """The reply to one question. Raises ServerError."""
+        body = json.dumps(self._request(question)).encode()
+        kept = self._kept_at(body) if question.temperature == 0 else None
+        if kept and (known := _read_kept(kept)):
+            return known
+        reply = self._sent(body)
+        if isinstance(reply, Reply):
+            self.answered = True
+            if kept:
+                _keep(kept, reply)
+        return reply
+
+    def ask_all(self, questions: Sequence[Ask]) -> list[Reply | NoReply]:
+        """The replies in the order of the questions. Raises ServerError, also where the server has answered nothing
+        yet and refuses each of several questions."""
+        with ThreadPoolExecutor(self.concurrency) as pool:
+            replies = list(pool.map(self.ask, questions))
+        refused = [reply.why for reply in replies if isinstance(reply, NoReply) and reply.why.startswith("HTTP")]
+        if len(questions) > 1 and len(refused) == len(questions) and not self.answered:
+            raise ServerError(f"{self.url} refused all of {len(refused)} questions: {' '.join(refused[0].split())}")
+        return replies
+
+    def _request(self, question: Ask) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "messages": list(question.messages),
+            self.token_limit: question.max_tokens,
+            "temperature": question.temperature,
+            "seed": question.seed % 2**31,  # some servers hold it in 32 bits
+        } | self.extra
+
+    def _sent(self, body: bytes) -> Reply | NoReply:
+        wait = 0.0
+        for attempt in range(self.retries + 1):
+            time.sleep(wait)
+            wait = self.backoff * 2**attempt
+            try:
+                status, headers, response = self._post(body)
+            except URLError as error:
+                if attempt == self.retries:
+                    raise ServerError(f"{self.url} cannot be reached: {error.reason}") from None
+            except (HTTPException, OSError) as error:  # broken off, or silent for too long
+                failed = NoReply(f"{type(error).__name__}: {error}", busy=True)
+            else:
+                if status < 300:
+                    return _content(response)
+                if status in OURS or status < 400:
+                    raise ServerError(f"{self.url}: HTTP {status} for model {self.model!r}")
+                passing = status in PASSING or status >= 500
+                failed = NoReply(f"HTTP {status}: {response[:200].decode(errors='replace')}", busy=passing)
+                if not passing:
+                    break
+                wait = max(wait, _retry_after(headers))
+        return failed
+
+    def _post(self, body: bytes) -> tuple[int, HTTPMessage, bytes]:
+        headers = {"Content-Type": "application/json"}
+        if key := os.environ.get(self.key_variable):
+            headers["Authorization"] = f"Bearer {key}"
+        request = Request(f"{self.url}/chat/completions", data=body, headers=headers)
+        with self._opener.open(request, timeout=self.timeout) as response:
+            body = response.read(LONGEST)
+            if response.length:  # a reading with a limit does not raise by itself
+                raise IncompleteRead(body, response.length)
+            return response.status, response.headers, body
+
+    def _kept_at(self, body: bytes) -> Path | None:
+        name = hashlib.sha256(self.url.encode() + b"\n" + body).hexdigest()
+        return self.cache / name[:2] / f"{name}.json" if self.cache else None
+
+
+class _AnyStatus(HTTPErrorProcessor):
+    """Responses as they are: no status raises, and no redirection takes the key elsewhere."""
+
+    def http_response(self, request: Any, response: Any) -> Any:
+        return response
+
+    https_response = http_response
+
+
+def _retry_after(headers: HTTPMessage) -> float:
+    """The seconds that the server asks for, as a number or a date; 0 where it says nothing that can be read."""
+    value = headers.get("Retry-After", "")
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
+        except (ValueError, TypeError):
+            return 0.0
+    return min(max(seconds, 0.0), LONGEST_WAIT) if seconds == seconds else 0.0
+
+
+def _content(response: bytes) -> Reply | NoReply:
+    """The text of a chat completion, in one piece or in parts; an empty one where the server has sent null."""
+    try:
+        choice = json.loads(response)["choices"][0]
+        message, reason = choice["message"], choice.get("finish_reason")
+        content = message["content"]
+        thought = message.get("reasoning_content") or message.get("reasoning") or ""
+        if isinstance(content, list):
+            content = "".join(part["text"] for part in content if part.get("type") == "text")
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return NoReply(f"not a chat completion: {response[:200].decode(errors='replace')}")
+    text, thought = (as_unicode(part) if isinstance(part, str) else "" for part in (content, thought))
+    return Reply(text, thought, reason == "length")
+
+
+def _part(part: Part) -> dict[str, Any]:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    return {"type": "image_url", "image_url": {"url": data_uri(part)}}
+
+
+def data_uri(image: Image) -> str:
+    """An RGB image as the address that holds it."""
+    data = io.BytesIO()
+    image.convert("RGB").save(data, format="png")
+    return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
+
+
+def _read_kept(path: Path) -> Reply | None:
+    try:
+        return Reply(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):  # none yet, or one that a full disk has cut
+        return None
+
+
+def _keep(path: Path, reply: Reply) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{os.getpid()}-{path.name}")
+    partial.write_text(json.dumps(vars(reply)), encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,192 @@
+"""The official file layout: which tensors belong to which part, how a part is filled, how all is written back
+(docs/specs/blip3o.md, 2)."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from accelerate import init_empty_weights
+from accelerate.utils import set_module_tensor_to_device
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
+
+from srum.errors import ModelError
+from srum.models.blip3o.config import DECODER, Blip3oConfig
+from srum.models.blip3o.generator import Generator
+from srum.models.blip3o.headers import INDEX, Headers
+from srum.models.blip3o.tower import EvaTower
+from srum.tensors import fill, open_tensors, read_tensors
+
+# Names in our parts and the official ones, by their beginnings; of the first that fits. Every tensor must match.
+QWEN = {"model.visual.": "visual.", "model.language_model.": "model.", "lm_head.": "lm_head."}
+GENERATOR = {"latent_queries": "model.latent_queries", "dit.": "model.dit.model."}
+TOWER = {"": "model.gen_vision_tower.vision_tower.model."}
+UNREAD = "model.vae."  # a leftover of training that is carried along
+EVA_SOURCE = "jiuhai/eva_clip_vision_tower on the hub (pytorch_model.bin, the same names without the prefix)"
+
+
+def official_name(name: str, beginnings: Mapping[str, str]) -> str:
+    """What a part's tensor is called in the files."""
+    ours = next(ours for ours in beginnings if name.startswith(ours))
+    return beginnings[ours] + name[len(ours) :]
+
+
+def empty_qwen(config: Blip3oConfig) -> Qwen2_5_VLForConditionalGeneration:
+    """Qwen2.5-VL without storage, but for the tables that are computed."""
+    with init_empty_weights(include_buffers=False):
+        return Qwen2_5_VLForConditionalGeneration._from_config(config.qwen, attn_implementation="sdpa")
+
+
+def empty_generator(config: Blip3oConfig) -> Generator:
+    """What draws, without storage."""
+    with torch.device("meta"):
+        return Generator(config)
+
+
+def empty_tower(folder: Path, config: Blip3oConfig) -> EvaTower:
+    """The EVA tower without storage. Raises ModelError where the folder has none."""
+    if config.tower is None:
+        raise ModelError(f"{folder} has no EVA tensors ({TOWER['']}*), which encode images: they are in {EVA_SOURCE}")
+    with torch.device("meta"):
+        return EvaTower(config.tower)
+
+
+def check(folder: Path, config: Blip3oConfig, headers: Headers) -> None:
+    """Raises ModelError unless every tensor belongs to a part and has its shape; all of the EVA tower's may lack."""
+    parts: list[tuple[nn.Module, Mapping[str, str]]] = [
+        (empty_qwen(config), QWEN),
+        (empty_generator(config), GENERATOR),
+    ]
+    if config.tower is not None:
+        parts.append((empty_tower(folder, config), TOWER))
+    expected = {
+        official_name(name, beginnings): tuple(parameter.shape)
+        for part, beginnings in parts
+        for name, parameter in part.named_parameters()
+    }
+    if _tied(config, headers):
+        expected.pop("lm_head.weight", None)
+    here = {name: shape for name, shape in headers.shapes.items() if not name.startswith(UNREAD)}
+    missing, unexpected = sorted(expected.keys() - here.keys()), sorted(here.keys() - expected.keys())
+    misshapen = [
+        f"{name}: {shape}, expected {expected[name]}"
+        for name, shape in sorted(here.items())
+        if name in expected and shape != expected[name]
+    ]
+    faults = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen}
+    if named := [f"{len(names)} {kind}, such as {names[0]}" for kind, names in faults.items() if names]:
+        raise ModelError(f"{folder}: its tensors do not fit its config: {'; '.join(named)}")
+
+
+@torch.no_grad()
+def read_into(generator: Generator, headers: Headers) -> None:
+    """Fill what draws in its own types, tensor by tensor.
+
+    Of a tensor that processes share (``fully_shard``) each reads its own part alone. peft's adapters stay as they are.
+    """
+    lacking = {name.replace(".base_layer.", "."): tensor for name, tensor in generator.named_parameters()}
+    lacking = {name: tensor for name, tensor in lacking.items() if ".lora_" not in name}
+    for name, tensor in lacking.items():
+        official = official_name(name, GENERATOR)
+        with open_tensors(headers.files[official], str(tensor.device)) as tensors:
+            fill(tensor, tensors.get_slice(official))
+
+
+def load_qwen(
+    config: Blip3oConfig, headers: Headers, device: torch.device, dtype: torch.dtype
+) -> Qwen2_5_VLForConditionalGeneration:
+    """Qwen2.5-VL, frozen."""
+    qwen = empty_qwen(config)
+    _fill_frozen(qwen, QWEN, headers, device, dtype)
+    if _tied(config, headers):
+        qwen.lm_head.weight = qwen.model.language_model.embed_tokens.weight
+    return qwen
+
+
+def _tied(config: Blip3oConfig, headers: Headers) -> bool:
+    """Whether the language model's head is its embedding: where the config allows it and the files have no other."""
+    return config.raw.get("tie_word_embeddings", False) and "lm_head.weight" not in headers.shapes
+
+
+def load_tower(
+    folder: Path, config: Blip3oConfig, headers: Headers, device: torch.device, dtype: torch.dtype
+) -> EvaTower:
+    """The EVA tower, frozen. Raises ModelError where the folder has none."""
+    tower = empty_tower(folder, config)
+    _fill_frozen(tower, TOWER, headers, device, dtype)
+    return tower
+
+
+def _fill_frozen(
+    part: nn.Module, beginnings: Mapping[str, str], headers: Headers, device: torch.device, dtype: torch.dtype
+) -> None:
+    """Give an empty part its weights as ``dtype``, tensor by tensor; its computed tables stay float32."""
+    for name, _ in list(part.named_parameters()):
+        official = official_name(name, beginnings)
+        if official in headers.files:  # a tied head is not
+            with open_tensors(headers.files[official]) as tensors:
+                set_module_tensor_to_device(part, name, device, tensors.get_tensor(official), dtype)
+    for name, _ in list(part.named_buffers()):
+        set_module_tensor_to_device(part, name, device)
+    part.eval().requires_grad_(False)
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """The byte-level BPE of ``tokenizer.json``; special tokens are parsed in text, nothing is added around it.
+
+    Raises ModelError where the file is missing.
+    """
+    if not (folder / "tokenizer.json").is_file():
+        raise ModelError(f"{folder} has no tokenizer.json")
+    return PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+
+
+def save_checkpoint(source: Path, folder: Path, headers: Headers, weights: Mapping[str, Tensor]) -> None:
+    """Write the official layout: ``weights`` of the generator, by its names, in place of those of ``source``.
+
+    Files in which nothing changed are the same files, linked where that is possible: shards without trained weights,
+    configs, tokenizer and the decoder, without which the authors' code draws badly. Raises ModelError for the folder
+    that is read from.
+    """
+    if folder.resolve() == source.resolve():
+        raise ModelError(f"{folder} is where the weights are read from: save to another folder")
+    changed = {official_name(name, GENERATOR): tensor for name, tensor in weights.items()}
+    rewritten = {headers.files[name] for name in changed}
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in sorted(set(headers.files.values())):
+        if path in rewritten:
+            tensors = {name: changed.get(name, x).contiguous() for name, x in read_tensors(path).items()}
+            save_file(tensors, folder / path.name, metadata={"format": "pt"})
+        else:
+            _link(path, folder / path.name)
+    if (source / INDEX).is_file():
+        _write_index(folder, headers)
+    kept = {path.name for path in headers.files.values()} | {INDEX}
+    for path in source.iterdir():
+        if path.is_file() and path.suffix in (".json", ".txt", ".md") and path.name not in kept:
+            shutil.copyfile(path, folder / path.name)
+    for path in (source / DECODER).rglob("*"):
+        if path.is_file():
+            _link(path, folder / path.relative_to(source))
+
+
+def _write_index(folder: Path, headers: Headers) -> None:
+    files = sorted({path.name for path in headers.files.values()})
+    size = sum((folder / name).stat().st_size for name in files)
+    weight_map = {name: headers.files[name].name for name in sorted(headers.files)}
+    (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": size}, "weight_map": weight_map}, indent=2))
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same file by another name, or a copy where the file system has no such links."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source.resolve(), target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -1,0 +1,46 @@
+"""Real HTTP servers of a few lines for tests, on 127.0.0.1."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+Reply = str | tuple[int, dict[str, str], Any]
+
+
+@contextmanager
+def chat_server(behave: Callable[[dict[str, Any]], Reply]) -> Iterator[str]:
+    """The address of a server of chat completions; ``behave`` gives the text of a reply to a request, or the status,
+    the headers and the body."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            said = behave(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            if isinstance(said, str):
+                said = 200, {}, {"choices": [{"message": {"content": said}, "finish_reason": "stop"}]}
+            status, headers, body = said
+            data = json.dumps(body).encode()
+            self.send_response(status)
+            for name, value in ({"Content-Length": str(len(data))} | headers).items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("no_proxy", "*")
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/v1"
+        finally:
+            server.shutdown()
+            server.server_close()
