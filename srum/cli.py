@@ -390,6 +390,60 @@ def reconstruct(
 
 
 @app.command()
+def chain(
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Folder of the chains; interrupted, the same call goes on.")
+    ],
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    refinements: Annotated[int, typer.Option(min=0, help="At most so many times an image is refined.")] = 4,
+    template: Annotated[str, typer.Option(help="Words of the chain: compact, released, or a .yaml file.")] = "compact",
+    temperature: Annotated[float, typer.Option(min=0, help="Of what is written; 0 is greedy.")] = 0.0,
+    edit_guidance: Annotated[float, typer.Option(help="Text guidance of refining; <= 1 is off.")] = 1.5,
+    image: Annotated[
+        Path | None, typer.Option(help="Save the first eight chains as strips, .png, .svg or .pdf.")
+    ] = None,
+) -> None:
+    """Draw the evaluation's prompts with a chain: plan, draw, look, say what must change, draw that.
+
+    Where the prompts are the embedded world's, print how accurate the images are after each refinement.
+    """
+    from dataclasses import replace
+
+    from srum.chaining import accuracy_table, draw_chains, endings, verdicts
+    from srum.chains import ChainSettings
+    from srum.chains import template as words
+    from srum.loop import console, eval_prompts
+    from srum.models.base import Decoding, Sampling
+    from srum.plots import strips_figure
+    from srum.processes import connected
+    from srum.run import load_model
+
+    with connected() as processes:
+        wanted = processes.once(lambda: _config(out, config, overrides or []))
+        drawing, prompts = Sampling(**wanted.eval.sampling()), eval_prompts(wanted)
+        settings = ChainSettings(
+            drawing=drawing,
+            changing=replace(drawing, guidance=edit_guidance, guidance_interval=(0.0, 1.0)),
+            form=words(template),
+            plan=wanted.eval.plan,
+            max_refinements=refinements,
+            decoding=Decoding(temperature=temperature),
+        )
+        model = load_model(wanted, wanted.model)
+        records = draw_chains(model, prompts, settings, out, wanted.seed, wanted.eval.batch_size)
+        if processes.rank == 0:
+            if all("tag" in prompt.metadata for prompt in prompts):
+                tags = [str(prompt.metadata["tag"]) for prompt in prompts]
+                console.print(accuracy_table(verdicts(records, prompts, out, refinements), tags))
+            console.print(
+                f"{len(records)} chains ended by " + ", ".join(f"{k}: {n}" for k, n in endings(records).items())
+            )
+            if image is not None:
+                _save_figure(strips_figure(records[:8], out), image)
+
+
+@app.command()
 def bench(
     what: Annotated[
         list[str] | None, typer.Argument(metavar="NAME | table RUN...", help="A benchmark, module:Name, or table.")

@@ -31,7 +31,7 @@ ARCHITECTURES = {"llm_config.json": "srum.models.bagel", "config.json:blip3o": "
 # What is to be known of published weights before they are fetched.
 TERMS = {
     "BLIP3o/BLIP3o-Model-8B": "tagged apache-2.0, as is its language model; its decoder is BAAI's, of terms of its own",
-    "BLIP3o/BLIP3o-Model-4B": "tagged apache-2.0; its language model has Qwen's research licence: not for commercial use",
+    "BLIP3o/BLIP3o-Model-4B": "tagged apache-2.0; its language model has Qwen's research licence: nothing commercial",
 }
 CLASS = "model_class.json"  # marks the folder of a user's own model, and names its class
 
