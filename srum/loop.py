@@ -93,7 +93,9 @@ def check_inputs(config: RunConfig) -> None:
     choose_prompts(config.prompts, config.prompt_count, config.seed)
     if config.eval.count:
         require_metadata(eval_prompts(config))
-    require_model(config)
+    models.require_settings(config)
+    require_abilities(config)
+    require_sizes(config)
     load_grounder(config.ground.grounder, load_model(config, config.model), **config.ground.options)
     load_judging(config, config.model, config.seed)
     make_optimizer({"": Parameter(torch.zeros(1))}, config.train)
@@ -113,11 +115,17 @@ def require_arms(config: RunConfig) -> None:
             raise ConfigError(f"compare: {other} and {method} are both named {find_method(method).name}")
 
 
-def require_model(config: RunConfig) -> None:
-    """MissingAbility for a method that needs another model, RunError for images of a size that its grid cannot have."""
+def require_abilities(config: RunConfig) -> None:
+    """MissingAbility for a model that cannot do what a method needs."""
+    model = models.load(config.model, config.device, empty=True)
+    for name in dict.fromkeys((*config.compare, config.method)):
+        method = find_method(name)
+        require(model, method.needs, f"method {method.name}")
+
+
+def require_sizes(config: RunConfig) -> None:
+    """RunError for images that the model's latent grid does not divide."""
     model = models.load(config.model, config.device, empty=True)  # it only knows its grid
-    for method in dict.fromkeys((*config.compare, config.method)):
-        require(model, find_method(method).needs, f"method {method}")
     sizes = {"rollout.size": config.rollout.size} | ({"eval.size": config.eval.size} if config.eval.count else {})
     for name, size in sizes.items():
         try:
