@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -47,13 +48,12 @@ def plug(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     sys.modules["lmms_eval.models.registry_v2"].ModelManifest = SimpleNamespace  # type: ignore[attr-defined]
     monkeypatch.setattr(models, "load", lambda *_: Listening())
     monkeypatch.delitem(sys.modules, "srum.evaluation.lmms", raising=False)
-    from srum.evaluation import lmms
-
+    lmms = importlib.import_module("srum.evaluation.lmms")
     plug = lmms.Lmms("srum-tiny", batch_size="2")
     plug.model.asked = []
     plug.task_dict = {"mme": {"test": [{"images": [RED]}, {"images": [RED, BLUE]}, {"images": []}]}}
     yield plug
-    sys.modules.pop("srum.evaluation.lmms")
+    del sys.modules["srum.evaluation.lmms"]  # it has met names that are no others'
 
 
 def request(text: str, doc: int, **wanted: Any) -> Any:
