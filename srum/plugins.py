@@ -30,6 +30,8 @@ SHIPPED: dict[str, dict[str, str]] = {
         "region_nft": "train.methods.region_nft:RegionNft",
         "reca": "train.methods.reca:Reca",
         "rvr": "train.methods.rvr:Rvr",
+        "flow_grpo": "train.methods.flow_grpo:FlowGrpo",
+        "r3": "train.methods.r3:R3",
     },
     "judge": {"self": "judging.self_judge:SelfJudge"},
     "reward": {},
