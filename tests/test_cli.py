@@ -323,7 +323,7 @@ def test_a_users_method_with_stages_and_examples_of_its_own() -> None:
     ("arguments", "message"),
     [
         (["run", "--set", "train.lrr=1"], "unknown key train.lrr; did you mean train.lr?"),
-        (["run", "--method", "ppo"], "method: no method 'ppo': give one of sft, srum, region_nft or module:Name"),
+        (["run", "--method", "ppo"], "method: no method 'ppo': give one of sft, srum, region_nft"),
         (["run", "--method", "not_there:It"], "method: method 'not_there:It': no module 'not_there' here or installed"),
         (["run", "--set", "compare=[ppo]"], "compare: ppo: no method 'ppo'"),
         (["run", "--config", "nowhere.yaml"], "cannot read the config nowhere.yaml"),

@@ -445,7 +445,7 @@ SAME_NAME = "from train.methods.srum import Srum\n\nclass Mine(Srum):\n    pass\
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["compare=[ppo]"], "compare: ppo: no method 'ppo': give one of sft, srum, region_nft or module:Name"),
+        (["compare=[ppo]"], "compare: ppo: no method 'ppo': give one of sft, srum, region_nft"),
         (
             ["method=sft", "compare=[region_nft]", "candidates_per_prompt=1"],
             "compare: region_nft: .*candidates_per_prompt: region_nft compares",
