@@ -23,6 +23,7 @@ from srum import models
 from srum.config import ConfigError, RunConfig, config_of
 from srum.evaluation.accuracy import EvalResult, evaluate, require_metadata
 from srum.evaluation.comparison import summarize, summary_table
+from srum.models.base import require
 from srum.plugins import resolve
 from srum.processes import Processes
 from srum.records import Prompt
@@ -92,6 +93,8 @@ def check_inputs(config: RunConfig) -> None:
     choose_prompts(config.prompts, config.prompt_count, config.seed)
     if config.eval.count:
         require_metadata(eval_prompts(config))
+    models.require_settings(config)
+    require_abilities(config)
     require_sizes(config)
     load_grounder(config.ground.grounder, load_model(config, config.model), **config.ground.options)
     load_judging(config, config.model, config.seed)
@@ -110,6 +113,14 @@ def require_arms(config: RunConfig) -> None:
             raise ConfigError(f"compare: {method}: {' '.join(str(error).split())}") from None
         if (other := named.setdefault(find_method(method).name, method)) != method:
             raise ConfigError(f"compare: {other} and {method} are both named {find_method(method).name}")
+
+
+def require_abilities(config: RunConfig) -> None:
+    """MissingAbility for a model that cannot do what a method needs."""
+    model = models.load(config.model, config.device, empty=True)
+    for name in dict.fromkeys((*config.compare, config.method)):
+        method = find_method(name)
+        require(model, method.needs, f"method {method.name}")
 
 
 def require_sizes(config: RunConfig) -> None:

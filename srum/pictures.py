@@ -31,12 +31,13 @@ import numpy as np
 from PIL import Image
 from safetensors.torch import save_file
 
-from srum.config import ImagesConfig
+from srum.config import ImagesConfig, RunConfig
 from srum.models.base import UnifiedModel
 from srum.processes import Processes
 from srum.records import Candidate, Picture, RewardMap
 from srum.run import Run, console, load_model
 from srum.run_dir import ImageError, RunError, finished, open_image, read_by_id, run_stage, save_image, to_rgb
+from srum.seeding import seed_for
 from srum.shapes.render import render
 from srum.shapes.scenes import random_scene
 
@@ -57,7 +58,7 @@ def images_stage(run: Run, k: int) -> None:
     folder, config, cache = run.round(k), run.config.images, run.folder / "latent_cache"
     if finished(folder, "pictures"):
         return
-    chosen = chosen_entries(run, k)
+    chosen = entries_of(run.config, folder, k)
     model = load_model(run.config, run.newest(k))
 
     def work(batch: Mapping[str, Entry]) -> list[Picture]:
@@ -73,20 +74,25 @@ def images_stage(run: Run, k: int) -> None:
         console.print(f"{folder.name}: {read} pictures of {config.source}, {failures.total()} could not be read")
 
 
-def chosen_entries(run: Run, k: int) -> dict[str, Entry]:
-    """``images.count`` of the source's images by their ids, drawn by the run's seed and the round."""
-    config = run.config.images
-    if config.source == "rendered":
-        seeds = [run.seed(k, "rendered", number) for number in range(config.count)]
+def entries_of(config: RunConfig, folder: Path | None, k: int) -> dict[str, Entry]:
+    """``images.count`` of the source's images by their ids, drawn by the run's seed and the round ``k``.
+
+    ``folder``: of the round, for its own candidates. Raises RunError where there are none.
+    """
+    images = config.images
+    if images.source == "rendered":
+        seeds = [seed_for(config.seed, k, "rendered", number) for number in range(images.count)]
         return {f"rendered-{n:06d}": Entry(f"scene {s}", partial(_rendered, s)) for n, s in enumerate(seeds)}
-    if config.source in ("candidates", "good"):
-        entries = _candidates(run.round(k), only_good=config.source == "good")
+    if images.source in ("candidates", "good"):
+        if folder is None:
+            raise RunError(f"images.source: {images.source} are those of a run; name the run")
+        entries = _candidates(folder, only_good=images.source == "good")
     else:
-        entries = {f"picture-{n:07d}": entry for n, entry in enumerate(read_entries(config))}
+        entries = {f"picture-{n:07d}": entry for n, entry in enumerate(read_entries(images))}
     if not entries:
-        raise RunError(f"images.source: there is no image in {config.source}")
+        raise RunError(f"images.source: there is no image in {images.source}")
     names = list(entries)
-    places = random.Random(run.seed(k, "images")).sample(range(len(names)), min(config.count, len(names)))
+    places = random.Random(seed_for(config.seed, k, "images")).sample(range(len(names)), min(images.count, len(names)))
     return {names[place]: entries[names[place]] for place in sorted(places)}
 
 

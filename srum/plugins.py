@@ -39,6 +39,16 @@ SHIPPED: dict[str, dict[str, str]] = {
     "benchmark": {
         "shapes": "srum.evaluation.benchmarks.shapes:Shapes",
         "geneval": "srum.evaluation.benchmarks.geneval:Geneval",
+        "compbench": "srum.evaluation.benchmarks.compbench:CompBench",
+        "genevalpp": "srum.evaluation.benchmarks.genevalpp:GenevalPlus",
+        "dpg": "srum.evaluation.benchmarks.dpg:Dpg",
+        "wise": "srum.evaluation.benchmarks.wise:Wise",
+        "unigenbench": "srum.evaluation.benchmarks.unigenbench:UniGenBench",
+        "reasonbench": "srum.evaluation.benchmarks.reasonbench:ReasonBench",
+        "imgedit": "srum.evaluation.benchmarks.imgedit:ImgEdit",
+        "gedit": "srum.evaluation.benchmarks.gedit:Gedit",
+        "tiif": "srum.evaluation.benchmarks.tiif:Tiif",
+        "t2i_compbench": "srum.evaluation.benchmarks.t2i_compbench:T2ICompBench",
     },
     "evaluator": {
         "checker": "srum.evaluation.judges:Checker",

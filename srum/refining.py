@@ -62,10 +62,13 @@ def _good(shot: Shot, config: RefineConfig) -> bool:
 
 
 def kept(shots: Sequence[Shot], config: RefineConfig) -> int:
-    """The number of the image that stays: the best by the judge, an unjudged one last; or the last drawn."""
-    if config.keep == "last":
-        return len(shots) - 1
-    return max(range(len(shots)), key=lambda i: (-2.0 if shots[i].score is None else shots[i].score, -i))
+    """The number of the image that stays: the best by the judge, or the last drawn."""
+    return best_of([shot.score for shot in shots]) if config.keep == "best" else len(shots) - 1
+
+
+def best_of(scores: Sequence[float | None]) -> int:
+    """The place of the highest score, of equal ones the first; what could not be judged comes last."""
+    return max(range(len(scores)), key=lambda i: (-2.0 if (score := scores[i]) is None else score, -i))
 
 
 def _again(

@@ -106,6 +106,12 @@ class Arm:
     config: RunConfig
 
 
+def newest_weights(run: Run) -> str:
+    """Those of the run's own arm after the last round that it was trained in; else the model that entered."""
+    done = [k for k in range(run.config.rounds) if (run.train_dir(run.method.name, k) / "model").is_dir()]
+    return run.newest(max(done) + 1 if done else 0)
+
+
 def find_method(name: str) -> Method:
     """The method of that name, or ``module:Name``. Raises PluginError."""
     method: Method = find("method", name)()

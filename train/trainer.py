@@ -126,7 +126,9 @@ def train(
         checkpoints = Checkpoints(folder / "checkpoints", identity, processes, model.device.type in IN_BACKGROUND)
         start = checkpoints.resume(trainer.state(), trainer.parameters, trainer.optimizer)
         if start < config.steps:
-            processes.once(lambda: require_room(folder, trainer.room(start), "this training, with its checkpoints,"))
+            processes.once(
+                lambda: require_room(folder, trainer.room(start), "the weights and checkpoints of this training")
+            )
         losses = [row["loss"] for row in log.keep("metrics", start)]
         after_the_last = start == config.steps  # one more than those before a step
         log.keep("validation", -(-start // config.validation.every) + after_the_last)

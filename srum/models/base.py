@@ -23,6 +23,21 @@ from srum.flow import Rule, Transition
 Renorm = Literal["global", "channel", "text_channel", "global_batch"]
 
 
+# RvR's interface (docs/specs/rvr.md, 2), byte for byte. Its published weights were trained with the first text before
+# the image and are drawn from with the second.
+REFINE_SYSTEM = (
+    "Analyze the potential misalignment between the generated image and the user's prompt. "
+    "Then, re-generate the image to precisely align with the user's prompt.\n"
+)
+REFINE_SYSTEM_RELEASED = REFINE_SYSTEM + "\nHere is the generated image:\n"
+REFINE_USER = "Here is the user's prompt: {prompt}. "
+REFLECT_STOP = "No further edit needed."
+REFLECT_QUESTION = (
+    "The image was made for this prompt: {prompt}\n"
+    "Compare the two. Reply with one line that tells an image editor what to change so that the image matches the "
+    f"prompt, or with the line: {REFLECT_STOP}"
+)
+
 # What a model can do beside drawing from texts and writing after texts.
 Ability = Literal[
     "seen",  # looks at images

@@ -38,6 +38,7 @@ class TinyModel(nn.Module):
     """Velocity of a token: a small network on x_t, t and the sum of the texts' embeddings."""
 
     device = torch.device("cpu")
+    abilities = frozenset({"velocity"})
 
     def __init__(self) -> None:
         super().__init__()

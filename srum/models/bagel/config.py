@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from srum.errors import ModelError
 from srum.json_files import read_json
+from srum.models.base import REFINE_SYSTEM, REFINE_USER, REFLECT_QUESTION, REFLECT_STOP
 
 # The official folder has no file for these values; a checkpoint of another size carries one of these two.
 OVERRIDE_FILES = ("bagel_config.json", "fixture_config.json")
@@ -49,20 +50,6 @@ THINK_INSTRUCTION = (
     "You should first think about the reasoning process in the mind and then provide the user with the answer. \n"
     "The reasoning process is enclosed within <think> </think> tags, "
     "i.e. <think> reasoning process here </think> answer here"
-)
-# RvR's interface (docs/specs/rvr.md, 2), byte for byte. Its published weights were trained with the first text before
-# the image and are drawn from with the second.
-REFINE_SYSTEM = (
-    "Analyze the potential misalignment between the generated image and the user's prompt. "
-    "Then, re-generate the image to precisely align with the user's prompt.\n"
-)
-REFINE_SYSTEM_RELEASED = REFINE_SYSTEM + "\nHere is the generated image:\n"
-REFINE_USER = "Here is the user's prompt: {prompt}. "
-REFLECT_STOP = "No further edit needed."
-REFLECT_QUESTION = (
-    "The image was made for this prompt: {prompt}\n"
-    "Compare the two. Reply with one line that tells an image editor what to change so that the image matches the "
-    f"prompt, or with the line: {REFLECT_STOP}"
 )
 
 

@@ -24,6 +24,10 @@ from srum.errors import ModelError
 from srum.flow import FlowNoise
 from srum.geometry import Box, Size
 from srum.models.base import (
+    REFINE_SYSTEM,
+    REFINE_USER,
+    REFLECT_QUESTION,
+    REFLECT_STOP,
     Ability,
     Corruption,
     Decoding,
@@ -85,6 +89,8 @@ class Blip3o:
 
     abilities: frozenset[Ability] = frozenset({"seen", "path", "velocity", "prepare", "frames"})
     plan_instruction = ""
+    refine_texts = (REFINE_SYSTEM, REFINE_USER)
+    reflect_question, reflect_stop = REFLECT_QUESTION, REFLECT_STOP
 
     def __init__(
         self, folder: Path, device: torch.device, precision: Precision, dtype: torch.dtype, empty: bool = False
@@ -492,10 +498,12 @@ class Blip3o:
 
     def _noisy(self, sample: Sequence[Segment], drawn: Iterator[FlowNoise]) -> tuple[Tensor, float, Tensor]:
         """x_t (N, C), t and the velocity (N, C) that is wanted, of the noisy segment of a sample."""
-        found = [segment for segment in sample if segment.kind == "noisy"]
-        if len(found) != 1 or sample[-1] is not found[0]:
-            raise ModelError(f"BLIP3-o draws one image after its context; an example has {len(found)} noisy segments")
-        (segment,) = found
+        kinds = [segment.kind for segment in sample]
+        if kinds.count("noisy") != 1 or kinds[-1] != "noisy":
+            raise ModelError(f"BLIP3-o draws one image, the last; an example has {kinds.count('noisy')} noisy segments")
+        if "clean" in kinds:
+            raise ModelError("BLIP3-o draws after texts and images that it sees, not after a clean image")
+        segment = sample[-1]
         clean = None if segment.latent is None else self.tokens(segment.latent)
         if segment.state is not None:
             x_t, t = segment.state
