@@ -29,8 +29,8 @@ EMBEDDED = {"srum-tiny": Path(__file__).parent / "tiny"}
 ARCHITECTURES = {"llm_config.json": "srum.models.bagel", "config.json:blip3o": "srum.models.blip3o"}
 # What is to be known of published weights before they are fetched.
 TERMS = {
-    "BLIP3o/BLIP3o-Model-8B": "tagged apache-2.0, as is its language model; its decoder is BAAI's, of terms of its own",
-    "BLIP3o/BLIP3o-Model-4B": "tagged apache-2.0; its language model has Qwen's research licence: not for commercial use",
+    "BLIP3o/BLIP3o-Model-8B": "tagged apache-2.0, as its language model is; its decoder is BAAI's",
+    "BLIP3o/BLIP3o-Model-4B": "tagged apache-2.0, but its language model is under Qwen's research licence",
 }
 CLASS = "model_class.json"  # marks the folder of a user's own model, and names its class
 
