@@ -7,6 +7,10 @@ Parts, each over all seeds:
     loop    base, sft, srum (Eq. 1-3) and region_nft after the last round, on the held-out prompts
     first   the same after the first round, the only one in which every arm learns from images of its own weights
     rounds  region_nft after every round, on development prompts: does it collapse?
+    controls  one round of region_nft on the candidates of round 0, beside what needs no judge or has a perfect one
+            (benchmarks/controls.py); a run without plans (--set rollout.plan=false) has those that tell no modes apart
+    best-of  the base model, of whose images of a held-out prompt the judge keeps the best: as many images as the passes
+            of a round of the loop would pay for, and no training
     credit  region_nft on the candidates of round 0, its score on the blamed regions or spread evenly, same
             steps and noise, on the held-out prompts
     judge   the judge's scores of round 0 against the truth, and flipped relations
@@ -45,19 +49,21 @@ from torch import Tensor
 
 from grounding.stage import load_proposer
 from judging.stage import load_judge
-from srum.config import EvalConfig, RunConfig, changed, load_config
+from srum.config import EvalConfig, ImageConfig, RunConfig, changed, config_class, load_config
 from srum.evaluation.accuracy import drawn, evaluate
 from srum.evaluation.activation import find_clusters, mean_activations, strength
 from srum.evaluation.denoising import JudgedSteps, judge_steps, summarize_steps
 from srum.evaluation.judge_quality import JudgeQuality, flipped_relations, judge_quality
 from srum.evaluation.statistics import crossed, over_seeds
 from srum.fork import fork_run
-from srum.loop import evaluate_arms, perform, run_loop, stages
+from srum.loop import evaluate_arms, perform, run_loop
 from srum.models.base import Sampling
-from srum.records import Candidate, Grounding, Judgement, Prompt
+from srum.records import Candidate, Grounding, Judgement, Prompt, RewardMap
 from srum.rollout import choose_prompts
 from srum.run import BASE, Run, console, load_model
 from srum.run_dir import atomic, claim_run, open_image, read_records, write_json, write_records
+from srum.shapes.checker import check
+from train.methods.region_nft import RegionNftConfig
 
 DEVELOPMENT = 280  # prompts; no more than there are for the evaluation
 FLIPPED = 200  # prompts about positions
@@ -68,6 +74,17 @@ PERCENTILE = 50.0  # tau of Algorithm 1, to which the paper gives no value: the 
 DOMAIN_POOL = 900  # prompts of all categories, from which those of a domain are taken
 
 CLAIMED = (("region_nft", BASE), ("srum", "sft"))  # the first is better than the second
+# part controls: the methods, and whether they need candidates of both modes
+CONTROLS = {
+    "judge": ("region_nft", False),
+    "contrast": ("benchmarks.controls:Contrast", True),
+    "within modes": ("benchmarks.controls:WithinModes", True),
+    "separated": ("benchmarks.controls:Separated", True),
+    "shuffled": ("benchmarks.controls:Shuffled", False),
+    "checker": ("benchmarks.controls:Checker", False),
+    "planned SFT": ("benchmarks.controls:PlannedSft", True),
+    "SFT": ("sft", False),
+}
 # part own: what each loop changes in the config of the run, which is region_nft's
 LOOPS = {
     "sft": ("method=sft",),
@@ -139,6 +156,70 @@ def rounds(run: Run) -> Verdicts:
     return {
         f"after {k} rounds": verdicts(run, run.newest(k), config, f"rounds/{k}") for k in range(run.config.rounds + 1)
     }
+
+
+def controls(run: Run) -> Verdicts:
+    """One round of region-NFT by the judge, and by what takes its place; advantages lie evenly on their images."""
+    judge_round_0(run)
+    correct = {BASE: verdicts(run, run.weights(BASE, 0), run.config.eval, f"first/{BASE}")}
+    both = 0 < run.config.rollout.planned(run.config.candidates_per_prompt) < run.config.candidates_per_prompt
+    for name in [name for name, (_, of_modes) in CONTROLS.items() if both or not of_modes]:
+        trained = branch(run, f"controls/{name}", ["compare=[]", *control_changes(run.config, name)], "train")
+        perform(trained, "train", 0)
+        correct[name] = verdicts(trained, trained.newest(1), run.config.eval, "after-1")
+    return correct
+
+
+def control_changes(config: RunConfig, name: str) -> list[str]:
+    """The overrides that make a run that control's: its method, and the trust region of the run's own."""
+    method, _ = CONTROLS[name]
+    if not issubclass(config_class(method), RegionNftConfig) or not isinstance(config, RegionNftConfig):
+        return [f"method={method}"]
+    return [f"method={method}", "credit=sample", f"beta={config.beta}", f"old_decay={config.old_decay}"]
+
+
+def best_of(run: Run) -> Verdicts:
+    """The base model's images of the evaluation: the first, the best by its judge, and whether any is right."""
+    count, config = affordable(run.config), run.config.eval
+    path = run.folder / "lab" / "best-of.jsonl"
+    if not path.exists():
+        write_records(path, choose_prompts(config.prompts, config.count, seed=0))
+    sampling = [f"rollout.{name}={json.dumps(value)}" for name, value in config.sampling().items()]
+    asked = [f"prompts={path}", f"prompt_count={config.count}", f"candidates_per_prompt={count}", "rollout.plan=false"]
+    drawn = branch(run, "best-of", ["compare=[]", *asked, *sampling], "rollout")
+    judge_round_0(drawn)
+    images = judged_images(drawn.round(0))
+    return {
+        "first": [own[0][1] for own in images],
+        f"best of {count} by the judge": [max(own)[1] for own in images],
+        f"any of {count} right": [any(right for _, right in own) for own in images],
+    }
+
+
+def affordable(config: RunConfig) -> int:
+    """Images per prompt of the evaluation, for the passes of the network that one image each and one round take.
+
+    A step of training counts four passes of each sample: with the old weights, forward, and twice that backward.
+    """
+    drawn = config.prompt_count * config.candidates_per_prompt * passes(config.rollout)
+    learned = 4 * config.train.steps * config.train.batch_size
+    return 1 + max(1, round((drawn + learned) / (config.eval.count * passes(config.eval))))
+
+
+def passes(config: ImageConfig) -> int:
+    """Of one image: a step takes two with guidance."""
+    return (config.timesteps - 1) * (2 if config.guidance > 1 else 1)
+
+
+def judged_images(folder: Path) -> list[list[tuple[float, bool]]]:
+    """By prompt, of every candidate in order: the judge's score, -1 where it has none, and the truth."""
+    asked = {prompt.id: prompt.metadata for prompt in read_records(folder / "prompts.jsonl", Prompt)}
+    scores = {reward.candidate_id: reward.sample_score for reward in read_records(folder / "rewards.jsonl", RewardMap)}
+    images: dict[str, list[tuple[float, bool]]] = {name: [] for name in asked}
+    for one in read_records(folder / "candidates.jsonl", Candidate):
+        picture = np.asarray(open_image(folder / one.image).convert("RGB"))
+        images[one.prompt_id].append((scores.get(one.id, -1.0), check(picture, asked[one.prompt_id]).correct))
+    return list(images.values())
 
 
 def credit(run: Run) -> Verdicts:
@@ -342,14 +423,14 @@ def branch(run: Run, name: str, changes: Sequence[str], stage: str) -> Run:
 
 def judge_round_0(run: Run) -> None:
     """The candidates of the base model, their judgements and reward maps."""
-    for name in stages(run):
+    for name in run.stages:
         if name != "train":
             perform(run, name, 0)
 
 
 def make_round(run: Run, k: int) -> None:
     """Every stage of a round."""
-    for name in stages(run):
+    for name in run.stages:
         perform(run, name, k)
 
 
@@ -394,6 +475,19 @@ def judge_rows(found: Sequence[Quality]) -> list[Row]:
             if per_seed:
                 rows.append(mean_row(f"{subject}: {name}", per_seed))
     return rows
+
+
+def control_rows(found: Sequence[Verdicts]) -> list[Row]:
+    """Accuracies; what each gains over the base, and the judge over each."""
+    others = [name for name in found[0] if name != BASE]
+    over_base = [(name, BASE) for name in others]
+    return accuracy_rows(found, over_base + [("judge", name) for name in others if name != "judge"])
+
+
+def best_of_rows(found: Sequence[Verdicts]) -> list[Row]:
+    """Accuracies, and what choosing gains over the first image."""
+    first, *chosen = found[0]
+    return accuracy_rows(found, [(name, first) for name in chosen])
 
 
 def ablation_rows(found: Sequence[Verdicts]) -> list[Row]:
@@ -499,6 +593,8 @@ PARTS: dict[str, tuple[Callable[[Run], Any], Callable[[Sequence[Any]], list[Row]
     "loop": (loop, loop_rows),
     "first": (first, loop_rows),
     "rounds": (rounds, accuracy_rows),
+    "controls": (controls, control_rows),
+    "best-of": (best_of, best_of_rows),
     "credit": (credit, accuracy_rows),
     "judge": (judge, judge_rows),
     "plan": (plan, accuracy_rows),

@@ -7,7 +7,6 @@ JSON, as the embedded model and Qwen-VL since 2.5 write them, or the tagged corn
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
@@ -29,6 +28,7 @@ TAGGED = re.compile(  # <|object_ref_start|>cat<|object_ref_end|><|box_start|>(1
     r"(?:<(?:\|object_ref_start\||ref)>([^<]*)<(?:\|object_ref_end\||/ref)>\s*)?"
     rf"<(?:\|box_start\||box)>\({NUMBER},{NUMBER}\),\s*\({NUMBER},{NUMBER}\)"
 )
+LARGEST = 2.0**31  # of a box's numbers; NaN and infinity are not below it
 THOUSAND: Size = (1000, 1000)
 
 Frame = Literal["model", "pixels", "thousand"]
@@ -127,8 +127,8 @@ def _boxes(values: Any) -> list[Box]:
         return []
     boxes = []
     for four in values if all(isinstance(value, list) for value in values) else [values]:
-        if len(four) == 4 and all(isinstance(value, int | float) for value in four):
-            x0, y0, x1, y1 = four
-            if all(map(math.isfinite, four)) and x0 < x1 and y0 < y1:
+        if len(four) == 4 and all(isinstance(value, int | float) and abs(value) < LARGEST for value in four):
+            x0, y0, x1, y1 = map(float, four)
+            if x0 < x1 and y0 < y1:
                 boxes.append((x0, y0, x1, y1))
     return boxes

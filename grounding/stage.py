@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import TypeAlias
 
 from grounding.base import ground, load_grounder
 from grounding.relevance import RelevanceFilter
 from srum.config import RunConfig
+from srum.models.base import TrainableModel
 from srum.processes import Processes
 from srum.records import Candidate, Grounding, Region
 from srum.run import Run, load_model
 from srum.run_dir import RunError, finished, read_by_id, run_stage
+
+Propose: TypeAlias = Callable[..., list[tuple[list[Region], str | None]]]
 
 
 def ground_stage(run: Run, k: int) -> None:
@@ -37,9 +41,12 @@ def ground_stage(run: Run, k: int) -> None:
         raise RunError(f"the grounder {config.grounder} failed on every image; on the first: {found[0].error}")
 
 
-def load_proposer(config: RunConfig, weights: str) -> Callable[..., list[tuple[list[Region], str | None]]]:
-    """``ground`` of images and prompts with the grounder, the limits and the filter that the config names."""
-    model = load_model(config, weights)
+def load_proposer(config: RunConfig, weights: str | TrainableModel) -> Propose:
+    """``ground`` of images and prompts with the grounder, the limits and the filter that the config names.
+
+    ``weights``: of the model that may be asked, or that model.
+    """
+    model = load_model(config, weights) if isinstance(weights, str) else weights
     grounder = load_grounder(config.ground.grounder, model, **config.ground.options)
     relevant = RelevanceFilter(model, config.ground.min_relevance) if config.ground.min_relevance > 0 else None
     return partial(ground, grounder, **config.ground.limits(), relevant=relevant)

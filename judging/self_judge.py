@@ -23,6 +23,7 @@ from judging.soft_score import (
 )
 from judging.views import crop, draw_marks
 from srum.geometry import scale_box
+from srum.json_files import as_unicode
 from srum.models.base import Decoding, Segment, Written, box_frame
 from srum.records import Failure, LayoutJudgement, Region, RegionJudgement, Size
 
@@ -93,7 +94,7 @@ class _Case:
         return subject in self.answers and self.answers[subject].reading.failure is None
 
     def record(self, asked: _Asked, reply: Written | NoReply, attempt: int) -> None:
-        raw = _as_unicode(reply.why if isinstance(reply, NoReply) else reply.text)
+        raw = as_unicode(reply.why if isinstance(reply, NoReply) else reply.text)
         if isinstance(reply, NoReply):
             readings = dict.fromkeys(asked.subjects, Reading(failure=Failure.NO_REPLY))
         else:
@@ -264,11 +265,6 @@ class SelfJudge:
             for region, answer in zip(regions, of_regions, strict=True)
         ]
         return judged, LayoutJudgement(**_said(answers[LAYOUT]))
-
-
-def _as_unicode(text: str) -> str:
-    """The text with U+FFFD for every half of a surrogate pair: JSON can hold that, a file in UTF-8 cannot."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _seed(seed: int, attempt: int, image: Image, question: str) -> int:

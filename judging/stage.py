@@ -10,7 +10,7 @@ from judging.remote import Server
 from judging.rewards import Judging, Reward
 from judging.self_judge import SelfJudge
 from srum.config import RunConfig
-from srum.models.base import Decoding
+from srum.models.base import Decoding, TrainableModel
 from srum.plugins import construct, find_class
 from srum.processes import Processes
 from srum.records import Candidate, Failure, Grounding, Judgement, LayoutJudgement, Prompt
@@ -60,7 +60,7 @@ def _failures(judgement: Judgement) -> list[Failure | None]:
     return [judged.failure for judged in (*judgement.regions, judgement.layout)]
 
 
-def load_judging(config: RunConfig, weights: str, seed: int) -> Judging:
+def load_judging(config: RunConfig, weights: str | TrainableModel, seed: int) -> Judging:
     """The reward function that the config names, or its judge."""
     if config.judge.reward:
         return Reward(config.judge.reward).judge
@@ -68,14 +68,15 @@ def load_judging(config: RunConfig, weights: str, seed: int) -> Judging:
     return lambda images, prompts, _, regions: judge.judge(images, prompts, regions)
 
 
-def load_judge(config: RunConfig, weights: str, seed: int) -> Judge:
-    """The judge that the config names: a user's own, or the model with ``weights``, those that entered the run, another
-    model, or a server."""
+def load_judge(config: RunConfig, weights: str | TrainableModel, seed: int) -> Judge:
+    """The judge that the config names: a user's own, or the model with ``weights``, or which has them, those that
+    entered the run, another model, or a server."""
     judge = config.judge
     if judge.server.url:
         model: Any = Server(**judge.server.model_dump())
     else:
-        model = load_model(config, {"self": weights, "start": config.model}.get(judge.model, judge.model))
+        chosen = {"self": weights, "start": config.model}.get(judge.model, judge.model)
+        model = load_model(config, chosen) if isinstance(chosen, str) else chosen
     if judge.by != "self":
         made: Judge = construct("judge", judge.by, find_class("judge", judge.by, "judge"), model, judge.options)
         return made

@@ -26,6 +26,7 @@ from urllib.request import HTTPErrorProcessor, Request, build_opener
 from PIL.Image import Image
 
 from srum.errors import SrumError
+from srum.json_files import as_unicode
 
 OURS = (401, 403, 404)  # statuses that no other question could change
 PASSING = (408, 429)  # statuses, beside those from 500, that another try may change
@@ -216,13 +217,8 @@ def _content(response: bytes) -> Reply | NoReply:
             content = "".join(part["text"] for part in content if part.get("type") == "text")
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return NoReply(f"not a chat completion: {response[:200].decode(errors='replace')}")
-    text, thought = (_whole(part) if isinstance(part, str) else "" for part in (content, thought))
+    text, thought = (as_unicode(part) if isinstance(part, str) else "" for part in (content, thought))
     return Reply(text, thought, reason == "length")
-
-
-def _whole(text: str) -> str:
-    """The text with halves of surrogate pairs, which JSON can hold and UTF-8 cannot, replaced."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _part(part: Part) -> dict[str, Any]:

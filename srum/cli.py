@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -54,6 +55,7 @@ app = typer.Typer(
     help="Self-rewarding post-training for unified multimodal models, region by region.",
 )
 
+BEGIN = ("rollout", "images")  # stages that make the run where there is none
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")]
 Round = Annotated[int, typer.Option("--round", min=0, help="Round, from 0.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file; what it leaves out has its default.")]
@@ -69,7 +71,7 @@ def _stage_command(stage: Stage) -> Callable[..., None]:
         from srum.loop import perform
         from srum.processes import connected
 
-        with connected(), _opened(run, config, overrides, new=stage == SHIPPED[0]) as opened:
+        with connected(), _opened(run, config, overrides, new=stage.name in BEGIN) as opened:
             perform(opened, stage.name, round_)
 
     return command
@@ -167,9 +169,18 @@ def compare(
 def export(
     run: RunFolder,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write: .parquet, or the authors' .jsonl.")],
+    pairs: Annotated[bool, typer.Option("--pairs", help="RvR's pairs, in the parquet layout of its authors.")] = False,
 ) -> None:
     """Write the candidates of all rounds to a parquet file for the datasets library, or to the authors' JSON lines."""
     from srum import open_run
+
+    if pairs:
+        from srum.pair_interchange import write_pairs
+
+        if out.suffix != ".parquet":
+            raise SrumError(f"{out}: pairs are exported to a .parquet file")
+        typer.echo(f"{out}: {write_pairs(open_run(run), out)} pairs")
+        return
 
     if out.suffix == ".jsonl":
         from srum.interchange import write_lines
@@ -214,23 +225,32 @@ def doctor(
 
 @app.command("import")
 def import_(
-    lines: Annotated[Path, typer.Argument(metavar="LINES.jsonl", help="Judged images in the authors' format.")],
+    lines: Annotated[
+        Path,
+        typer.Argument(
+            metavar="LINES.jsonl|PAIRS.parquet", help="SRUM's judged images, or RvR's pairs (file or folder)."
+        ),
+    ],
     run: RunFolder,
     images: Annotated[Path, typer.Option(help="Folder of the images that the lines name.")] = Path(),
     round_: Round = 0,
     config: ConfigFile = None,
     overrides: Overrides = None,
 ) -> None:
-    """Make a round, up to its judgements, of the authors' JSON lines and their images."""
+    """Make a round of the authors' files: up to its judgements of SRUM's JSON lines, of pairs of RvR's parquet."""
     from srum import models
     from srum.interchange import import_round
+    from srum.pair_interchange import import_pairs
 
+    paired = lines.is_dir() or lines.suffix == ".parquet"
     with _opened(run, config, overrides, new=True) as opened:
         model = models.load(opened.config.model, opened.config.device, empty=True)  # its autoencoder alone is asked
-        count, problems = import_round(lines, images, model, opened.round(round_))
+        read = import_pairs if paired else import_round
+        count, problems = read(lines, images, model, opened.round(round_))
     for problem in problems:
         typer.echo(f"left out: {problem}", err=True)
-    typer.echo(f"{opened.round(round_)}: {count} candidates, {len(problems)} lines left out")
+    kinds = ("pairs", "rows") if paired else ("candidates", "lines")
+    typer.echo(f"{opened.round(round_)}: {count} {kinds[0]}, {len(problems)} {kinds[1]} left out")
 
 
 @app.command()
@@ -303,6 +323,208 @@ def pretrain(
     from train.pretrain import pretrain as run_stages
 
     run_stages(out, seed=seed, compile_layers=compile_layers, device=device, workers=workers, scale=scale)
+
+
+@app.command()
+def refine(
+    run: RunFolder,
+    round_: Annotated[int | None, typer.Option("--round", min=0, help="The candidates of this round.")] = None,
+    arm: Annotated[str | None, typer.Option("--eval", metavar="ARM", help="The evaluated images of this arm.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="What draws and judges (default: the newest weights of the run's method).")
+    ] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, max=4, help="As --set refine.rounds=N.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Draw images again that the model itself finds fault with: those of a round (default: 0), or of an evaluation.
+
+    Into the folder refined/ beside them, resumable; ends in a table. The run and its config stay as they are.
+    """
+    from srum.config import CONFIG, changed, load_config
+    from srum.loop import console
+    from srum.processes import connected
+    from srum.run import Run, newest_weights
+    from srum.run_dir import RunError, alone_in
+
+    if not (run / CONFIG).exists():
+        raise RunError(f"{run} is not the folder of a run: it has no {CONFIG}")
+    if arm is not None and round_ is not None:
+        raise SrumError("--round and --eval: give one of them")
+    wanted = changed(load_config(run / CONFIG), [*(overrides or []), *([f"refine.rounds={rounds}"] if rounds else [])])
+
+    from srum.show import rows_table
+    from train.refining import items_of, refine_run, refinement_rows
+
+    with connected() as processes, alone_in(run):
+        opened = Run(run, load_config(run / CONFIG))
+        place = run / "eval" / arm if arm is not None else opened.round(round_ or 0)
+        made = refine_run(opened, place, model or newest_weights(opened), wanted)
+        if processes.rank == 0:
+            console.print(rows_table(refinement_rows(items_of(opened, place), place, made), str(place / "refined")))
+
+
+@app.command()
+def reconstruct(
+    source: Annotated[str, typer.Argument(metavar="RUN|IMAGES", help="A run, or a source as in images.source.")],
+    out: Annotated[Path, typer.Option(help="Folder of the pictures.")] = Path("runs/reconstructed"),
+    model: Annotated[
+        str | None, typer.Option(help="What sees and draws (default: the run's newest, or srum-tiny).")
+    ] = None,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+) -> None:
+    """Have a model draw the images that it sees (RecA): pictures before and after, and how many scenes are the same."""
+    from srum.config import CONFIG, changed, load_config
+    from srum.processes import connected
+
+    run = Path(source) if (Path(source) / CONFIG).exists() else None
+    wanted = load_config(config or (run and run / CONFIG), () if run else [f"images.source={source}"])
+    wanted = changed(wanted, ["method=reca", *(overrides or [])])
+
+    from train.reconstructing import reconstruct_images
+
+    with connected() as processes:
+        line = reconstruct_images(wanted, out, run, model)
+        if processes.rank == 0:
+            typer.echo(line)
+
+
+@app.command()
+def chain(
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Folder of the chains; interrupted, the same call goes on.")
+    ],
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    refinements: Annotated[int, typer.Option(min=0, help="At most so many times an image is refined.")] = 4,
+    template: Annotated[str, typer.Option(help="Words of the chain: compact, released, or a .yaml file.")] = "compact",
+    temperature: Annotated[float, typer.Option(min=0, help="Of what is written; 0 is greedy.")] = 0.0,
+    edit_guidance: Annotated[float, typer.Option(help="Text guidance of refining; <= 1 is off.")] = 1.5,
+    image: Annotated[
+        Path | None, typer.Option(help="Save the first eight chains as strips, .png, .svg or .pdf.")
+    ] = None,
+) -> None:
+    """Draw the evaluation's prompts with a chain: plan, draw, look, say what must change, draw that.
+
+    Where the prompts are the embedded world's, print how accurate the images are after each refinement.
+    """
+    from dataclasses import replace
+
+    from srum.chaining import accuracy_table, draw_chains, endings, verdicts
+    from srum.chains import ChainSettings
+    from srum.chains import template as words
+    from srum.loop import console, eval_prompts
+    from srum.models.base import Decoding, Sampling
+    from srum.plots import strips_figure
+    from srum.processes import connected
+    from srum.run import load_model
+
+    with connected() as processes:
+        wanted = processes.once(lambda: _config(out, config, overrides or []))
+        drawing, prompts = Sampling(**wanted.eval.sampling()), eval_prompts(wanted)
+        settings = ChainSettings(
+            drawing=drawing,
+            changing=replace(drawing, guidance=edit_guidance, guidance_interval=(0.0, 1.0)),
+            form=words(template),
+            plan=wanted.eval.plan,
+            max_refinements=refinements,
+            decoding=Decoding(temperature=temperature),
+        )
+        model = load_model(wanted, wanted.model)
+        records = draw_chains(model, prompts, settings, out, wanted.seed, wanted.eval.batch_size)
+        if processes.rank == 0:
+            if all("tag" in prompt.metadata for prompt in prompts):
+                tags = [str(prompt.metadata["tag"]) for prompt in prompts]
+                console.print(accuracy_table(verdicts(records, prompts, out, refinements), tags))
+            console.print(
+                f"{len(records)} chains ended by " + ", ".join(f"{k}: {n}" for k, n in endings(records).items())
+            )
+            if image is not None:
+                _save_figure(strips_figure(records[:8], out), image)
+
+
+@app.command()
+def bench(
+    what: Annotated[
+        list[str] | None, typer.Argument(metavar="NAME | table RUN...", help="A benchmark, module:Name, or table.")
+    ] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Say which benchmarks there are.")] = False,
+    model: Annotated[str, typer.Option(help="Folder, hub id or shipped name of the model that draws.")] = "",
+    images: Annotated[Path | None, typer.Option(help="Images made by anyone, in the official layout.")] = None,
+    out: Annotated[Path, typer.Option(help="Images, verdicts, tables go into its bench/.")] = Path("runs/bench"),
+    data: Annotated[Path | None, typer.Option(help="Checkout of the benchmark's repository.")] = None,
+    variant: Annotated[str, typer.Option(help="Set of prompts or version (default: the first of --list).")] = "",
+    preset: Annotated[str, typer.Option(help="Settings of the sampler: bagel, srum, ...; --set changes some.")] = "",
+    overrides: Overrides = None,
+    think: Annotated[bool, typer.Option("--think", help="Draw after a plan.")] = False,
+    samples: Annotated[int | None, typer.Option(min=1, help="Images per prompt (default: as published).")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many prompts of each category.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the images.")] = 0,
+    evaluator: Annotated[str, typer.Option(help="chat, detector, ... or none (default: the benchmark's own).")] = "",
+    judge_url: Annotated[str, typer.Option(help="Server of chat completions; its key is in OPENAI_API_KEY.")] = "",
+    judge_model: Annotated[str, typer.Option(help="The judge's name there.")] = "",
+    judge_extra: Annotated[str, typer.Option(help="Further fields of each request, as JSON.")] = "{}",
+    token_limit: Annotated[str, typer.Option(help="What the server calls the limit of tokens.")] = "max_tokens",
+    training: Annotated[list[Path] | None, typer.Option(help="Training prompts, a file or a run, to look for.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per call.")] = 16,
+    device: Annotated[str, typer.Option(help="As device in a config.")] = "auto",
+) -> None:
+    """Draw a benchmark's images, have them scored, print the table; or compare runs: srum bench table RUN...
+
+    Interrupted, the same command goes on; torchrun shares the work.
+    """
+    from srum.config import ServerConfig, parse_section
+    from srum.evaluation import bench as benches
+    from srum.processes import connected
+
+    if list_ or not what:
+        typer.echo(benches.listing())
+        return
+    if what[0] == "table":
+        typer.echo(benches.comparison([Path(run) for run in what[1:]]))
+        return
+    judge = {"url": judge_url, "model": judge_model, "token_limit": token_limit, "extra": _json(judge_extra)}
+    request = benches.Request(
+        *(what[0], model, images, out, data, variant, preset, tuple(overrides or ()), think, samples, limit, seed),
+        *(evaluator, parse_section(ServerConfig, judge, "judge"), tuple(training or ()), batch_size, device),
+    )
+    with connected() as processes:
+        text = benches.run(request)
+        if processes.rank == 0:
+            typer.echo(text)
+
+
+@app.command()
+def serve(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder, hub id or shipped name.")],
+    host: Annotated[str, typer.Option(help="Address; one that others reach needs a key.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes one that is free.")] = 8000,
+    key_variable: Annotated[str, typer.Option(help="Environment variable with the key that clients must send.")] = "",
+    name: Annotated[str, typer.Option(help="What clients call the model (default: as it is named here).")] = "",
+    device: Annotated[str, typer.Option(help="As device in a config.")] = "auto",
+) -> None:
+    """Serve a model by OpenAI's protocol: chat completions with images, images/generations, images/edits."""
+    from srum import models
+    from srum.serve import Http, ServeError, Service
+
+    key = os.environ.get(key_variable, "") if key_variable else ""
+    if key_variable and not key:
+        raise ServeError(f"{key_variable} holds no key")
+    service = Service(models.load(model, device), name or model)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with Http(service, host, port, key) as server:
+        typer.echo(f"{service.name} at {server.address}; stop with Ctrl-C")
+        with suppress(KeyboardInterrupt):
+            server.serve_forever()
+
+
+def _json(text: str) -> Any:
+    import json
+
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise SrumError(f"{text!r} is not JSON: {error}") from None
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import difflib
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 import yaml
@@ -41,6 +41,9 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+S = TypeVar("S", bound=Section)
+
+
 class ImageConfig(Section):
     """How images are sampled (``srum.models.base.Sampling``) and how many at a time."""
 
@@ -54,7 +57,7 @@ class ImageConfig(Section):
     plan_temperature: Annotated[float, Field(ge=0.0)] = 0.0  # of that text; 0 is greedy
     decoder_steps: Count = 50  # of a model whose decoder draws, too (docs/blip3o.md)
     decoder_guidance: NotNegative = 3.0  # of such a decoder; <= 1 is off
-    batch_size: Count = 64  # images per call and per shard; rounding depends on it (docs/design.md, 3)
+    batch_size: Count = 64  # images per call and per shard; rounding depends on it (docs/design.md, 2)
 
     @model_validator(mode="after")
     def _interval_is_ordered(self) -> ImageConfig:
@@ -183,6 +186,46 @@ class RewardConfig(Section):
         return self
 
 
+class ImagesConfig(Section):
+    """The images that are reconstructed (``srum.pictures``)."""
+
+    source: str = "rendered"  # rendered, candidates, good (those scored so), a path, a pattern, or datasets:NAME
+    column: str = "image"  # of a parquet file or data set; a field of JSON lines
+    split: str = "train"  # of a data set
+    count: Count = 512  # images per round, drawn anew each round; all of a source that has no more
+    blur: Count = 1  # shrink what is seen so many times, and enlarge it again
+    batch_size: Count = 64  # images per shard
+
+
+class PairConfig(Section):
+    """Pairs of a candidate that misses its prompt and one that meets it (``srum.pairs``); scores in [-1, 1]."""
+
+    select: Literal["threshold", "relative"] = "threshold"  # relative: the best and the worst of a prompt
+    aligned: Signed = 0.5  # scores from here on meet the prompt
+    misaligned: Signed = 0.0  # scores up to here miss it
+    min_gap: Positive = 0.5  # between the two
+    per_prompt: Annotated[int, Field(ge=1, le=4)] = 1  # pairs of a prompt
+
+
+class RefineConfig(ImageConfig):
+    """Drawing again after an image was seen (``srum.refining``)."""
+
+    way: Literal["regenerate", "regenerate_clean", "edit"] = "regenerate"  # RvR; with a clean latent, too; RvE
+    rounds: Annotated[int, Field(ge=1, le=4)] = 1
+    stop: Signed | None = 0.5  # no round after an image that the judge scores so or better; null: never stop
+    always: bool = False  # refine a first image that is good already, too
+    keep: Literal["best", "last"] = "best"  # by the judge
+    system: str | None = None  # the text before the image; null: the model's own
+    image_guidance: NotNegative = 1.0  # <= 1 is off
+
+    def sampling(self) -> dict[str, Any]:
+        """The fields of ``srum.models.base.Sampling``."""
+        return {name: value for name, value in super().sampling().items() if name not in REFINE_ONLY}
+
+
+REFINE_ONLY = {"way", "rounds", "stop", "always", "keep", "system"}  # that the sampler does not know
+
+
 class LoraConfig(Section):
     """LoRA (peft): train low-rank updates of the linear layers of what ``trainable`` names, not the weights."""
 
@@ -235,6 +278,7 @@ class TrainConfig(Section):
     trainable: Literal["generation", "all"] = "generation"  # the generation expert only, or every weight
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the device multiplies it natively
     checkpoint_every: Count = 50  # steps
+    keep_checkpoints: bool = False  # of an arm that is trained; its weights are in model/
     plan_in_context: bool = False  # train with the candidate's planning text before the image
     ema: BelowOne = 0.0  # decay of the weights' running average, then published; 0: none
     on_nonfinite: Literal["stop", "skip"] = "stop"  # a loss or gradient that is no number: stop, or leave the step out
@@ -288,6 +332,9 @@ class RunConfig(Section):
     ground: GroundConfig = GroundConfig()
     judge: JudgeConfig = JudgeConfig()
     reward: RewardConfig = RewardConfig()
+    images: ImagesConfig = ImagesConfig()
+    pairs: PairConfig = PairConfig()
+    refine: RefineConfig = RefineConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
 
@@ -304,7 +351,7 @@ class RunConfig(Section):
         return self
 
 
-FREE = ("device", "compile")
+FREE = ("device", "compile", "train.keep_checkpoints")
 # fields that may change while a run goes on: they say where and how fast it works, not what comes out
 
 
@@ -329,6 +376,16 @@ def parse_config(values: Mapping[str, Any]) -> RunConfig:
         raise ConfigError(f"method: {error}") from None
     except ValidationError as error:
         raise ConfigError("; ".join(_explain(detail, kind) for detail in error.errors())) from None
+
+
+def parse_section(kind: type[S], values: Mapping[str, Any], name: str) -> S:
+    """A section, called ``name`` in messages, of plain values. Raises ConfigError."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        detail = error.errors()[0]
+        where = ".".join([name, *map(str, detail["loc"])])
+        raise ConfigError(f"{where}: {detail['msg'].removeprefix('Value error, ')}") from None
 
 
 def config_class(method: str) -> type[RunConfig]:
@@ -374,8 +431,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read the config {path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+    ) as error:  # no UTF-8, or no date
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())[:300]}") from None
     if not isinstance(values or {}, dict):
         raise ConfigError(f"{path}: expected keys and values, got {type(values).__name__}")
     return values or {}

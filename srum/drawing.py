@@ -2,9 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from PIL.Image import Image
 
 from srum.models.base import Decoding, Generated, Sampling, Segment, UnifiedModel, require
+from srum.records import Prompt
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One image on the way to that of a prompt: its seed, the judge's score in [-1, 1], what the model wrote before."""
+
+    image: Image
+    seed: int | None = None
+    score: float | None = None
+    said: str | None = None
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The images of one prompt, each drawn after the one before it; ``kept`` is the number of the one that counts."""
+
+    shots: Sequence[Shot]
+    kept: int
+
+    @property
+    def image(self) -> Image:
+        """The image that counts."""
+        return self.shots[self.kept].image
+
+
+Draw: TypeAlias = Callable[[Mapping[str, Prompt]], list[Chain]]  # the images of prompts by id
 
 
 def draw_prompts(

@@ -13,3 +13,7 @@ class SrumError(Exception):
 
 class ModelError(SrumError, ValueError):
     """A model that is not there, that is not one, or that cannot do here what is asked of it."""
+
+
+class TrainingError(SrumError, RuntimeError):
+    """Training cannot go on, or has done nothing."""

@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from srum.config import FREE, RunConfig, differing_fields, dump, load_config
+from srum.run import Run
 from srum.run_dir import CONFIG, RunError, round_dir, write_json, write_text
 
 FILES = {  # of a round, by the stage that makes them, in order
@@ -21,6 +22,8 @@ FILES = {  # of a round, by the stage that makes them, in order
     "ground": ("regions.jsonl",),
     "judge": ("judgements.jsonl",),
     "rasterize": ("rewards.jsonl", "rewards", "counts.json"),
+    "images": ("pictures.jsonl", "pictures"),
+    "pair": ("pairs.jsonl", "pair_counts.json"),
     "train": ("train",),
 }
 DEPENDS = {  # on which parts of the config a stage depends, beside those of the stages before it
@@ -28,9 +31,11 @@ DEPENDS = {  # on which parts of the config a stage depends, beside those of the
     "ground": ("ground",),
     "judge": ("judge",),
     "rasterize": ("reward",),
+    "images": ("images",),
+    "pair": ("pairs",),
 }
 NEVER_SHARED = ("rounds", "eval")  # parts of the config on which nothing in a fork depends; training takes all others
-WRITTEN_ONCE = {"images", "latents", "rewards", "model", "adapter", "samples"}  # folders
+WRITTEN_ONCE = {"images", "latents", "pictures", "rewards", "model", "adapter", "samples"}  # folders
 LEFT_BEHIND = "checkpoints"  # of a finished training, whose weights are in model/: nothing reads them again
 
 
@@ -70,12 +75,14 @@ def _last_round(source: Path, stage: str, rounds: int) -> int:
 
 
 def _parts(source: Path, stage: str, k: int) -> Iterator[Path]:
-    """The files and folders that a fork at ``stage`` of round ``k`` shares."""
+    """The files and folders that a fork at ``stage`` of round ``k`` shares: of the stages that the source has."""
+    has = Run(source, load_config(source / CONFIG)).stages
     for number in range(k + 1):
         for name, files in FILES.items():
             if number == k and name == stage:
                 return
-            yield from (round_dir(source, number) / file for file in files)
+            if name in has:
+                yield from (round_dir(source, number) / file for file in files)
 
 
 def _lacking(source: Path, stage: str, k: int) -> Path | None:

@@ -10,6 +10,7 @@ shared, process 0 does, and it alone prints.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,31 +23,26 @@ from srum import models
 from srum.config import ConfigError, RunConfig, config_of
 from srum.evaluation.accuracy import EvalResult, evaluate, require_metadata
 from srum.evaluation.comparison import summarize, summary_table
+from srum.models.base import require
 from srum.plugins import resolve
 from srum.processes import Processes
 from srum.records import Prompt
-from srum.report import write_report
+from srum.report import is_done, write_report
 from srum.rollout import choose_prompts
-from srum.run import BASE, Run, console, find_method, load_model
+from srum.run import BASE, REDRAWN, Run, console, find_method, load_model
 from srum.run_dir import RunError, alone_in, claim_run, write_json, write_text
-from srum.stages import TRAIN, Stage
+from srum.stages import Stage
 from train.optimizer import make_optimizer
 from train.stage import require_trainable
 from train.tracking import require_tracker
 
 
-def stages(run: Run) -> dict[str, Stage]:
-    """The stages of a round by name: those of the method, those that only a compared method has, then training."""
-    of_methods = [stage for arm in reversed(run.arms.values()) for stage in arm.method.stages]
-    return {stage.name: stage for stage in [*of_methods, TRAIN]}
-
-
 def perform(run: Run, name: str, k: int) -> None:
     """One stage of round ``k``, timed; nothing is done again that is finished. Raises RunError for an unknown name."""
-    if name not in stages(run):
-        raise RunError(f"{run.method.name} has no stage {name!r}; its stages are {', '.join(stages(run))}")
+    if name not in run.stages:
+        raise RunError(f"{run.method.name} has no stage {name!r}; its stages are {', '.join(run.stages)}")
     with run.timed(f"{run.round(k).name}/{name}"):
-        resolve(stages(run)[name].perform)(run, k)
+        resolve(run.stages[name].perform)(run, k)
 
 
 def run_loop(config: RunConfig, folder: Path, resume: bool = False, command: str = "") -> dict[str, Any]:
@@ -69,10 +65,25 @@ def run_loop(config: RunConfig, folder: Path, resume: bool = False, command: str
     with alone_in(folder):
         processes.once(begin)
         run = Run(folder, config)
+        processes.once(lambda: announce(run))
         for k in range(config.rounds):
-            for name in stages(run):
-                perform(run, name, k)
+            for stage in run.stages.values():
+                advance(run, stage, k)
         return conclude(run)
+
+
+def announce(run: Run) -> None:
+    """Write the report, and say where it is: from now on it grows with every stage."""
+    console.print(f"the report, written again after every stage: {write_report(run.folder)}", soft_wrap=True)
+
+
+def advance(run: Run, stage: Stage, k: int) -> None:
+    """A stage of round ``k``, and the report with what it has made now."""
+    processes = Processes.here()
+    made_before = processes.once(lambda: is_done(run, stage, k))
+    perform(run, stage.name, k)
+    if not made_before:
+        processes.once(lambda: write_report(run.folder))
 
 
 def check_inputs(config: RunConfig) -> None:
@@ -83,6 +94,7 @@ def check_inputs(config: RunConfig) -> None:
     if config.eval.count:
         require_metadata(eval_prompts(config))
     models.require_settings(config)
+    require_abilities(config)
     require_sizes(config)
     load_grounder(config.ground.grounder, load_model(config, config.model), **config.ground.options)
     load_judging(config, config.model, config.seed)
@@ -101,6 +113,14 @@ def require_arms(config: RunConfig) -> None:
             raise ConfigError(f"compare: {method}: {' '.join(str(error).split())}") from None
         if (other := named.setdefault(find_method(method).name, method)) != method:
             raise ConfigError(f"compare: {other} and {method} are both named {find_method(method).name}")
+
+
+def require_abilities(config: RunConfig) -> None:
+    """MissingAbility for a model that cannot do what a method needs."""
+    model = models.load(config.model, config.device, empty=True)
+    for name in dict.fromkeys((*config.compare, config.method)):
+        method = find_method(name)
+        require(model, method.needs, f"method {method.name}")
 
 
 def require_sizes(config: RunConfig) -> None:
@@ -134,13 +154,22 @@ def conclude(run: Run) -> dict[str, Any]:
 
 def evaluate_arms(run: Run, rounds: int, folder: Path) -> dict[str, EvalResult]:
     """The base model and every arm after so many rounds, on the same prompts with the same noise, in ``folder/ARM``."""
-    prompts, results = eval_prompts(run.config), {}
+    prompts = eval_prompts(run.config)
+    results: dict[str, EvalResult] = {}
     weights = {arm: run.weights(arm, rounds) for arm in (BASE, *run.arms)}
     for arm in weights:
         with run.timed(f"{folder.relative_to(run.folder)} {arm}"):
-            results[arm] = evaluate(  # the model has no name here, which would keep it while the next loads
-                load_model(run.config, weights[arm]), prompts, run.config.eval, folder / arm, run.config.seed
-            )
+            results |= _evaluated(run, arm, weights[arm], prompts, folder)
+    return results
+
+
+def _evaluated(run: Run, arm: str, weights: str, prompts: Sequence[Prompt], folder: Path) -> dict[str, EvalResult]:
+    """An arm's images, drawn once, and where its method draws otherwise, so drawn, too."""
+    model, config, seed = load_model(run.config, weights), run.config.eval, run.config.seed
+    results = {arm: evaluate(model, prompts, config, folder / arm, seed)}
+    if arm in run.arms and (draw := run.arms[arm].method.draw(model, run.arms[arm].config, seed)):
+        name = f"{arm}{REDRAWN}"
+        results[name] = evaluate(model, prompts, config, folder / name, seed, draw)
     return results
 
 

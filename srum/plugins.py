@@ -28,9 +28,32 @@ SHIPPED: dict[str, dict[str, str]] = {
         "sft": "train.methods.sft:Sft",
         "srum": "train.methods.srum:Srum",
         "region_nft": "train.methods.region_nft:RegionNft",
+        "reca": "train.methods.reca:Reca",
+        "rvr": "train.methods.rvr:Rvr",
+        "flow_grpo": "train.methods.flow_grpo:FlowGrpo",
+        "r3": "train.methods.r3:R3",
     },
     "judge": {"self": "judging.self_judge:SelfJudge"},
     "reward": {},
+    "benchmark": {
+        "shapes": "srum.evaluation.benchmarks.shapes:Shapes",
+        "geneval": "srum.evaluation.benchmarks.geneval:Geneval",
+        "compbench": "srum.evaluation.benchmarks.compbench:CompBench",
+        "genevalpp": "srum.evaluation.benchmarks.genevalpp:GenevalPlus",
+        "dpg": "srum.evaluation.benchmarks.dpg:Dpg",
+        "wise": "srum.evaluation.benchmarks.wise:Wise",
+        "unigenbench": "srum.evaluation.benchmarks.unigenbench:UniGenBench",
+        "reasonbench": "srum.evaluation.benchmarks.reasonbench:ReasonBench",
+        "imgedit": "srum.evaluation.benchmarks.imgedit:ImgEdit",
+        "gedit": "srum.evaluation.benchmarks.gedit:Gedit",
+        "tiif": "srum.evaluation.benchmarks.tiif:Tiif",
+        "t2i_compbench": "srum.evaluation.benchmarks.t2i_compbench:T2ICompBench",
+    },
+    "evaluator": {
+        "checker": "srum.evaluation.judges:Checker",
+        "detector": "srum.evaluation.detection:Mask2FormerClip",
+        "vqa": "srum.evaluation.vqa:BlipVqa",
+    },
 }  # kind -> name -> module:Name
 
 
@@ -52,6 +75,11 @@ def find(kind: str, name: str, shipped: Mapping[str, str] | None = None) -> Any:
     if not hasattr(module, attribute):
         raise PluginError(f"{kind} {name!r}: {module_name} has no {attribute!r}")
     return getattr(module, attribute)
+
+
+def names(kind: str) -> list[str]:
+    """The shipped and the installed things of that kind."""
+    return [*SHIPPED[kind], *(point.name for point in entry_points(group=f"srum.{kind}s"))]
 
 
 def find_class(kind: str, name: str, method: str, shipped: Mapping[str, str] | None = None) -> type[Any]:

@@ -30,7 +30,7 @@ from srum.config import load_config
 from srum.evaluation.accuracy import CheckedImage
 from srum.records import Candidate, Grounding, Judgement, Prompt, Record, Region, RewardMap
 from srum.run import find_method
-from srum.run_dir import CONFIG, RunError, open_image, read_by_id, read_records, round_dir
+from srum.run_dir import CONFIG, RunError, open_image, read_by_id, read_records, round_dir, round_dirs
 from srum.tensors import read_tensor
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ class RunView:
     @property
     def rounds(self) -> list[int]:
         """The rounds whose rollout has finished, counted from 0."""
-        files = self.folder.glob("round-*/candidates.jsonl")
+        files = [path for round in round_dirs(self.folder) if (path := round / "candidates.jsonl").exists()]
         return sorted(int(path.parent.name.removeprefix("round-")) for path in files)
 
     def candidates(self, round: int | None = None) -> Candidates:

@@ -208,3 +208,74 @@ class RewardMap(Record):
     def files(self) -> list[str]:
         """The array."""
         return [self.values]
+
+
+class Picture(Record):
+    """One image of a source, ready to be reconstructed, or the reason why it is not (``failure``).
+
+    ``source`` says where it is from. ``image`` is the picture in RGB at its own ``size``, ``seen`` what understanding
+    is shown of it, the same file or a blurred one, ``latent`` the clean latent of the whole picture.
+    """
+
+    id: Name
+    source: str
+    image: RunPath | None = None
+    seen: RunPath | None = None
+    latent: RunPath | None = None
+    size: Size | None = None
+    failure: str | None = None
+
+    @model_validator(mode="after")
+    def _is_whole_or_failed(self) -> Picture:
+        parts = (self.image, self.seen, self.latent, self.size)
+        if any((part is None) != (self.failure is not None) for part in parts):
+            raise ValueError(f"failure: either that, or image, seen, latent and size; got {parts}")
+        return self
+
+    def files(self) -> list[str]:
+        """The images and the latent."""
+        return [name for name in (self.image, self.seen, self.latent) if name is not None]
+
+
+class Pair(Record):
+    """Two candidates of a prompt: one that misses it, which is seen, and one that meets it, which is to be drawn."""
+
+    id: Name
+    prompt_id: Name
+    prompt: str
+    misaligned: Name
+    aligned: Name
+    misaligned_score: Score
+    aligned_score: Score
+
+
+class Turn(Record):
+    """One image of a refinement: the first, as it came, or one drawn after it.
+
+    ``image`` is relative to the folder of ``refined.jsonl``; ``score`` is the judge's, None where that failed or did
+    not ask; ``said`` is what the model wrote before it drew.
+    """
+
+    image: RunPath
+    seed: int | None = None
+    score: Score | None = None
+    said: str | None = None
+
+
+class Refinement(Record):
+    """The images of one prompt from the first on; ``kept`` is the number of the one that stays."""
+
+    id: Name
+    prompt: str
+    turns: list[Turn] = Field(min_length=1)
+    kept: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _kept_is_one(self) -> Refinement:
+        if self.kept >= len(self.turns):
+            raise ValueError(f"kept: {self.kept} of {len(self.turns)} turns")
+        return self
+
+    def files(self) -> list[str]:
+        """All images."""
+        return [turn.image for turn in self.turns]

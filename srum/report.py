@@ -32,7 +32,8 @@ from srum.provenance import described, read_entries
 from srum.reading import CandidateView, read_round
 from srum.records import Candidate, Judged, Region, RegionJudgement
 from srum.run import BASE, Run
-from srum.run_dir import MADE_WITH, ImageError, inside, open_image, read_records, write_text
+from srum.run_dir import MADE_WITH, ImageError, inside, open_image, read_records, round_dirs, write_text
+from srum.stages import TRAIN, Stage
 
 T = TypeVar("T")
 
@@ -61,14 +62,16 @@ def write_report(run_folder: Path) -> Path:
 
 
 def _contents(run: Path) -> dict[str, Any]:
-    rounds = sorted(path for path in run.glob("round-*") if path.is_dir())
-    names = [BASE, *Run(run, load_config(run / CONFIG)).arms]
+    rounds = round_dirs(run)
+    opened = Run(run, load_config(run / CONFIG))
+    names = [BASE, *opened.arms]
     arms = _in_order(_arms(run / "eval"), names)
     accuracy = _accuracy(arms)
     groups = _groups(folder for folder in rounds if (folder / "candidates.jsonl").exists())
     return {
         "name": run.resolve().name,
         "rounds": len(rounds),
+        "to_come": to_come(opened),
         "accuracy": accuracy,
         "gains": _gains(arms),
         "categories": sorted({category for row in accuracy.values() for category in row if category != "overall"}),
@@ -90,6 +93,23 @@ def _contents(run: Path) -> dict[str, Any]:
         },
         **_before_after(run / "eval", arms, (BASE, names[-1])),
     }
+
+
+def to_come(run: Run) -> list[str]:
+    """What the run has not done yet, in order: the rest of a round, whole rounds, arms on the held-out prompts."""
+    lines = []
+    for k in range(run.config.rounds):
+        missing = [stage.name for stage in run.stages.values() if not is_done(run, stage, k)]
+        lines += [f"round {k}: {', '.join(missing)}"] if missing else []
+    arms = [arm for arm in (BASE, *run.arms) if not (run.folder / "eval" / arm / "verdicts.jsonl").exists()]
+    return lines + ([f"the held-out prompts: {', '.join(arms)}"] if run.config.eval.count and arms else [])
+
+
+def is_done(run: Run, stage: Stage, k: int) -> bool:
+    """Whether round ``k`` has all that the stage makes."""
+    if stage == TRAIN:
+        return all((run.train_dir(arm, k) / "model").exists() for arm in run.arms)
+    return all((run.round(k) / f"{name}.jsonl").exists() for name in stage.writes)
 
 
 # Result and charts

@@ -69,7 +69,7 @@ def rasterize(
     that have a score, as if no other had been proposed, and the place of a failed background is neutral. Without a
     layout score, or without any region's, the candidate is skipped either way.
     """
-    if (reason := _reason_to_skip(grounding, judgement, on_failure)) is not None:
+    if (reason := reason_to_skip(grounding, judgement, on_failure)) is not None:
         return reason
     assert judgement.layout.score is not None  # else there was a reason to skip
     alpha = (judgement.layout.score + 1) / 2
@@ -188,7 +188,8 @@ def sample_score(judgement: Judgement) -> float:
     return min(*regions, layout, 1.0)
 
 
-def _reason_to_skip(grounding: Grounding, judgement: Judgement, on_failure: OnFailure) -> Skipped | None:
+def reason_to_skip(grounding: Grounding, judgement: Judgement, on_failure: OnFailure) -> Skipped | None:
+    """Why a candidate has neither map nor score; None where it has."""
     failed = [region.score is None for region in judgement.regions]
     if grounding.error is not None:
         return Skipped.GROUNDING_FAILED

@@ -10,6 +10,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from srum.config import RunConfig
+from srum.disk import require_room
 from srum.drawing import contexts_of, write_plans
 from srum.models.base import Generated, Sampling, UnifiedModel
 from srum.processes import Processes
@@ -52,7 +53,8 @@ def rollout(
     """``candidates_per_prompt`` images of each prompt: ``candidates.jsonl``, ``images/``, ``latents/`` in ``folder``.
 
     The first ``rollout.planned`` of a prompt's candidates plan. A candidate's noise and plan have a seed each, of the
-    run's seed, the round and its id. Finished batches of an interrupted rollout are kept.
+    run's seed, the round and its id. Finished batches of an interrupted rollout are kept. Raises DiskFullError where
+    the rest will not fit, and RunError for a size that the model cannot draw.
     """
     wanted = {
         f"{prompt.id}-{index}": (prompt, index) for prompt in prompts for index in range(config.candidates_per_prompt)
@@ -78,7 +80,19 @@ def rollout(
             for made, name, seed in zip(model.draw(contexts, sampling, noise), batch, noise, strict=True)
         ]
 
+    try:
+        model.latent_grid(config.rollout.size)
+    except ValueError as error:
+        raise RunError(f"rollout.size: {error}") from None
+    Processes.here().once(lambda: _require_room(folder, config, list(wanted)))
     return run_stage(folder, "candidates", Candidate, wanted, config.rollout.batch_size, work)
+
+
+def _require_room(folder: Path, config: RunConfig, ids: Sequence[str]) -> None:
+    """For an image and a latent of a byte per pixel each, of those that are not there."""
+    height, width = config.rollout.size
+    missing = sum(not (folder / "latents" / f"{name}.safetensors").exists() for name in ids)
+    require_room(folder, 2 * height * width * missing, f"{missing} candidates of {height}x{width} pixels")
 
 
 def _keep(

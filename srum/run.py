@@ -20,12 +20,14 @@ from srum.plugins import find
 from srum.processes import Processes
 from srum.run_dir import RunError, StageTimer, round_dir
 from srum.seeding import seed_for
+from srum.stages import TRAIN, Stage
 
 if TYPE_CHECKING:
     from srum.models.base import TrainableModel
     from train.methods.base import Method
 
 BASE = "base"  # the model that entered
+REDRAWN = "-redrawn"  # ends the name of what an arm's weights draw in more than one step
 console = Console()
 
 
@@ -51,6 +53,12 @@ class Run:
         return {name: arm for name, arm in others.items() if name != self.method.name} | {
             self.method.name: Arm(self.method, self.config)
         }
+
+    @property
+    def stages(self) -> dict[str, Stage]:
+        """The stages of a round by name: those of the method, those that only a compared method has, then training."""
+        of_methods = [stage for arm in reversed(self.arms.values()) for stage in arm.method.stages_of(arm.config)]
+        return {stage.name: stage for stage in [*of_methods, TRAIN]}
 
     def seed(self, *parts: int | str) -> int:
         """The seed of what ``parts`` name, such as (round, record id, purpose)."""
@@ -96,6 +104,12 @@ class Arm:
 
     method: Method
     config: RunConfig
+
+
+def newest_weights(run: Run) -> str:
+    """Those of the run's own arm after the last round that it was trained in; else the model that entered."""
+    done = [k for k in range(run.config.rounds) if (run.train_dir(run.method.name, k) / "model").is_dir()]
+    return run.newest(max(done) + 1 if done else 0)
 
 
 def find_method(name: str) -> Method:

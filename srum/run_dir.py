@@ -7,6 +7,7 @@
         prompts.jsonl candidates.jsonl regions.jsonl judgements.jsonl rewards.jsonl  counts.json
         imported.json                     only of srum import: the lines and the folder of images that it is from
         images/ latents/ rewards/         PNG and safetensors, addressed by candidate id
+        pictures.jsonl pictures/ latents/ images read for reconstruction (srum/pictures.py); pairs.jsonl (srum/pairs.py)
         train/ARM/                        metrics.jsonl, checkpoints/, model/ (official layout), adapter/ (LoRA)
 
 A stage cuts the items that it has no record of into batches, in order. A finished batch is one shard,
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import time
 import warnings
@@ -33,12 +35,14 @@ from typing import Any, TypeVar
 import numpy as np
 import yaml
 from filelock import FileLock, Timeout
-from PIL import Image
+from PIL import Image, ImageOps
 from pydantic import ValidationError
 from tqdm import tqdm
 
 from srum.config import CONFIG, FREE, RunConfig, differing_fields, dump, load_config
+from srum.disk import DiskFullError, writing
 from srum.errors import SrumError
+from srum.json_files import read_json
 from srum.processes import Processes
 from srum.provenance import next_entry, read_entries
 from srum.records import FILE_SAFE, SCHEMA_VERSION, Prompt, Record
@@ -54,6 +58,8 @@ STAGE_OF = {
     "regions": "ground",
     "judgements": "judge",
     "rewards": "rasterize",
+    "pictures": "images",
+    "pairs": "pair",
     "verdicts": "eval",
 }  # the command that writes a file of this name
 NAMED = 3  # ids that an error names
@@ -125,7 +131,9 @@ def claim_run(folder: Path, config: RunConfig, resume: bool = False) -> None:
     if not resume:
         raise RunError(f"{folder} already holds this run; pass --resume to go on with it")
     changes = [change.replace(" != ", " -> ") for change in differing_fields(existing, config)]
-    added = list(_lacking(yaml.safe_load((folder / CONFIG).read_text()) or {}, existing.model_dump(mode="json")))
+    added = list(
+        _lacking(yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")) or {}, existing.model_dump(mode="json"))
+    )
     if added:
         warnings.warn(f"{folder / CONFIG} is of older code; today's adds the defaults {'; '.join(added)}", stacklevel=2)
     _note_launch(folder, config, [*changes, *(f"{field} (default of a field that was not there)" for field in added)])
@@ -147,7 +155,7 @@ def _lacking(values: Mapping[str, Any], complete: Mapping[str, Any], prefix: str
 def _note_launch(folder: Path, config: RunConfig, notes: Sequence[str]) -> None:
     """Add this launch to ``made_with.json`` where it changes something."""
     entries = read_entries(folder / MADE_WITH)
-    if not entries and any(folder.glob("round-*")):
+    if not entries and round_dirs(folder):
         notes = ["what it was begun with was not recorded", *notes]
     if entry := next_entry(entries, config.device, notes):
         write_json(folder / MADE_WITH, [*entries, entry])
@@ -161,6 +169,13 @@ def _put_results_aside(folder: Path, rounds: int) -> None:
         (folder / "eval").rename(last / "eval")
     if (folder / "summary.json").exists():
         (folder / "summary.json").replace(last / "summary.json")
+
+
+def round_dirs(folder: Path) -> list[Path]:
+    """The rounds that a run has, in order; a copy such as ``round-000.bak`` is none."""
+    return [
+        path for path in sorted(folder.glob("round-*")) if re.fullmatch(r"round-\d{3,}", path.name) and path.is_dir()
+    ]
 
 
 def round_dir(folder: Path, round_index: int) -> Path:
@@ -196,12 +211,20 @@ def _blobs(folder: Path) -> list[Path]:
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A path beside ``path`` to write to; the file takes its name, and its folder exists, once it is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """A path beside ``path`` to write to; the file takes its name, and its folder exists, once it is complete.
+
+    Raises DiskFullError where the disk is full; what was written then goes.
+    """
     partial = path.with_name(f".{path.name}.partial")
-    partial.unlink(missing_ok=True)  # what a kill left; a link there would be written through
-    yield partial
-    partial.replace(path)
+    try:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial.unlink(missing_ok=True)  # what a kill left; a link there would be written through
+            yield partial
+            partial.replace(path)
+    except DiskFullError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def write_text(path: Path, text: str) -> None:
@@ -306,10 +329,13 @@ def save_image(image: Image.Image, path: Path) -> None:
 
 
 def open_image(path: Path) -> Image.Image:
-    """The RGB image of a file (``to_rgb``). Raises ImageError, naming the file, where it cannot be read."""
+    """The RGB image of a file (``to_rgb``), turned as its EXIF orientation says.
+
+    Raises ImageError, naming the file, where it cannot be read.
+    """
     try:
         with Image.open(path) as image:
-            return to_rgb(image)
+            return to_rgb(ImageOps.exif_transpose(image))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all that Pillow's readers raise
         raise ImageError(f"{path} is not a readable image: {error}") from None
 
@@ -317,15 +343,26 @@ def open_image(path: Path) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     """The image in 8-bit RGB, size and pixels as stored: 16-bit grey is scaled, what is transparent lies on white.
 
-    Raises ImageError for an image without pixels.
+    Numbers with a fraction are taken for shares of 1, of 255 or of 65535, the first that none exceeds. Raises
+    ImageError for an image without pixels, or with some that are no numbers.
     """
     if 0 in image.size:
         raise ImageError(f"an image of {image.width}x{image.height} pixels")
-    if image.mode.startswith("I"):  # 16 bits, perhaps kept in 32; Pillow would cut them off at 255
+    if image.mode == "F":
+        image = _from_floats(np.asarray(image))
+    elif image.mode.startswith("I"):  # 16 bits, perhaps kept in 32; Pillow would cut them off at 255
         image = Image.fromarray((np.asarray(image) / 257).clip(0, 255).round().astype(np.uint8))
     elif image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     return image.convert("RGB")
+
+
+def _from_floats(values: np.ndarray) -> Image.Image:
+    """The grey image of numbers (H, W)."""
+    if not np.isfinite(values).all():
+        raise ImageError("an image with pixels that are no numbers")
+    white = next((limit for limit in (1, 255, 65535) if values.max() <= limit), float(values.max()))
+    return Image.fromarray((values / white * 255).clip(0, 255).round().astype(np.uint8))
 
 
 # --- stages
@@ -544,7 +581,14 @@ class StageTimer:
         start = time.perf_counter()
         try:
             yield
-        finally:
-            seconds = json.loads(self.path.read_text()) if self.path.exists() else {}
-            seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - start, 3)
-            write_json(self.path, seconds)
+        except DiskFullError:
+            raise  # and no room for this
+        except BaseException:
+            self._add(name, start)
+            raise
+        self._add(name, start)
+
+    def _add(self, name: str, start: float) -> None:
+        seconds = read_json(self.path) if self.path.exists() else {}
+        seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - start, 3)
+        write_json(self.path, seconds)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich.markup import escape
 from rich.table import Table
@@ -119,3 +119,16 @@ def _prompts(verdicts: list[CheckedImage]) -> list[tuple[str, str]]:
 
 def _score(score: float | None) -> str:
     return "" if score is None else f"{score:+.2f}"
+
+
+def rows_table(rows: Sequence[Mapping[str, float | int | None]], title: str) -> Table:
+    """Rows of numbers under the names of the first."""
+    table = Table(*rows[0], title=title)
+    for row in rows:
+        table.add_row(
+            *(
+                "" if value is None else f"{value:g}" if isinstance(value, int) else f"{value:.2f}"
+                for value in row.values()
+            )
+        )
+    return table

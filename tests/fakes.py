@@ -40,6 +40,8 @@ class FakeModel(nn.Module):
     device = torch.device("cpu")
     abilities: frozenset[Ability] = frozenset({"seen", "plan", "path", "velocity"})
     plan_instruction = "Plan first."
+    refine_texts = ("Again.", "Prompt: {prompt}")
+    reflect_question, reflect_stop = "What must change for {prompt}?", "Nothing."
 
     def __init__(self) -> None:
         super().__init__()

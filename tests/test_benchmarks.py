@@ -9,13 +9,29 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import attention, gpu_check, judge, lab, medium, memory, rasterizer, real_size, report, stages, training
+from benchmarks import (
+    attention,
+    controls,
+    gpu_check,
+    judge,
+    lab,
+    medium,
+    memory,
+    rasterizer,
+    real_size,
+    report,
+    stages,
+    training,
+)
 from srum import models
+from srum.config import load_config
 from srum.evaluation.denoising import JudgedStep, JudgedSteps
 from srum.models.bagel import Bagel
-from srum.records import Prompt
+from srum.records import Candidate, Prompt
+from srum.run import Run
 from srum.run_dir import read_records
 from tests.fakes import FakeModel
+from train.data import TrainingRecord
 
 GOLDEN = Path(__file__).parent / "golden" / "bagel" / "checkpoint"
 SMALL = [
@@ -171,6 +187,7 @@ def small_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(lab, "ABLATIONS", {name: lab.ABLATIONS[name] for name in ("srum", "binary")})
     monkeypatch.setattr(lab, "DOMAIN_POOL", 70)
     monkeypatch.setattr(lab, "STEP_PROMPTS", 4)
+    monkeypatch.setattr(lab, "CONTROLS", {name: lab.CONTROLS[name] for name in ("judge", "contrast", "shuffled")})
     monkeypatch.setattr(lab, "TRAINED", {"all-weights": lab.TRAINED["all-weights"]})  # the fake has no text to learn
     overrides = [argument for override in SMALL for argument in ("--set", override)]
     return ["--seeds", "0", "1", "--rounds", "1", "--out", str(tmp_path / "lab"), *overrides]
@@ -180,7 +197,8 @@ def test_the_lab_measures_every_part(
     small_lab: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lab.main([*small_lab, "--parts", "credit", "judge"])  # in pieces, in any order
-    later = ["loop", "first", "rounds", "plan", "ablations", "own", "steps", "activation", "transfer", "after"]
+    later = ["controls", "best-of", "loop", "first", "rounds", "plan", "ablations", "own", "steps"]
+    later += ["activation", "transfer", "after"]
     lab.main([*small_lab, "--parts", *later])
     report = json.loads((tmp_path / "lab/lab.json").read_text())
     assert list(report) == ["credit", "judge", *later]
@@ -189,6 +207,12 @@ def test_the_lab_measures_every_part(
     assert list(rows["first"]) == list(rows["loop"])
     assert list(rows["rounds"]) == ["after 0 rounds", "after 1 rounds", "after 1 rounds - after 0 rounds"]
     assert list(rows["credit"]) == ["sample", "region", "region - sample"]
+    assert list(rows["controls"])[:4] == ["base", "judge", "contrast", "shuffled"]
+    assert {"judge - base", "judge - contrast", "judge - shuffled"} <= rows["controls"].keys()
+    assert rows["controls"]["base"]["per_seed"] == rows["first"]["base"]["per_seed"]
+    first, chosen, possible = list(rows["best-of"].values())[:3]
+    assert all(a <= c for a, c in zip(first["per_seed"], possible["per_seed"], strict=True))
+    assert all(b <= c for b, c in zip(chosen["per_seed"], possible["per_seed"], strict=True))
     assert list(rows["plan"]) == ["direct", "plan", "plan - direct"]
     assert {"regions: auroc", "layout: failures", "relations: rejected"} <= rows["judge"].keys()
     assert list(rows["own"]) == [
@@ -226,6 +250,49 @@ def test_the_lab_measures_every_part(
     before = (tmp_path / "lab/lab.json").read_bytes()
     lab.main(small_lab)
     assert json.loads((tmp_path / "lab/lab.json").read_text()) == json.loads(before)
+
+
+def records_of(*made: tuple[str, str | None, float]) -> list[TrainingRecord]:
+    """Records of (prompt id, plan, score), their latents and maps of one cell."""
+    return [
+        TrainingRecord(
+            Candidate(
+                id=f"{prompt}-{n}", prompt_id=prompt, prompt=prompt, index=n, seed=0, plan=plan, image="a.png",
+                latent="a.safetensors", size=(8, 8), sampling={},
+            ),
+            torch.zeros(1, 1, 1), torch.zeros(1, 1), "signed", 1.0, score,
+        )
+        for n, (prompt, plan, score) in enumerate(made)
+    ]  # fmt: skip
+
+
+def test_what_takes_the_place_of_the_judge(tmp_path: Path) -> None:
+    """Prompt a: planned 1 and 0, bare 0 and -1; prompt b: planned 1 and 1, bare -1 and -1.
+
+    Modes alone: 1 and -1 about a mean of 0, over 2 std = 2: half and minus half. Within modes the means of a are 1/2
+    and -1/2, and b has no differences; the scores' variance is (1 + 0 + 0 + 1 + 4) / 8 = 3/4. The sum is halved.
+    """
+    of_a, of_b = [("a", "p", 1.0), ("a", "p", 0.0), ("a", None, 0.0), ("a", None, -1.0)], [1.0, 1.0, -1.0, -1.0]
+    records = records_of(*of_a, *(("b", "p" if score > 0 else None, score) for score in of_b))
+    run = Run(tmp_path, load_config())
+    contrast, within, both, shuffled = (
+        kind().advantages(records, run, 0)
+        for kind in (controls.Contrast, controls.WithinModes, controls.Separated, controls.Shuffled)
+    )
+    assert contrast == pytest.approx([0.5, 0.5, -0.5, -0.5] * 2)
+    half = 0.5 / (2 * 0.75**0.5)
+    assert within == pytest.approx([half, -half, half, -half, 0, 0, 0, 0])
+    assert both == pytest.approx([(a + b) / 2 for a, b in zip(contrast, within, strict=True)])
+    assert sorted(shuffled[:4]) == pytest.approx([-2 * half, 0, 0, 2 * half])
+    assert sorted(shuffled[4:]) == pytest.approx([-2 * half, -2 * half, 2 * half, 2 * half])
+
+
+def test_equal_passes_by_hand() -> None:
+    """A round of 2 prompts with 4 images in 15 steps takes 120 passes, 5 steps of 6 samples 4 x 30 = 120; one image of
+    each of 8 prompts with guidance, 8 x 30 = 240: what one image and the round take are two images of each prompt."""
+    small = ["prompt_count=2", "candidates_per_prompt=4", "train.steps=5", "train.batch_size=6", "eval.count=8"]
+    config = load_config(None, small)
+    assert (lab.passes(config.rollout), lab.passes(config.eval), lab.affordable(config)) == (15, 30, 2)
 
 
 def test_a_difference_that_every_prompt_shows_has_no_width() -> None:

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from srum import open_run
 from srum.cli import app
-from srum.config import RunConfig
+from srum.config import load_config
 from srum.interchange import import_round
 from srum.records import Candidate, ContextPart
 from srum.run_dir import RunError, claim_run, read_records, write_records
@@ -79,7 +79,7 @@ def test_an_imported_round_comes_back_with_every_prompt_once(tmp_path: Path) -> 
     lines = [json.dumps({"prompt": text} | line) + "\n" for text in ("a cat", "a dog", "a cat")]
     (tmp_path / "lines.jsonl").write_text("".join(lines))
     run = tmp_path / "run"
-    claim_run(run, RunConfig())
+    claim_run(run, load_config())
     import_round(tmp_path / "lines.jsonl", tmp_path, FakeModel(), run / "round-000")
     write_export(open_run(run), tmp_path / "run.parquet")
     assert contents(read_export(tmp_path / "run.parquet", tmp_path / "back").folder) == contents(run)

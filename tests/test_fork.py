@@ -14,6 +14,7 @@ from srum import models
 from srum.config import ConfigError, RunConfig, changed, load_config
 from srum.fork import FILES, fork_run
 from srum.loop import run_loop
+from srum.run import Run
 from srum.run_dir import RunError
 from tests.fakes import FakeModel, run_on_fakes
 
@@ -54,7 +55,8 @@ def go_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("stage", FILES)
 def test_a_fork_has_what_lies_before_the_stage(source: Path, tmp_path: Path, stage: str) -> None:
     fork_run(source, tmp_path / "fork", stage, config_of(source), 0)
-    before = list(FILES)[: list(FILES).index(stage)]
+    made = Run(source, config_of(source)).stages
+    before = [name for name in list(FILES)[: list(FILES).index(stage)] if name in made]
     folder = tmp_path / "fork/round-000"
     assert (names(folder) if folder.exists() else set()) == {file for name in before for file in FILES[name]}
     assert names(tmp_path / "fork") == {"config.yaml", "forked.json"} | ({"round-000"} if before else set())

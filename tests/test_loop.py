@@ -17,6 +17,7 @@ from judging.self_judge import SelfJudge
 from judging.stage import load_judge
 from srum import loop, models
 from srum.config import ConfigError, RunConfig, load_config
+from srum.errors import TrainingError
 from srum.evaluation.accuracy import Accuracy, EvalResult
 from srum.evaluation.comparison import summarize
 from srum.loop import evaluate_arms, perform, run_loop
@@ -24,12 +25,12 @@ from srum.models.base import Decoding
 from srum.rasterize import count_outcomes
 from srum.reading import read_round
 from srum.records import Candidate, Failure, Grounding, Judgement, LayoutJudgement, Region, RegionJudgement, RewardMap
+from srum.report import to_come
 from srum.reward_map import Skipped, centred
 from srum.run import Run
 from srum.run_dir import RunError, read_records
 from tests.fakes import FakeModel, run_on_fakes
 from train import tracking
-from train.examples import TrainingError
 from train.trainer import train as train_arm
 
 SMALL = [
@@ -444,7 +445,7 @@ SAME_NAME = "from train.methods.srum import Srum\n\nclass Mine(Srum):\n    pass\
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["compare=[ppo]"], "compare: ppo: no method 'ppo': give one of sft, srum, region_nft or module:Name"),
+        (["compare=[ppo]"], "compare: ppo: no method 'ppo': give one of sft, srum, region_nft"),
         (
             ["method=sft", "compare=[region_nft]", "candidates_per_prompt=1"],
             "compare: region_nft: .*candidates_per_prompt: region_nft compares",
@@ -527,3 +528,24 @@ def test_an_image_that_breaks_costs_its_candidate_alone(tmp_path: Path) -> None:
     counts = json.loads((folder / "counts.json").read_text())
     assert counts["grounding_errors"] == 1 and counts["layout_failures"]["unreadable_image"] == 1
     assert counts["skipped"]["grounding_failed"] == 1
+
+
+def test_the_report_grows_with_every_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its path is printed first; then it is written after each of 5 stages and at the end, and by a resumed run anew at
+    the start and the end alone."""
+    left: list[int] = []
+
+    def written(folder: Path) -> Path:
+        left.append(len(to_come(Run(folder, load_config(folder / "config.yaml")))))
+        return folder / "report.html"
+
+    monkeypatch.setattr(loop, "write_report", written)
+    config = load_config(None, [*SMALL, "rounds=1", "eval.count=0"])
+    run_loop(config, tmp_path / "run")
+    assert left == [1, 1, 1, 1, 1, 0, 0]
+    assert capsys.readouterr().out.startswith("the report, written again after every stage: ")
+    left.clear()
+    run_loop(config, tmp_path / "run", resume=True)
+    assert left == [0, 0]

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch.multiprocessing import ProcessRaisedException
 
 from srum import models
-from srum.config import RunConfig
+from srum.config import load_config
 from srum.loop import run_loop
 from srum.run_dir import claim_run
 from tests.fakes import FakeModel
@@ -93,7 +93,7 @@ def test_nobody_waits_for_a_process_that_is_gone(folder: Path) -> None:
 
 
 def test_a_launch_ends_with_the_message_of_what_failed(tmp_path: Path) -> None:
-    claim_run(tmp_path / "run", RunConfig())
+    claim_run(tmp_path / "run", load_config())
     command = [*TORCHRUN, sys.executable, "-c", SRUM, "run", "--out", "run"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)

@@ -15,7 +15,7 @@ import yaml
 
 import srum
 from srum import models, provenance
-from srum.config import RunConfig, load_config
+from srum.config import load_config
 from srum.loop import run_loop
 from srum.provenance import LIBRARIES, described, device_name, made_with, read_entries
 from srum.report import write_report
@@ -44,30 +44,30 @@ def with_another(monkeypatch: pytest.MonkeyPatch, **facts: Any) -> None:
 
 
 def test_the_first_launch_says_what_the_run_is_made_with(tmp_path: Path) -> None:
-    claim_run(tmp_path, RunConfig())
+    claim_run(tmp_path, load_config())
     (entry,) = read_entries(tmp_path / "made_with.json")
     assert entry["srum"] == srum.__version__ and entry["torch"] == torch.__version__ and entry["device"]
     assert set(LIBRARIES) | {"python", "date"} <= entry.keys() and entry["notes"] == []
 
 
 def test_the_same_means_add_no_entry_and_no_warning(tmp_path: Path) -> None:
-    claim_run(tmp_path, RunConfig())
+    claim_run(tmp_path, load_config())
     before = (tmp_path / "made_with.json").read_bytes()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        claim_run(tmp_path, RunConfig(), resume=True)
+        claim_run(tmp_path, load_config(), resume=True)
     assert (tmp_path / "made_with.json").read_bytes() == before
 
 
 def test_going_on_with_other_means_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    claim_run(tmp_path, RunConfig())
+    claim_run(tmp_path, load_config())
     with_another(monkeypatch, torch="9.0", device="another")
     device = device_name("auto")
     with pytest.warns(UserWarning) as warned:
-        claim_run(tmp_path, RunConfig(), resume=True)
+        claim_run(tmp_path, load_config(), resume=True)
     (message,) = {str(warning.message) for warning in warned}
     assert f"torch 9.0 in place of {torch.__version__}; device another in place of {device}" in message
-    claim_run(tmp_path, RunConfig(), resume=True)
+    claim_run(tmp_path, load_config(), resume=True)
     first, second = described(read_entries(tmp_path / "made_with.json"))
     assert f"made with srum {srum.__version__}" in first and f"torch {torch.__version__}" in first
     assert second.endswith(
@@ -76,10 +76,10 @@ def test_going_on_with_other_means_is_said_once(tmp_path: Path, monkeypatch: pyt
 
 
 def test_the_report_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    claim_run(tmp_path, RunConfig())
+    claim_run(tmp_path, load_config())
     with_another(monkeypatch, torch="<b>9.0")
     with pytest.warns(UserWarning):
-        claim_run(tmp_path, RunConfig(), resume=True)
+        claim_run(tmp_path, load_config(), resume=True)
     page = write_report(tmp_path).read_text()
     assert (
         f"made with srum {srum.__version__}" in page and f"torch &lt;b&gt;9.0 in place of {torch.__version__}" in page
@@ -87,10 +87,10 @@ def test_the_report_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_run_from_before_this_was_recorded(tmp_path: Path) -> None:
-    claim_run(tmp_path, RunConfig())
+    claim_run(tmp_path, load_config())
     (tmp_path / "made_with.json").unlink()
     (tmp_path / "round-000").mkdir()
-    claim_run(tmp_path, RunConfig(), resume=True)
+    claim_run(tmp_path, load_config(), resume=True)
     (entry,) = read_entries(tmp_path / "made_with.json")
     assert entry["notes"] == ["what it was begun with was not recorded"]
 
@@ -126,7 +126,7 @@ def test_a_device_has_a_name() -> None:
 
 
 def test_a_config_that_lacks_fields_is_completed_in_sight(tmp_path: Path) -> None:
-    claim_run(tmp_path, RunConfig())
+    claim_run(tmp_path, load_config())
     whole = (tmp_path / "config.yaml").read_text()
     values = yaml.safe_load(whole)
     del values["rollout"]["renorm"], values["candidates_per_prompt"]
@@ -134,7 +134,7 @@ def test_a_config_that_lacks_fields_is_completed_in_sight(tmp_path: Path) -> Non
     with pytest.warns(
         UserWarning, match=r"today's adds the defaults candidates_per_prompt: 4; rollout\.renorm: global"
     ):
-        claim_run(tmp_path, RunConfig(), resume=True)
+        claim_run(tmp_path, load_config(), resume=True)
     assert (tmp_path / "config.yaml").read_text() == whole
     last = read_entries(tmp_path / "made_with.json")[-1]
     assert last["notes"] == [
@@ -144,7 +144,7 @@ def test_a_config_that_lacks_fields_is_completed_in_sight(tmp_path: Path) -> Non
 
 
 def test_a_field_that_changes_on_the_way_is_noted(tmp_path: Path) -> None:
-    claim_run(tmp_path, RunConfig())
+    claim_run(tmp_path, load_config())
     claim_run(tmp_path, load_config(None, ["device=cpu"]), resume=True)
     assert read_entries(tmp_path / "made_with.json")[-1]["notes"] == ["device: auto -> cpu"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from html.parser import HTMLParser
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ from srum.records import (
     RegionJudgement,
     RewardMap,
 )
-from srum.report import write_report
+from srum.report import to_come, write_report
+from srum.run import Run
 from srum.run_dir import RunError, claim_run, write_json, write_records, write_text
 
 ARMS = ("base", "sft", "srum", "region_nft")
@@ -343,6 +345,21 @@ def test_a_run_that_has_only_begun(tmp_path: Path) -> None:
     assert "<script" not in (tmp_path / "report.html").read_text()
     for missing in ("No result yet", "No pair of evaluated images", "No training step", "No timings", "No candidate"):
         assert missing in text
+
+
+def test_the_page_says_what_is_still_to_come(run: Path, tmp_path: Path) -> None:
+    """Two judged rounds and all verdicts, but no weights: training is left. Of a run that has begun, everything."""
+    assert to_come(Run(run, load_config(run / "config.yaml"))) == ["round 0: train", "round 1: train"]
+    text = " ".join(parse(write_report(run)).text.split())
+    assert "Still to come: round 0: train; round 1: train." in text
+    for k, arm in product(("round-000", "round-001"), ARMS[1:]):
+        (run / k / "train" / arm / "model").mkdir()
+    assert "Still to come" not in parse(write_report(run)).text
+    begun = Run(tmp_path / "begun", load_config(None, ["rounds=1"]))
+    assert to_come(begun) == [
+        "round 0: rollout, ground, judge, rasterize, train",
+        f"the held-out prompts: {', '.join(ARMS)}",
+    ]
 
 
 @pytest.mark.parametrize("missing", ["rewards", "judgements", "regions"])

@@ -2,13 +2,14 @@
 
 Every process writes its own part, and reads whatever part it needs, so that a run goes on with another number of
 processes. A checkpoint appears by the rename of a complete folder: whichever exists is whole. The last two are kept.
-The last step's has no optimiser: nothing follows it.
+The last step's has no optimiser: nothing follows it. One that was damaged afterwards is passed over.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
@@ -22,7 +23,9 @@ import torch.distributed.checkpoint as dcp
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
+from srum.disk import writing
 from srum.errors import SrumError
+from srum.json_files import JsonError, read_json
 from srum.processes import Processes
 from train.muon import Muon
 from train.optimizer import optimizer_state, start_optimizer
@@ -55,21 +58,22 @@ class Checkpoints:
         partial = self._path(step, ".{}.partial")
         if self.processes.rank == 0:
             shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
             facts = {"step": step, "finished": finished, "identity": dict(self.identity)}
-            with (partial / "state.json").open("w") as file:
-                json.dump(facts | {"optimizer": sorted(state.get("optimizer", ()))}, file)
-                file.flush()
-                os.fsync(file.fileno())
+            with writing(partial):
+                partial.mkdir(parents=True)
+                with (partial / "state.json").open("w") as file:
+                    json.dump(facts | {"optimizer": sorted(state.get("optimizer", ()))}, file)
+                    file.flush()
+                    os.fsync(file.fileno())
         self.processes.wait()
         where: dict[str, Any] = {"checkpoint_id": partial, "process_group": self.group, "no_dist": self.group is None}
         if self.background and not finished:
-            with _single_process_is_fine():
+            with _single_process_is_fine(), writing(partial):
                 written = dcp.async_save(state, **where)
             assert isinstance(written, Future)
             self._writing = step, written
         else:
-            with _single_process_is_fine():
+            with _single_process_is_fine(), writing(partial):
                 dcp.save(state, **where)
             self._appear(step)
 
@@ -78,7 +82,8 @@ class Checkpoints:
         if self._writing is not None:
             step, written = self._writing
             self._writing = None
-            written.result()
+            with writing(self._path(step)):
+                written.result()
             self._appear(step)
 
     def _appear(self, step: int) -> None:
@@ -96,14 +101,13 @@ class Checkpoints:
     def resume(self, state: State, parameters: Mapping[str, Parameter], optimizer: Optimizer | Muon) -> int:
         """Load the newest checkpoint into ``state`` and the optimiser; the number of steps done (0: there is none).
 
-        Raises CheckpointMismatch where the checkpoint's run and this one differ. A finished run takes any model: its
-        weights are all there.
+        Damaged ones, newer than a whole one, go with a warning. Raises CheckpointMismatch where the checkpoint's run
+        and this one differ, and where all are damaged. A finished run takes any model: its weights are all there.
         """
-        checkpoints = list_checkpoints(self.folder)
-        if not checkpoints:
+        newest = self.processes.once(lambda: newest_whole(self.folder))
+        if newest is None:
             return 0
-        newest = checkpoints[-1]
-        facts = json.loads((newest / "state.json").read_text())
+        facts = read_json(newest / "state.json")
         differing = [name for name, digest in self.identity.items() if facts["identity"].get(name) != digest]
         if set(differing) - ({"model"} if facts["finished"] else set()):
             raise CheckpointMismatch(
@@ -124,6 +128,46 @@ def _single_process_is_fine() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
         yield
+
+
+def newest_whole(folder: Path) -> Path | None:
+    """The newest checkpoint that is whole, those after it removed with a warning; None where there is none at all."""
+    damaged: dict[Path, str] = {}
+    for path in reversed(list_checkpoints(folder)):
+        fault = _fault(path)
+        if fault is None:
+            for other, why in damaged.items():
+                warnings.warn(
+                    f"{other} is damaged ({why}) and removed; training goes on from {path.name}", stacklevel=2
+                )
+                shutil.rmtree(other)
+            return path
+        damaged[path] = fault
+    if damaged:
+        path, why = next(iter(damaged.items()))
+        raise CheckpointMismatch(f"{path} is damaged ({why}), and so is every other; delete {folder} to train anew")
+    return None
+
+
+def _fault(path: Path) -> str | None:
+    """What keeps a checkpoint from being loaded: files that are missing, empty or shorter than its metadata says."""
+    try:
+        facts = read_json(path / "state.json")
+        if lacking := {"step", "finished", "identity", "optimizer"} - facts.keys():
+            return f"state.json lacks {', '.join(sorted(lacking))}"
+        stored = dcp.FileSystemReader(path).read_metadata().storage_data.values()
+        ends = {
+            name: max(s.offset + s.length for s in stored if s.relative_path == name)
+            for name in {s.relative_path for s in stored}
+        }
+        short = [name for name, end in sorted(ends.items()) if (path / name).stat().st_size < end]
+    except JsonError as error:
+        return str(error).removeprefix(f"{path}/")
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (OSError, EOFError, AttributeError, LookupError, ValueError, TypeError, ImportError, pickle.UnpicklingError):
+        return ".metadata is not whole"
+    return f"{short[0]} is cut off" if short else None
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from judging.instructions import Instructions, load_instructions
 from srum.config import TrainConfig
+from srum.errors import TrainingError
 from srum.models.base import Segment
 from srum.records import Candidate, Grounding, Judged, Judgement, RewardMap
 from srum.run_dir import RunError, read_by_id
 from srum.tensors import read_tensor
-from train.examples import Example, Mix, Part, TrainingError, hold_out
+from train.examples import Example, Mix, Part, hold_out
 
 ROUNDING = 1e-5  # how far float32 arithmetic may carry a reward past its range
 

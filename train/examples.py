@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from srum.config import TrainConfig
-from srum.errors import SrumError
+from srum.errors import TrainingError
 from srum.models.base import Segment, UnifiedModel
 from srum.processes import Processes
 from srum.seeding import seed_for
@@ -24,8 +24,14 @@ if TYPE_CHECKING:
     from train.feed import ExampleFeed
 
 
-class TrainingError(SrumError, RuntimeError):
-    """Training cannot go on, or has done nothing."""
+@dataclass(frozen=True)
+class Sampled:
+    """How the tokens of a segment came about, which a policy drew: under its weights, and less a constant, their
+    log-probability is ``logprob`` (n,) = -``precision`` error. A text has the precision 1, an image's step its own;
+    a token of precision 0 was not drawn."""
+
+    logprob: Tensor
+    precision: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +41,14 @@ class Example:
     ``credit``: what the tokens of each segment with a loss are weighted with, in the order of the segments: a value per
     token (on a latent per cell of its grid, row-major), or one for all; none at all stand for ones. ``id`` is unique
     among the examples of a training and seeds what is drawn; ``group`` is what is held out together (a prompt).
+    ``sampled``: how each segment with a loss was drawn, where a policy drew them.
     """
 
     id: str
     segments: Sequence[Segment]
     credit: Sequence[Tensor] = ()
     group: str = ""
+    sampled: Sequence[Sampled] = ()
 
 
 @dataclass(frozen=True)
@@ -94,11 +102,15 @@ class Mix:
 
         return ExampleFeed(model, self, config, seed, processes)
 
+    def __str__(self) -> str:
+        return f"{sum(len(part.examples) for part in self.parts)} examples"
+
     def digest(self) -> str:
         """A checksum of the examples in order: ids, texts, credits."""
         total = hashlib.sha256()
         for example in (*(e for part in self.parts for e in part.examples), *self.held_out):
-            total.update(repr((example.id, [(s.kind, s.text or s.ids, s.loss) for s in example.segments])).encode())
+            texts = [(s.kind, s.text or s.ids or s.texts or None, s.loss) for s in example.segments]
+            total.update(repr((example.id, texts)).encode())
             for credit in example.credit:
                 total.update(credit.numpy().tobytes())
         return total.hexdigest()

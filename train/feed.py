@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -23,17 +23,24 @@ class Step:
     """The packs of this process in a step, each made when it is asked for, and whether it counts.
 
     ``image_tokens`` and ``text_tokens`` are what all processes predict in packs that count; ``ids`` all examples of the
-    step.
+    step; ``facts`` what the metrics say of it besides.
     """
 
     packs: Iterable[tuple[Pack, bool]]
     image_tokens: int
     text_tokens: int
     ids: Sequence[str]
+    facts: Mapping[str, float] = field(default_factory=dict)
 
 
 class Feed(Protocol):
-    """Gives the trainer its steps."""
+    """Gives the trainer its steps.
+
+    Where a feed ``draws``, a step is drawn by the network, with the weights that it has then, and is a function of
+    these, too. All processes draw all of it.
+    """
+
+    draws: bool
 
     def step(self, number: int) -> Step:
         """Step ``number``, counted from 0: a function of it and of the seed alone."""
@@ -59,6 +66,8 @@ class Source(Protocol):
 class ExampleFeed:
     """The steps of a mix of examples, drawn by ``seed``, in packs as ``train.memory`` allows."""
 
+    draws = False
+
     def __init__(self, model: UnifiedModel, mix: Mix, config: TrainConfig, seed: int, processes: Processes) -> None:
         self.model, self.mix, self.config, self.seed, self.processes = model, mix, config, seed, processes
         if "prepare" in model.abilities:
@@ -68,7 +77,8 @@ class ExampleFeed:
 
     def step(self, number: int) -> Step:
         """The examples of the step with their dropout, timesteps and noise."""
-        drawn = [(epoch, opened(self.model, example)) for epoch, example in self.mix.at(number, self.seed)]
+        visits = self.mix.at(number, self.seed)
+        drawn = [(epoch, opened(self.model, example, self.seed, epoch)) for epoch, example in visits]
         packs = self.own_packs([self.model.length(example.segments) for _, example in drawn])
         samples = [([self.draw(*drawn[place]) for place in members], counted) for members, counted in packs]
         return self._step(samples, [example.id for _, example in drawn])
@@ -88,17 +98,33 @@ class ExampleFeed:
         return draw(self.model, example, self.config, generator_for(self.seed, epoch, example.id))
 
     def own_packs(self, lengths: Sequence[int]) -> list[tuple[list[int], bool]]:
-        """This process's packs of samples of ``lengths``, the places of each, and whether a pack counts.
-
-        All processes have the same number, since they gather weights and sum gradients together; where there are fewer
-        samples than processes, a pack of another stands in that does not count.
-        """
-        packs = cut(lengths, self.config.memory.pack_tokens, self.processes.count)
-        own = packs[self.processes.rank :: self.processes.count]
-        return [(pack or packs[0], bool(pack)) for pack in own]
+        """Those of this process."""
+        return own_packs(lengths, self.config.memory.pack_tokens, self.processes)
 
     def _step(self, own: Sequence[tuple[list[Sample], bool]], ids: Sequence[str]) -> Step:
-        counts = [self.model.targets(s.segments, s.corruptions) for samples, counted in own if counted for s in samples]
-        image_tokens, text_tokens = self.processes.total(torch.tensor(counts or [(0, 0)]).sum(dim=0)).tolist()
-        packs = ((make_pack(self.model, samples), counted) for samples, counted in own)
-        return Step(packs, image_tokens, text_tokens, ids)
+        return packed_step(self.model, own, ids, self.processes)
+
+
+def own_packs(lengths: Sequence[int], budget: int | None, processes: Processes) -> list[tuple[list[int], bool]]:
+    """This process's packs of samples of ``lengths``, the places of each, and whether a pack counts.
+
+    All processes have the same number, since they gather weights and sum gradients together; where there are fewer
+    samples than processes, a pack of another stands in that does not count.
+    """
+    packs = cut(lengths, budget, processes.count)
+    own = packs[processes.rank :: processes.count]
+    return [(pack or packs[0], bool(pack)) for pack in own]
+
+
+def packed_step(
+    model: UnifiedModel,
+    own: Sequence[tuple[list[Sample], bool]],
+    ids: Sequence[str],
+    processes: Processes,
+    facts: Mapping[str, float] | None = None,
+) -> Step:
+    """The step of this process's ``own`` packs."""
+    counts = [model.targets(s.segments, s.corruptions) for samples, counted in own if counted for s in samples]
+    image_tokens, text_tokens = processes.total(torch.tensor(counts or [(0, 0)]).sum(dim=0)).tolist()
+    packs = ((make_pack(model, samples), counted) for samples, counted in own)
+    return Step(packs, image_tokens, text_tokens, ids, facts or {})

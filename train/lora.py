@@ -19,8 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from srum.config import LoraConfig
+from srum.errors import TrainingError
 from srum.models.base import TrainableModel
-from train.examples import TrainingError, generator_for
+from train.examples import generator_for
 from train.sharding import local, part, whole
 
 ADAPTER = "default"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from srum.disk import writing
 from srum.run_dir import write_text
 
 TIMESTEP_BINS = 4
@@ -68,7 +69,7 @@ def keep_rows(path: Path, count: int) -> list[dict[str, Any]]:
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
     """Add a row, so that line k is the k-th."""
-    with path.open("a") as file:
+    with writing(path), path.open("a") as file:
         file.write(json.dumps(row) + "\n")
 
 

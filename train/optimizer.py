@@ -10,7 +10,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from srum.config import TrainConfig
-from train.examples import TrainingError
+from srum.errors import TrainingError
 from train.muon import Muon
 
 

@@ -12,12 +12,16 @@ import torch
 from torch import Tensor
 
 from srum.config import TrainConfig
+from srum.errors import TrainingError
 from srum.models.base import Corruption, Segment, TrainingForward, UnifiedModel
 from srum.run_dir import open_image
-from train.examples import Example, TrainingError, generator_for
+from srum.tensors import read_tensor
+from train.examples import Example, Sampled, generator_for
 from train.metrics import TIMESTEP_BINS
+from train.objective import Draws
 
 ONES = torch.ones(1)
+UNSAMPLED = Sampled(torch.zeros(1), torch.zeros(1))
 
 
 @dataclass(frozen=True)
@@ -29,15 +33,25 @@ class Sample:
     corruptions: Sequence[Corruption]
 
 
-def opened(model: UnifiedModel, example: Example) -> Example:
-    """The example with the images of its files. Raises ImageError where one cannot be read."""
-    if not any(isinstance(segment.image, Path) for segment in example.segments):
+def opened(model: UnifiedModel, example: Example, *visit: int) -> Example:
+    """The example with the images and latents of its files, and with one of the texts of each segment that has several,
+    drawn by (seed, epoch), the ``visit``; without it the first. Raises ImageError and TensorError."""
+    if not any(s.texts or s.file or isinstance(s.image, Path) for s in example.segments):
         return example
-    segments = [
-        replace(segment, image=model.resized(open_image(segment.image))) if isinstance(segment.image, Path) else segment
-        for segment in example.segments
-    ]
-    return replace(example, segments=segments)
+    generator = generator_for(*visit, example.id, "text") if visit else None
+    return replace(example, segments=[_opened(model, segment, generator) for segment in example.segments])
+
+
+def _opened(model: UnifiedModel, segment: Segment, generator: torch.Generator | None) -> Segment:
+    if segment.texts:
+        place = 0 if generator is None else int(torch.randint(len(segment.texts), (), generator=generator))
+        return replace(segment, text=segment.texts[place], texts=())
+    if segment.file:
+        return replace(segment, latent=read_tensor(segment.file), file=None)
+    if isinstance(segment.image, Path):
+        image = open_image(segment.image)
+        return replace(segment, image=image if segment.side else model.resized(image))
+    return segment
 
 
 def draw(model: UnifiedModel, example: Example, config: TrainConfig, generator: torch.Generator) -> Sample:
@@ -153,12 +167,15 @@ class Credits:
 
 @dataclass(frozen=True)
 class Pack:
-    """Samples that run together, as the model ``packed`` them, and the credits of their tokens."""
+    """Samples that run together, as the model ``packed`` them, and the credits of their tokens; how they were drawn,
+    where a policy drew them (log-probability, precision)."""
 
     ids: list[str]
     packed: Any
     image: Credits
     text: Credits
+    image_drawn: tuple[Credits, Credits] | None = None
+    text_drawn: tuple[Credits, Credits] | None = None
 
     def image_credit(self, forward: TrainingForward) -> Tensor:
         """(N,) in the order of the image tokens that the model predicted."""
@@ -166,22 +183,49 @@ class Pack:
 
     def text_credit(self, forward: TrainingForward) -> Tensor:
         """(M,) in the order of the text tokens that the model predicted."""
-        owner = forward.text_segment
-        place = torch.arange(len(owner), device=owner.device) - torch.searchsorted(owner, owner)
-        return self.text.at(owner, place)
+        return self.text.at(forward.text_segment, _places(forward))
+
+    def image_draws(self, forward: TrainingForward) -> Draws | None:
+        """The same of how the tokens were drawn."""
+        if self.image_drawn is None:
+            return None
+        logprob, precision = (values.at(forward.image_segment, forward.cell) for values in self.image_drawn)
+        return Draws(logprob, precision, forward.image_segment)
+
+    def text_draws(self, forward: TrainingForward) -> Draws | None:
+        """The same of text tokens."""
+        if self.text_drawn is None:
+            return None
+        logprob, precision = (values.at(forward.text_segment, _places(forward)) for values in self.text_drawn)
+        return Draws(logprob, precision, forward.text_segment)
+
+
+def _places(forward: TrainingForward) -> Tensor:
+    """Which token of its text each is, (M,)."""
+    owner = forward.text_segment
+    return torch.arange(len(owner), device=owner.device) - torch.searchsorted(owner, owner)
 
 
 def make_pack(model: UnifiedModel, samples: Sequence[Sample]) -> Pack:
     """Samples packed by the model, with their credits."""
-    credits: dict[bool, list[tuple[Tensor, int]]] = {True: [], False: []}  # by whether of a text
+    learned: dict[bool, list[tuple[int, Tensor, Sampled]]] = {True: [], False: []}  # by whether of a text
     for number, sample in enumerate(samples):
-        learned = [segment for segment in sample.segments if segment.loss]
-        own = sample.example.credit or [ONES] * len(learned)
-        for segment, credit in zip(learned, own, strict=True):
+        segments = [segment for segment in sample.segments if segment.loss]
+        credits = sample.example.credit or [ONES] * len(segments)
+        drawn = sample.example.sampled or [UNSAMPLED] * len(segments)
+        for segment, credit, how in zip(segments, credits, drawn, strict=True):
             if not segment.dropped:
-                credits[segment.kind == "text"].append((credit, number))
-    text, image = (
-        Credits.of([c for c, _ in own], [n for _, n in own], model.device) for own in (credits[True], credits[False])
-    )
+                learned[segment.kind == "text"].append((number, credit, how))
     packed = model.pack([sample.segments for sample in samples], [c for sample in samples for c in sample.corruptions])
-    return Pack([sample.example.id for sample in samples], packed, image, text)
+
+    def laid_out(text: bool, values: Sequence[Tensor]) -> Credits:
+        return Credits.of(values, [number for number, _, _ in learned[text]], model.device)
+
+    def drawn_of(text: bool) -> tuple[Credits, Credits] | None:
+        if not any(sample.example.sampled for sample in samples):
+            return None
+        hows = [how for _, _, how in learned[text]]
+        return laid_out(text, [how.logprob for how in hows]), laid_out(text, [how.precision for how in hows])
+
+    image, text = (laid_out(kind, [credit for _, credit, _ in learned[kind]]) for kind in (False, True))
+    return Pack([sample.example.id for sample in samples], packed, image, text, drawn_of(False), drawn_of(True))

@@ -29,7 +29,7 @@ from srum.run_dir import atomic, write_text
 from srum.shapes.prompts import sample_prompt
 from srum.shapes.render import render
 from srum.shapes.scenes import sample_scene
-from srum.shapes.wording import PLAN_INSTRUCTION, REFINE_SYSTEM, REFINE_USER
+from srum.shapes.wording import PLAN_INSTRUCTION, REFINE_SYSTEM, REFINE_USER, REFLECT_QUESTION, STOP
 from train.methods.sft import Sft, SftConfig
 from train.objective import Objective
 from train.phases import PHASES, Phase, scaled
@@ -127,6 +127,8 @@ def tiny_config(autoencoder: AutoencoderConfig) -> BagelConfig:
         "plan_instruction": PLAN_INSTRUCTION,
         "refine_system": REFINE_SYSTEM,
         "refine_user": REFINE_USER,
+        "reflect_question": REFLECT_QUESTION,
+        "reflect_stop": STOP,
     }
     raw = {"llm_config.json": LLM, "vit_config.json": VIT, "bagel_config.json": own}
     return BagelConfig(llm=LlmConfig.model_validate(LLM), vit=VitConfig.model_validate(VIT), raw=raw, **own)

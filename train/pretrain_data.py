@@ -25,13 +25,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from srum import flow
 from srum.config import TrainConfig
+from srum.errors import TrainingError
 from srum.models.bagel.autoencoder import decode_latents, encode_mean
 from srum.models.bagel.config import BagelConfig
 from srum.models.bagel.model import Bagel
 from srum.models.bagel.sequence import Batch, ImageMarkers, Split, lay_out
 from srum.models.base import UnifiedModel
 from srum.processes import Processes
-from train.examples import TrainingError
 from train.feed import Step as TrainerStep
 from train.packs import Credits
 from train.packs import Pack as TrainerPack
@@ -245,6 +245,8 @@ class Pretraining:
 
 class PretrainingFeed:
     """The steps of a phase, in order, completed on the device of the model."""
+
+    draws = False
 
     def __init__(self, steps: Steps, model: Bagel, workers: int) -> None:
         self.steps, self.model, self.workers = steps, model, workers

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from srum.config import RolloutConfig
 from srum.drawing import contexts_of
+from srum.errors import TrainingError
 from srum.models.base import Generated, Sampling, UnifiedModel
 from srum.run_dir import save_image
 from train.data import TrainingRecord
-from train.examples import TrainingError
 
 FAR = 0.5  # of the latent's own norm; rounding stays far below, and latents of another model are about as far as noise
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 
 from srum.processes import Processes
@@ -14,7 +15,8 @@ from train.trainer import DTYPES, train
 def train_stage(run: Run, k: int) -> None:
     """train/ARM/: every arm goes on from its own weights, on the same candidates, with the same noise.
 
-    An arm whose ``model/`` is there is left as it is, whatever its candidates are now.
+    An arm whose ``model/`` is there is left as it is, whatever its candidates are now. Every arm's examples are asked
+    for before the first trains. Checkpoints of a trained arm go unless ``train.keep_checkpoints`` wants them.
     """
     require_trainable(run.config.device)
     processes = Processes.here()
@@ -22,24 +24,28 @@ def train_stage(run: Run, k: int) -> None:
     if processes.rank == 0:
         for name in trained:
             console.print(f"already trained: {run.train_dir(name, k)}", soft_wrap=True)
-    for name, arm in run.arms.items():
-        if name not in trained:
-            train_arm(run, k, name, arm)
+    missing = {name: arm for name, arm in run.arms.items() if name not in trained}
+    if len(missing) > 1:
+        for arm in missing.values():
+            arm.method.examples(run, k, arm.config)
+    for name, arm in missing.items():
+        train_arm(run, k, name, arm)
+    if processes.rank == 0 and not run.config.train.keep_checkpoints:
+        for name in run.arms:
+            shutil.rmtree(run.train_dir(name, k) / "checkpoints", ignore_errors=True)
 
 
 def train_arm(run: Run, k: int, name: str, arm: Arm) -> None:
     """train/ARM/: one arm goes on from its own weights."""
     config = arm.config.train
-    mix = arm.method.examples(run, k, arm.config)
+    source = arm.method.examples(run, k, arm.config)
     if Processes.here().rank == 0:
-        console.print(
-            f"{run.round(k).name}: {name}, training on {sum(len(part.examples) for part in mix.parts)} examples"
-        )
+        console.print(f"{run.round(k).name}: {name}, training on {source}")
     model = load_model(run.config, run.weights(name, k), DTYPES[config.memory.frozen], empty=True)
     candidates = load_training_records(run.round(k)) if config.probes or config.samples.count else []
     train(
         model,
-        mix,
+        source,
         arm.method.objective(arm.config),
         config,
         run.train_dir(name, k),

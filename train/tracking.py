@@ -10,7 +10,7 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, filter_trackers
 
-from train.examples import TrainingError
+from srum.errors import TrainingError
 
 
 @contextmanager

@@ -21,13 +21,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from srum.config import TrainConfig
+from srum.disk import require_room
+from srum.errors import TrainingError
 from srum.models import native_bfloat16
 from srum.models.base import Generated, TrainingForward
 from srum.processes import Processes
 from train import lora
-from train.checkpoint import Checkpoints, State
+from train.checkpoint import KEPT, Checkpoints, State
 from train.data import TrainingRecord
-from train.examples import TrainingError
 from train.feed import Feed, Source, Step
 from train.metrics import TIMESTEP_BINS, Log, image_sums, step_means, text_sums
 from train.objective import Objective, Terms, Tokens
@@ -40,6 +41,7 @@ from train.weights import Copy, TrainableModel, digest, publish, recomputed, tra
 
 T = TypeVar("T")
 IN_BACKGROUND = frozenset({"cuda"})  # devices that compute while a checkpoint is written
+NAMED = 8  # examples that an error names
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -47,8 +49,9 @@ class NonFiniteError(TrainingError):
     """A loss or gradient is NaN or infinite; ``ids`` are the examples it came from. No weight has taken it."""
 
     def __init__(self, what: str, step: int, ids: Sequence[str]) -> None:
-        super().__init__(f"non-finite {what} in step {step}, examples {', '.join(ids)}")
-        self.ids = list(ids)
+        self.ids = list(dict.fromkeys(ids))
+        named = ", ".join(self.ids[:NAMED]) + (f" and {len(self.ids) - NAMED} more" if len(self.ids) > NAMED else "")
+        super().__init__(f"non-finite {what} in step {step}, examples {named}")
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ def train(
         sampled = trainer.sample(probes)
         if reproduces:
             check_reproduction(probes, sampled)
-        settings = (objective.name, dict(objective.settings), config.model_dump_json())
+        settings = (objective.name, dict(objective.settings), config.model_dump_json(exclude={"keep_checkpoints"}))
         identity = {
             "config": hashlib.sha256(repr(settings).encode()).hexdigest(),
             "seed": str(seed),
@@ -122,6 +125,10 @@ def train(
         before = digest(trainer.parameters, processes)
         checkpoints = Checkpoints(folder / "checkpoints", identity, processes, model.device.type in IN_BACKGROUND)
         start = checkpoints.resume(trainer.state(), trainer.parameters, trainer.optimizer)
+        if start < config.steps:
+            processes.once(
+                lambda: require_room(folder, trainer.room(start), "the weights and checkpoints of this training")
+            )
         losses = [row["loss"] for row in log.keep("metrics", start)]
         after_the_last = start == config.steps  # one more than those before a step
         log.keep("validation", -(-start // config.validation.every) + after_the_last)
@@ -170,6 +177,7 @@ class Losses:
     forward: TrainingForward
     pack: Pack
     credit: Tensor  # (N,)
+    figures: tuple[Terms, Terms] = ({}, {})  # what is written down besides
 
     def mean(self, step: Step) -> Tensor:
         """The pack's share of the loss of a step."""
@@ -195,6 +203,7 @@ class Sums:
         self.processes = processes
         self.added: list[Tensor] = []  # of images, of texts
         self.names: tuple[list[str], list[str]] = [], []
+        self.figures: dict[str, Tensor] = {}  # name -> sum, number of tokens
 
     def add(self, losses: Losses, counted: bool) -> None:
         """Add those of a pack, if it counts."""
@@ -202,11 +211,17 @@ class Sums:
         own = [counted * sums for sums in own]
         self.added = [a + b for a, b in zip(self.added, own, strict=True)] if self.added else own
         self.names = list(losses.image), list(losses.text)
+        for kind in losses.figures:
+            for name, values in kind.items():
+                sums = counted * torch.stack([values.detach().double().sum(), values.new_tensor(len(values))])
+                self.figures[name] = self.figures[name] + sums if name in self.figures else sums
 
     def means(self, text_tokens: int) -> dict[str, Any]:
         """The metrics of all processes."""
         images, texts = (self.processes.total(sums) for sums in self.added)
-        return step_means(images, texts, self.names, text_tokens)
+        totals = {name: self.processes.total(sums.cpu()).tolist() for name, sums in self.figures.items()}
+        figures = {name: total / count for name, (total, count) in totals.items() if count}
+        return step_means(images, texts, self.names, text_tokens) | figures
 
 
 class Trainer:
@@ -259,6 +274,16 @@ class Trainer:
         state |= {name: copy.values for name, (copy, _) in self.followers().items()}
         return state | {"optimizer": optimizer_state(self.optimizer, self.parameters)} if with_optimizer else state
 
+    def room(self, start: int) -> int:
+        """Bytes that the weights and checkpoints from step ``start`` on take at least, two and one being written."""
+        numbers = sum(parameter.numel() for parameter in self.parameters.values())
+        moments = 2 if self.config.memory.optimizer == "int8" else 4  # muon has one average, AdamW two
+        further = -(-(self.config.steps - 1 - start) // self.config.checkpoint_every)
+        kept = min(KEPT if start == 0 else 1, further)  # the last one has weights alone
+        network = sum(parameter.numel() for parameter in self.model.network.parameters())
+        bits = torch.finfo(DTYPES[self.config.memory.frozen]).bits
+        return numbers * (4 * (1 + len(self.followers())) * (kept + 1) + moments * kept) + network * bits // 8
+
     def followers(self) -> dict[str, tuple[Copy, float]]:
         """The second sets of weights that follow the trained ones, and the decay of each."""
         copies = {"average": (self.average, self.config.ema), "old": (self.old, self.objective.old_decay or 0.0)}
@@ -279,7 +304,8 @@ class Trainer:
 
         Where a loss or gradient is not finite no weight changes: NonFiniteError, or a row that says what was left out.
         """
-        config, step = self.config, self.feed.step(number)
+        config, feed = self.config, self.feed
+        step = self.run(lambda: feed.step(number)) if feed.draws else feed.step(number)
         lr = config.lr * lr_factor(number, config)
         set_rate(self.optimizer, lr)
         self.optimizer.zero_grad()
@@ -300,7 +326,8 @@ class Trainer:
         for copy, decay in self.followers().values():
             copy.follow(decay)
         means = sums.means(step.text_tokens)
-        return {"step": number + 1, "loss": means.pop("loss"), "grad_norm": norm.item(), "lr": lr} | means
+        row = {"step": number + 1, "loss": means.pop("loss"), "grad_norm": norm.item(), "lr": lr}
+        return row | means | dict(step.facts)
 
     def leave_out(self, what: str, number: int, ids: Sequence[str]) -> dict[str, Any]:
         """The row of a step that was left out, or NonFiniteError."""
@@ -334,9 +361,18 @@ class Trainer:
             credit,
             old_error=None if old is None else old.image_error,
             drift=None if old is None else new.drift(old),
+            draws=pack.image_draws(new),
         )
-        text = Tokens("text", new.text_error, pack.text_credit(new))
-        return Losses(self.objective.terms(image), self.objective.terms(text), new, pack, credit)
+        text = Tokens(
+            "text",
+            new.text_error,
+            pack.text_credit(new),
+            old_error=None if old is None else old.text_error,
+            draws=pack.text_draws(new),
+        )
+        terms, figures = self.objective.terms, self.objective.figures
+        written = ({}, {}) if figures is None else (figures(image), figures(text))
+        return Losses(terms(image), terms(text), new, pack, credit, written)
 
     def forward(self, packed: object) -> TrainingForward:
         """What the model predicts of a pack, in float32."""

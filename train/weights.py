@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.utils.checkpoint import checkpoint
 
+from srum.disk import writing
 from srum.models import mark
 from srum.models.base import TrainableModel
 from srum.processes import Processes
@@ -103,8 +104,9 @@ def publish(model: TrainableModel, folder: Path, dtype: torch.dtype, processes: 
     if processes.rank == 0:
         unfinished = folder.with_name(f".{folder.name}.partial")
         shutil.rmtree(unfinished, ignore_errors=True)
-        model.save(unfinished, dtype, weights=weights)
-        mark(unfinished, model)
+        with writing(folder):
+            model.save(unfinished, dtype, weights=weights)
+            mark(unfinished, model)
         shutil.rmtree(folder, ignore_errors=True)
         unfinished.rename(folder)
     processes.wait()

@@ -7,30 +7,47 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from pydantic import Field
 
 from srum.config import EvalConfig
-from srum.drawing import draw_prompts
+from srum.drawing import Chain, Draw, Shot, draw_prompts
 from srum.evaluation.statistics import wilson
 from srum.models.base import Generated, Sampling, UnifiedModel
-from srum.records import Name, Prompt, Record
+from srum.records import Name, Prompt, Record, RunPath, Score
 from srum.run_dir import RunError, run_stage, save_image
 from srum.seeding import seed_for
 from srum.shapes.checker import check
 from srum.shapes.prompts import from_metadata
 
 
+class CheckedShot(Record):
+    """One image of a chain: what the checker says of it, and the judge's score; what the model wrote before it."""
+
+    image: RunPath
+    correct: bool
+    score: Score | None = None
+    seed: int | None = None
+    said: str | None = None
+
+
 class CheckedImage(Record):
-    """The checker's verdict on the image of one prompt, ``images/<prompt id>.png``; a line of ``verdicts.jsonl``."""
+    """The checker's verdict on the image of one prompt, ``images/<prompt id>.png``; a line of ``verdicts.jsonl``.
+
+    ``shots``: of a chain of images the verdicts on all, the first as it was drawn once; ``kept`` is the number of the
+    one that counts.
+    """
 
     prompt_id: Name
     prompt: str
     category: str
     correct: bool
     reasons: list[str]
+    shots: list[CheckedShot] = Field(default_factory=list)
+    kept: int | None = None
 
     def files(self) -> list[str]:
-        """The image."""
-        return [f"images/{self.prompt_id}.png"]
+        """The image, and those of the chain."""
+        return [f"images/{self.prompt_id}.png", *(shot.image for shot in self.shots)]
 
 
 @dataclass(frozen=True)
@@ -52,32 +69,54 @@ class EvalResult:
     correct: list[bool]
 
 
-def evaluate(model: UnifiedModel, prompts: Sequence[Prompt], config: EvalConfig, folder: Path, seed: int) -> EvalResult:
+def evaluate(
+    model: UnifiedModel,
+    prompts: Sequence[Prompt],
+    config: EvalConfig,
+    folder: Path,
+    seed: int,
+    draw: Draw | None = None,
+) -> EvalResult:
     """One image per prompt, checked; ``verdicts.jsonl`` and ``images/`` in ``folder``, which resumes by batches.
+
+    ``draw``: how, where it is not once; the images on the way are then kept in ``shots/`` and checked, too.
 
     The noise of an image depends on ``seed`` and the prompt's id alone, so that models compare image by image. Raises
     RunError for a prompt without the embedded world's metadata, before any image is made.
     """
     require_metadata(prompts)
 
+    def once(batch: Mapping[str, Prompt]) -> list[Chain]:
+        return [Chain([Shot(made.image)], 0) for made in drawn(model, batch, config, seed)]
+
     def work(batch: Mapping[str, Prompt]) -> list[CheckedImage]:
-        checked = []
-        for prompt, result in zip(batch.values(), drawn(model, batch, config, seed), strict=True):
-            save_image(result.image, folder / "images" / f"{prompt.id}.png")
-            verdict = check(np.asarray(result.image.convert("RGB")), prompt.metadata)
-            checked.append(
-                CheckedImage(
-                    prompt_id=prompt.id,
-                    prompt=prompt.text,
-                    category=verdict.category,
-                    correct=verdict.correct,
-                    reasons=verdict.reasons,
-                )
-            )
-        return checked
+        chains = zip(batch.values(), (draw or once)(batch), strict=True)
+        return [_checked(folder, prompt, chain, whole=draw is not None) for prompt, chain in chains]
 
     by_id = {prompt.id: prompt for prompt in prompts}
     return summarize(run_stage(folder, "verdicts", CheckedImage, by_id, config.batch_size, work), seed)
+
+
+def _checked(folder: Path, prompt: Prompt, chain: Chain, whole: bool) -> CheckedImage:
+    """The verdict on the image that counts, which is saved; with the ``whole`` chain beside it."""
+    save_image(chain.image, folder / "images" / f"{prompt.id}.png")
+    verdict = check(np.asarray(chain.image.convert("RGB")), prompt.metadata)
+    return CheckedImage(
+        prompt_id=prompt.id,
+        prompt=prompt.text,
+        category=verdict.category,
+        correct=verdict.correct,
+        reasons=verdict.reasons,
+        shots=[_checked_shot(folder, prompt, shot, n) for n, shot in enumerate(chain.shots)] if whole else [],
+        kept=chain.kept if whole else None,
+    )
+
+
+def _checked_shot(folder: Path, prompt: Prompt, shot: Shot, number: int) -> CheckedShot:
+    name = f"shots/{prompt.id}-{number}.png"
+    save_image(shot.image, folder / name)
+    correct = check(np.asarray(shot.image.convert("RGB")), prompt.metadata).correct
+    return CheckedShot(image=name, correct=correct, score=shot.score, seed=shot.seed, said=shot.said)
 
 
 def drawn(

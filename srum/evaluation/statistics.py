@@ -102,6 +102,67 @@ def difference(a: ArrayLike, b: ArrayLike, seed: int = 0) -> Estimate:
     return crossed(first - second, seed)
 
 
+def stratified(
+    sums: NDArray[np.float64],
+    counts: NDArray[np.float64],
+    strata: Sequence[str],
+    weights: NDArray[np.float64],
+    seed: int = 0,
+) -> list[Estimate]:
+    """Weighted sums of means with bootstrap intervals, in the unit of the values; prompts are drawn again in strata.
+
+    ``sums`` and ``counts`` (prompts, columns) are of each prompt's values, ``strata`` (prompts,), ``weights`` (figures,
+    columns). The mean of a column is over all values in it. An interval's ``prompts`` are those of the columns that its
+    figure weights. Raises ValueError for a column without values.
+    """
+    if not (counts.sum(axis=0) > 0).all():
+        raise ValueError("a column has no values to average")
+    values = (sums.sum(axis=0) / counts.sum(axis=0)) @ weights.T
+    low, high = np.nanpercentile(_replicates(sums, counts, strata, weights, seed), [2.5, 97.5], axis=0)
+    prompts = [int(((counts > 0) @ (row != 0) > 0).sum()) for row in weights]
+    ends = zip(values, low, high, prompts, strict=True)
+    return [Estimate(float(value), float(down), float(up), prompts=n) for value, down, up, n in ends]
+
+
+def stratified_difference(
+    a: tuple[NDArray[np.float64], NDArray[np.float64]],
+    b: tuple[NDArray[np.float64], NDArray[np.float64]],
+    strata: Sequence[str],
+    weights: NDArray[np.float64],
+    seed: int = 0,
+) -> list[Estimate]:
+    """``a`` less ``b``, each sums and counts as in ``stratified``, paired: the same prompts are drawn for both."""
+    first, second = (stratified(*one, strata, weights, seed) for one in (a, b))
+    moved = _replicates(*a, strata, weights, seed) - _replicates(*b, strata, weights, seed)
+    low, high = np.nanpercentile(moved, [2.5, 97.5], axis=0)
+    values = [x.value - y.value for x, y in zip(first, second, strict=True)]
+    prompts = [min(x.prompts or 0, y.prompts or 0) for x, y in zip(first, second, strict=True)]
+    return [
+        Estimate(v, float(lo), float(hi), prompts=n) for v, lo, hi, n in zip(values, low, high, prompts, strict=True)
+    ]
+
+
+def _replicates(
+    sums: NDArray[np.float64],
+    counts: NDArray[np.float64],
+    strata: Sequence[str],
+    weights: NDArray[np.float64],
+    seed: int,
+) -> NDArray[np.float64]:
+    """The figures (RESAMPLES, figures) of prompts drawn with replacement; NaN where none drawn has a needed column."""
+    rng, names = np.random.default_rng(seed), np.asarray(strata)
+    total, number = np.zeros((2, RESAMPLES, sums.shape[1]))
+    for name in dict.fromkeys(strata):
+        here = names == name
+        times = rng.multinomial(int(here.sum()), np.full(int(here.sum()), 1 / here.sum()), size=RESAMPLES)
+        total += times @ sums[here]
+        number += times @ counts[here]
+    with np.errstate(invalid="ignore"):
+        means = total / number
+    used = weights != 0
+    return np.stack([means[:, on] @ row[on] for row, on in zip(weights, used, strict=True)], axis=1)
+
+
 def _finite(values: ArrayLike) -> NDArray[np.float64]:
     array = np.asarray(values, dtype=float)
     if not np.isfinite(array).all():

@@ -18,6 +18,7 @@ import torch
 from huggingface_hub import snapshot_download
 
 from srum.errors import ModelError
+from srum.json_files import read_json
 from srum.models.base import TrainableModel, UnifiedModel
 from srum.models.needs import Need, Recipe
 from srum.plugins import find as find_plugin
@@ -29,8 +30,8 @@ EMBEDDED = {"srum-tiny": Path(__file__).parent / "tiny"}
 ARCHITECTURES = {"llm_config.json": "srum.models.bagel", "config.json:blip3o": "srum.models.blip3o"}
 # What is to be known of published weights before they are fetched.
 TERMS = {
-    "BLIP3o/BLIP3o-Model-8B": "tagged apache-2.0, as its language model is; its decoder is BAAI's",
-    "BLIP3o/BLIP3o-Model-4B": "tagged apache-2.0, but its language model is under Qwen's research licence",
+    "BLIP3o/BLIP3o-Model-8B": "tagged apache-2.0, as is its language model; its decoder is BAAI's, of terms of its own",
+    "BLIP3o/BLIP3o-Model-4B": "tagged apache-2.0; its language model has Qwen's research licence: nothing commercial",
 }
 CLASS = "model_class.json"  # marks the folder of a user's own model, and names its class
 
@@ -99,13 +100,20 @@ def require_settings(config: Any) -> None:
 def architecture(folder: Path) -> Architecture:
     """Who loads the folder. Raises ModelError where nothing marks it."""
     if (folder / CLASS).is_file():
-        user: Architecture = find_plugin("model", json.loads((folder / CLASS).read_text())["model"], {})
+        user: Architecture = find_plugin("model", _class_of(folder), {})
         return user
     for marker, module in ARCHITECTURES.items():
         if _marks(marker, folder):
             ours: Any = import_module(module)
             return ours
     raise ModelError(f"{folder} is no model: it has none of {', '.join([*ARCHITECTURES, CLASS])}")
+
+
+def _class_of(folder: Path) -> str:
+    name = read_json(folder / CLASS).get("model")
+    if not isinstance(name, str):
+        raise ModelError(f"{folder / CLASS} names no class: expected 'model' with module:Name")
+    return name
 
 
 def mark(folder: Path, model: UnifiedModel) -> None:

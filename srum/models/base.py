@@ -17,10 +17,26 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from srum.errors import SrumError
+from srum.flow import Rule, Transition
 
 # ``global_batch`` takes one norm over all images of a call, as the reference does; the others are per image or token.
 Renorm = Literal["global", "channel", "text_channel", "global_batch"]
 
+
+# RvR's interface (docs/specs/rvr.md, 2), byte for byte. Its published weights were trained with the first text before
+# the image and are drawn from with the second.
+REFINE_SYSTEM = (
+    "Analyze the potential misalignment between the generated image and the user's prompt. "
+    "Then, re-generate the image to precisely align with the user's prompt.\n"
+)
+REFINE_SYSTEM_RELEASED = REFINE_SYSTEM + "\nHere is the generated image:\n"
+REFINE_USER = "Here is the user's prompt: {prompt}. "
+REFLECT_STOP = "No further edit needed."
+REFLECT_QUESTION = (
+    "The image was made for this prompt: {prompt}\n"
+    "Compare the two. Reply with one line that tells an image editor what to change so that the image matches the "
+    f"prompt, or with the line: {REFLECT_STOP}"
+)
 
 # What a model can do beside drawing from texts and writing after texts.
 Ability = Literal[
@@ -29,6 +45,7 @@ Ability = Literal[
     "edit",  # changes the image of its context: clean and seen, then what is to be changed
     "plan",  # writes a planning text before it draws
     "path",  # tells the way to an image
+    "explore",  # takes random steps on the way to an image, and tells them
     "velocity",  # is a flow model: ``forward`` predicts velocities, ``corrupt`` draws noise
     "compile",  # runs through torch.compile
     "prepare",  # before training, ``prepare(examples)`` computes once what its frozen weights make of their segments
@@ -81,12 +98,44 @@ class SampledPath:
 
 
 @dataclass(frozen=True)
+class Exploration:
+    """Steps of the sampler that are drawn at random instead (``srum.flow.transition``): images with a probability.
+
+    ``steps``: the numbers of these steps, from 0, of each image, ``seeds`` of their noise.
+    """
+
+    rule: Rule
+    level: float
+    steps: Sequence[Collection[int]]
+    seeds: Sequence[int]
+
+
+@dataclass(frozen=True)
+class RandomStep:
+    """A random step on the way to an image: the ``state`` x_t (C, h, w) at ``t``, the guided ``velocity`` there, by
+    what ``transition``, and the state that was ``reached``."""
+
+    state: Tensor
+    t: float
+    velocity: Tensor
+    reached: Tensor
+    transition: Transition
+
+    @property
+    def sought(self) -> Tensor:
+        """The velocity (C, h, w) that would have led to what was reached without noise."""
+        return self.transition.velocity_to(self.state, self.reached)
+
+
+@dataclass(frozen=True)
 class Generated:
-    """One drawn image: pixels, the sampler's clean, scaled latent (C, h, w), and where asked for the way to it."""
+    """One drawn image: pixels, the sampler's clean, scaled latent (C, h, w), and where asked for the way to it and the
+    random steps on it."""
 
     image: Image
     latent: Tensor
     path: SampledPath | None = None
+    steps: tuple[RandomStep, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -113,6 +162,10 @@ class Segment:
     stored (x_t as tokens (N, D), t), in place of noise that is drawn for it; without a ``latent`` beside it there is no
     error, only a prediction, and its ``grid`` (h, w) has to be given.
 
+    Only in an example, settled at every visit: ``texts``, of which one is drawn, and the ``file`` of a latent.
+    ``side``: the longest side in pixels at which an image is seen, resized from the image as it is; None: the model's
+    own rule.
+
     ``loss``: on a text cross-entropy, on a noisy latent flow matching. ``droppable``: left out for guidance, in
     training at a rate and in drawing where the guidance asks. ``dropped``: left out here; an image keeps its position.
     ``written``: a text that the model wrote in view of all before it, such as a plan, which no guidance branch has.
@@ -123,9 +176,12 @@ class Segment:
 
     kind: Literal["text", "seen", "clean", "noisy"]
     text: str | None = None
+    texts: Sequence[str] = ()
     ids: Sequence[int] | None = None
     image: Image | Tensor | Path | None = None
+    side: int | None = None
     latent: Tensor | None = None
+    file: Path | None = None
     state: tuple[Tensor, float] | None = None
     grid: tuple[int, int] | None = None
     loss: bool = False
@@ -203,6 +259,22 @@ class UnifiedModel(Protocol):
         """The text before a prompt that has the model write a plan first (ability ``plan``)."""
         ...
 
+    @property
+    def refine_texts(self) -> tuple[str, str]:
+        """The text before an image that is to be drawn again, and the one after it, with the place ``{prompt}``."""
+        ...
+
+    @property
+    def reflect_question(self) -> str:
+        """The question about an image, with the place ``{prompt}``, whose reply ends in a line that says what must
+        change, or is ``reflect_stop``."""
+        ...
+
+    @property
+    def reflect_stop(self) -> str:
+        """The last line of a reply that wants nothing changed."""
+        ...
+
     def draw(
         self,
         contexts: Sequence[Sequence[Segment]],
@@ -211,10 +283,11 @@ class UnifiedModel(Protocol):
         *,
         sizes: Sequence[tuple[int, int]] | None = None,
         path: bool = False,
+        explore: Exploration | None = None,
     ) -> list[Generated]:
         """An image after each context, its noise drawn by its seed; ``sizes`` (H, W) where not all have that of
-        ``sampling``, ``path``: with the way to it. Guidance compares with :func:`without_text` and
-        :func:`without_images` of the context."""
+        ``sampling``, ``path``: with the way to it, ``explore``: with random steps on it. Guidance compares with
+        :func:`without_text` and :func:`without_images` of the context."""
         ...
 
     def write(

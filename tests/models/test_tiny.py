@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -38,6 +42,12 @@ def scenes() -> tuple[list[Image.Image], list[str]]:
 
 def test_the_files_fit_into_a_package() -> None:
     assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) <= 25e6
+
+
+def test_the_files_are_those_of_the_model_card() -> None:
+    card = (Path(__file__).parents[2] / "docs" / "model-card.md").read_text()
+    listed = dict(re.findall(r"^\| `([\w.]+)` \| `([0-9a-f]{64})` \|$", card, flags=re.MULTILINE))
+    assert listed == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in FOLDER.iterdir()}
 
 
 def test_an_image_is_a_function_of_prompt_and_seed(model: Bagel) -> None:

@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
+from srum.errors import TrainingError
 from srum.flow import FlowNoise, interpolate
 from srum.models.bagel import Bagel
 from srum.models.base import Segment
 from srum.processes import Processes
 from srum.run import find_method
 from tests.train.ranks import CHECKPOINT, SMOOTH, config_of
-from train.examples import Example, Mix, Part, TrainingError, generator_for
+from train.examples import Example, Mix, Part, generator_for
 from train.feed import Step
 from train.metrics import keep_rows
 from train.packs import Sample, draw, make_pack

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,10 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from srum.errors import TrainingError
 from srum.models.base import TrainingForward
 from srum.run import find_method
 from tests.train.ranks import config_of
 from train.advantages import sample_advantages, spread_by_blame
+from train.methods.region_nft import with_both
 from train.objective import Terms, Tokens
 
 
@@ -45,6 +48,17 @@ def random_velocities(count: int) -> list[Tensor]:
 
 def flow_error(v: Tensor, u: Tensor) -> Tensor:
     return (v - u).square().mean(dim=-1)
+
+
+def test_mixed_prompts_are_those_with_right_and_wrong_candidates() -> None:
+    """Prompt a has both, b only right ones, c one that is not right by a hair: 0 is not above 0."""
+    scores = [("a", 0.9), ("a", -1.0), ("b", 0.1), ("b", 1.0), ("c", 0.0), ("c", 0.5)]
+    records: Any = [
+        SimpleNamespace(candidate=SimpleNamespace(prompt_id=prompt), sample_score=score) for prompt, score in scores
+    ]
+    assert [record.candidate.prompt_id for record in with_both(records)] == ["a", "a", "c", "c"]
+    with pytest.raises(TrainingError, match="mixed_prompts: no prompt has candidates on both sides of 0"):
+        with_both(records[2:4])
 
 
 def test_sft_two_by_two() -> None:

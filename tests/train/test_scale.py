@@ -19,6 +19,7 @@ from torch import Tensor
 
 from srum.config import ConfigError, RolloutConfig, RunConfig, load_config, parse_config
 from srum.drawing import draw_prompts
+from srum.errors import TrainingError
 from srum.models.bagel import Bagel
 from srum.models.bagel.sequence import Split
 from srum.models.base import Decoding, Sampling, Segment, Written
@@ -30,7 +31,7 @@ from tests.train.ranks import CHECKPOINT, SMOOTH, config_of, interrupted, learn,
 from train import probes, tracking, trainer, weights
 from train.checkpoint import CheckpointMismatch
 from train.data import TrainingRecord, load_replies
-from train.examples import Example, TrainingError
+from train.examples import Example
 from train.metrics import keep_rows
 from train.packs import make_pack
 from train.probes import check_reproduction

@@ -18,9 +18,12 @@ from train.objective import Objective, Terms, Tokens
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from srum.drawing import Draw
+    from srum.models.base import TrainableModel
     from srum.run import Run
     from train.data import TrainingRecord
     from train.examples import Mix
+    from train.feed import Source
 
 
 class Method:
@@ -36,8 +39,12 @@ class Method:
     stages: ClassVar[Sequence[Stage]]  # of a round, before training
     needs: ClassVar[frozenset[str]] = frozenset({"velocity"})  # abilities of the model
 
-    def examples(self, run: Run, k: int, config: Any) -> Mix:
-        """What is learned from round ``k``."""
+    def stages_of(self, config: Any) -> Sequence[Stage]:
+        """The stages where they depend on the config."""
+        return self.stages
+
+    def examples(self, run: Run, k: int, config: Any) -> Source:
+        """What is learned in round ``k``: examples (a ``Mix``), or a source that draws them as it goes."""
         raise NotImplementedError
 
     def terms(self, tokens: Tokens, config: Any) -> Terms:
@@ -48,10 +55,19 @@ class Method:
         """How the old weights follow (``Objective``); None where none are wanted."""
         return None
 
+    def figures(self, tokens: Tokens, config: Any) -> Terms:
+        """What is written down beside the terms, per token: their means are in the metrics."""
+        return {}
+
+    def draw(self, model: TrainableModel, config: Any, seed: int) -> Draw | None:
+        """How its weights draw in an evaluation, in more than one step; None: once, which is always measured."""
+        return None
+
     def objective(self, config: RunConfig) -> Objective:
         """What the trainer asks for."""
         own = config.model_dump(mode="json", exclude=set(RunConfig.model_fields))
-        return Objective(self.name, partial(self.terms, config=config), own, self.old_decay(config))
+        figures = partial(self.figures, config=config)
+        return Objective(self.name, partial(self.terms, config=config), own, self.old_decay(config), figures)
 
 
 class CandidateMethod(Method):
@@ -63,11 +79,15 @@ class CandidateMethod(Method):
         """What the cells (h, w) of each candidate are weighted with."""
         raise NotImplementedError
 
+    def chosen(self, records: Sequence[TrainingRecord], config: Any) -> Sequence[TrainingRecord]:
+        """The candidates to learn from: all that have a reward map."""
+        return records
+
     def examples(self, run: Run, k: int, config: Any) -> Mix:
-        """The candidates that have a reward map, and the judge's replies where they are wanted."""
+        """The chosen candidates, and the judge's replies where they are wanted."""
         from train.data import candidate_mix, load_replies, load_training_records
 
-        records = load_training_records(run.round(k))
+        records = self.chosen(load_training_records(run.round(k)), config)
         replies = load_replies(run.round(k), config.judge.instructions) if config.train.replies else ()
         return candidate_mix(records, self.credits(records, config), config.train, run.seed(k, "train"), replies)
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import model_validator
 
 from srum.config import Fraction, Positive, RunConfig, Signed
+from srum.errors import TrainingError
 from train.methods.base import CandidateMethod, cross_entropy
 from train.objective import Terms, Tokens
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from train.data import TrainingRecord
+
+NAMED = 3  # prompts that an error names
 
 
 class RegionNftConfig(RunConfig):
@@ -35,6 +38,7 @@ class RegionNftConfig(RunConfig):
     old_decay: Fraction = 1.0  # v_old follows the trained weights by this decay; 1: is what entered
     credit: Literal["region", "sample"] = "region"  # where an advantage lands: on the blamed cells, or evenly
     advantage_offset: Signed = 0.0  # added to every advantage
+    mixed_prompts: bool = False  # learn only from prompts with candidates on both sides of 0, right ones and wrong ones
 
     @model_validator(mode="after")
     def _has_groups(self) -> RegionNftConfig:
@@ -51,9 +55,16 @@ class RegionNft(CandidateMethod):
     name, label, colour = "region_nft", "region-NFT", "#0072b2"
     Config = RegionNftConfig
 
+    def chosen(self, records: Sequence[TrainingRecord], config: RegionNftConfig) -> Sequence[TrainingRecord]:
+        """All, or those of the prompts that have right and wrong ones. Raises TrainingError where none has."""
+        return with_both(records) if config.mixed_prompts else records
+
     def credits(self, records: Sequence[TrainingRecord], config: RegionNftConfig) -> list[Tensor]:
-        """Every candidate's advantage on its cells."""
-        return advantages(records, config)
+        """Every candidate's advantage on its cells. Raises TrainingError where none has any."""
+        credits = advantages(records, config)
+        if not any(credit.any() for credit in credits):
+            raise TrainingError(nothing_to_prefer(records))
+        return credits
 
     def terms(self, tokens: Tokens, config: RegionNftConfig) -> Terms:
         """The three terms above; ``credit`` is A."""
@@ -69,6 +80,32 @@ class RegionNft(CandidateMethod):
     def old_decay(self, config: RegionNftConfig) -> float:
         """v_old is wanted."""
         return config.old_decay
+
+
+def nothing_to_prefer(records: Sequence[TrainingRecord]) -> str:
+    """That no prompt's candidates differ in their score, with how many have which."""
+    of_prompts: dict[str, list[float]] = {}
+    for record in records:
+        of_prompts.setdefault(record.candidate.prompt_id, []).append(record.sample_score)
+    named = [f"{name}: {len(scores)} of {scores[0]:g}" for name, scores in of_prompts.items()][:NAMED]
+    more = ", ..." if len(of_prompts) > NAMED else ""
+    return (
+        f"nothing to prefer: the candidates of each of {len(of_prompts)} prompts have one score "
+        f"({', '.join(named)}{more}); judge with soft=true, or draw more candidates that differ"
+    )
+
+
+def with_both(records: Sequence[TrainingRecord]) -> list[TrainingRecord]:
+    """The candidates of prompts of which some score above 0, and some do not."""
+    signs: dict[str, set[bool]] = {}
+    for record in records:
+        signs.setdefault(record.candidate.prompt_id, set()).add(record.sample_score > 0)
+    both = [record for record in records if len(signs[record.candidate.prompt_id]) == 2]
+    if not both:
+        raise TrainingError(
+            "mixed_prompts: no prompt has candidates on both sides of 0; draw more of each, or set it false"
+        )
+    return both
 
 
 def advantages(records: Sequence[TrainingRecord], config: RegionNftConfig) -> list[Tensor]:

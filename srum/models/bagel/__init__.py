@@ -51,6 +51,8 @@ def describe(folder: Path, device: torch.device, bfloat16: bool) -> Description:
         "autoencoder": f"{sizes.autoencoder / 1e6:,.1f} million parameters",
         "latent token": f"{config.pixels_per_token} px square, {config.latent_dim} numbers",
     }
+    unread = [f"{name}: {', '.join(names)}" for name, names in config.without_effect().items()]
+    rows |= {"fields without effect": "; ".join(unread)} if unread else {}
     rows |= {f"attention, {kind}": taken for kind, taken in _attention(device, bfloat16).items()}
     return Description(rows, config.vae_transform.max_image_size)
 

@@ -7,9 +7,9 @@ The network's weights are ``ema.safetensors`` or ``model.safetensors``, or the s
 from __future__ import annotations
 
 import copy
-import json
+import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,14 +29,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from srum.errors import ModelError
+from srum.json_files import read_json
 from srum.models.bagel.autoencoder import build_autoencoder, load_official, official_state
 from srum.models.bagel.config import BagelConfig
 from srum.models.bagel.network import BagelNetwork
 from srum.models.bagel.positions import sincos_table
-from srum.tensors import fill, open_tensors, read_tensors
+from srum.tensors import fill, open_tensors, read_tensors, shards
 
 WEIGHT_FILES = ("ema.safetensors", "model.safetensors")
 TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json", "tokenizer.json")
+WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+NOT_PARAMETERS = re.compile(r"(?:^|\.)(?:inv_freq|position_ids|num_batches_tracked)$|^vit_model\.vision_model\.head\.")
+NAMED = 3  # tensors that a message names
 Place = torch.device | str  # of a layer: a device, or "disk"
 TABLES = ("vit_pos_embed.pos_embed", "latent_pos_embed.pos_embed")  # fixed, so that a checkpoint may lack them
 
@@ -67,12 +71,12 @@ def load_network(
 
     for path in weight_files(folder):
         with open_tensors(path) as tensors:
-            for name in tensors.keys():  # noqa: SIM118 (not a dict)
+            for name, stored in _names(tensors.keys(), config):
                 if place_of(name) == "disk":
                     kind = str(dtype).removeprefix("torch.")
-                    on_disk[name] = {"safetensors_file": str(path), "weight_name": name, "dtype": kind}
+                    on_disk[name] = {"safetensors_file": str(path), "weight_name": stored, "dtype": kind}
                 else:
-                    set_module_tensor_to_device(network, name, place_of(name), tensors.get_tensor(name), dtype)
+                    set_module_tensor_to_device(network, name, place_of(name), tensors.get_tensor(stored), dtype)
     for name in TABLES:
         if network.get_parameter(name).is_meta:
             set_module_tensor_to_device(network, name, place_of(name), position_table(config, name), dtype)
@@ -104,8 +108,8 @@ def read_weights(folder: Path, network: BagelNetwork) -> None:
     device = str(next(iter(lacking.values())).device)
     for path in weight_files(folder):
         with open_tensors(path, device) as tensors:
-            for name in tensors.keys():  # noqa: SIM118 (not a dict)
-                fill(lacking.pop(name), tensors.get_slice(name))
+            for name, stored in _names(tensors.keys(), network.config):
+                fill(lacking.pop(name), tensors.get_slice(stored))
     for name in TABLES:
         if name in lacking:
             fill(lacking[name], position_table(network.config, name))
@@ -140,30 +144,53 @@ def weight_files(folder: Path) -> list[Path]:
             return [folder / name]
         index = folder / f"{name}.index.json"
         if index.is_file():
-            shards = [folder / shard for shard in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-            if missing := [shard.name for shard in shards if not shard.is_file()]:
-                raise ModelError(f"{index} lists {', '.join(missing)}, which is not there")
-            return shards
+            return shards(index)
     names = ", ".join([*WEIGHT_FILES, *(f"{name}.index.json" for name in WEIGHT_FILES)])
     raise ModelError(f"{folder} has none of {names}")
 
 
+def _names(stored: Iterable[str], config: BagelConfig) -> Iterator[tuple[str, str]]:
+    """The network's name of each tensor of a file, and the file's own, but for what is no parameter.
+
+    What a wrapper put before a name (DDP, torch.compile, FSDP) is taken off; the language model may stand alone. The
+    ViT's last layer and its head, which are not used, may be there, and so may buffers (docs/specs/bagel.md, 2).
+    """
+    unused = f"vit_model.vision_model.encoder.layers.{config.vit.num_hidden_layers - 1}."
+    for own in stored:
+        name = WRAPPERS.sub("", own)
+        if name.startswith(("model.layers.", "model.embed_tokens.", "model.norm", "lm_head.")):
+            name = f"language_model.{name}"
+        if not NOT_PARAMETERS.search(name) and not name.startswith(unused):
+            yield name, own
+
+
 def _check_fit(files: Sequence[Path], network: BagelNetwork) -> None:
     """ModelError if the files do not fit the network, but for the position tables. Reads headers."""
-    found: dict[str, tuple[int, ...]] = {}
+    there: dict[str, tuple[int, ...]] = {}
+    twice = []
     for path in files:
         with open_tensors(path) as tensors:
-            found |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+            for name, stored in _names(tensors.keys(), network.config):
+                twice += [name] if name in there else []
+                there[name] = tuple(tensors.get_slice(stored).get_shape())
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    missing, unexpected = sorted(set(expected) - set(found) - set(TABLES)), sorted(set(found) - set(expected))
-    misshapen = [
-        f"{name}: {shape}, expected {expected[name]}"
-        for name, shape in found.items()
-        if name in expected and shape != expected[name]
-    ]
-    if missing or unexpected or misshapen:
-        faults = f"missing {missing}, unexpected {unexpected}, misshapen {misshapen}"
-        raise ModelError(f"{files[0]} does not fit its config; {faults}")
+    faults = {
+        "missing": sorted(set(expected) - set(there) - set(TABLES)),
+        "unexpected": sorted(set(there) - set(expected)),
+        "twice": sorted(twice),
+        "misshapen": [
+            f"{name}: {shape}, expected {expected[name]}"
+            for name, shape in there.items()
+            if name in expected and shape != expected[name]
+        ],
+    }
+    if any(faults.values()):
+        named = "; ".join(f"{len(names)} {fault}: {_some(names)}" for fault, names in faults.items() if names)
+        raise ModelError(f"{files[0]} does not fit its config; of its tensors are {named}")
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
 
 
 def position_table(config: BagelConfig, name: str) -> Tensor:
@@ -173,15 +200,27 @@ def position_table(config: BagelConfig, name: str) -> Tensor:
 
 
 def load_autoencoder(folder: Path, config: BagelConfig) -> AutoencoderKL:
-    """The autoencoder in float32."""
-    autoencoder = build_autoencoder(config.autoencoder)
-    load_official(autoencoder, {k: v.float() for k, v in read_tensors(folder / "ae.safetensors").items()})
+    """The autoencoder in float32. Raises TensorError, and ModelError for tensors that do not fit its config."""
+    autoencoder, path = build_autoencoder(config.autoencoder), folder / "ae.safetensors"
+    weights = {name: value.float() for name, value in read_tensors(path).items()}
+    try:
+        load_official(autoencoder, weights)
+    except (RuntimeError, LookupError, ValueError) as error:  # torch's of a strict load, diffusers' of the names
+        raise ModelError(f"{path} does not fit its config: {' '.join(str(error).split())[:200]}") from None
     return autoencoder.eval().requires_grad_(False)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """The byte-level BPE of ``tokenizer.json``; special tokens are parsed in text, nothing is added around it."""
-    return PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+    """The byte-level BPE of ``tokenizer.json``; special tokens are parsed in text, nothing is added around it.
+
+    Raises JsonError, or ModelError, for a file that is none.
+    """
+    path = folder / "tokenizer.json"
+    read_json(path)
+    try:
+        return PreTrainedTokenizerFast(tokenizer_file=str(path))
+    except Exception as error:  # tokenizers has no type of its own
+        raise ModelError(f"{path} is no tokenizer: {' '.join(str(error).split())}") from None
 
 
 def save_checkpoint(

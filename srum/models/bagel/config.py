@@ -3,15 +3,43 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from srum.errors import ModelError
+from srum.json_files import read_json
+from srum.models.base import REFINE_SYSTEM, REFINE_USER, REFLECT_QUESTION, REFLECT_STOP
 
 # The official folder has no file for these values; a checkpoint of another size carries one of these two.
 OVERRIDE_FILES = ("bagel_config.json", "fixture_config.json")
+
+# Fields that change numbers and have one value here: anything else is refused. The reference overwrites qk_norm and
+# tie_word_embeddings; what a bias or an expert is, the tensors say.
+FIXED: dict[str, dict[str, tuple[Any, ...]]] = {
+    "llm_config.json": {
+        "hidden_act": ("silu",),
+        "rope_scaling": (None,),
+        "partial_rotary_factor": (None, 1, 1.0),
+        "use_sliding_window": (None, False),
+        "attention_multiplier": (None,),
+        "logits_soft_cap": (None,),
+        "is_causal": (None, True),
+    },
+    "vit_config.json": {
+        "hidden_act": ("gelu_pytorch_tanh",),
+        "num_channels": (None, 3),
+        "rope": (None, False),
+    },
+    "bagel": {
+        "interpolate_pos": (None, False),
+        "connector_act": ("gelu_pytorch_tanh",),
+        "vit_select_layer": (None, -2),
+    },
+}
+DEFAULT_ROPE = {"rope_type": "default", "type": "default", "partial_rotary_factor": 1.0}
 
 PLAN_INSTRUCTION = (
     "You should first think about the planning process in the mind and then generate the image. \n"
@@ -94,6 +122,10 @@ class BagelConfig(_Part):
     transform_max_pixels: int = 14 * 14 * 9 * 1024
     plan_instruction: str = PLAN_INSTRUCTION
     think_instruction: str = THINK_INSTRUCTION
+    refine_system: str = REFINE_SYSTEM
+    refine_user: str = REFINE_USER
+    reflect_question: str = REFLECT_QUESTION
+    reflect_stop: str = REFLECT_STOP
     raw: dict[str, Any] = Field(default_factory=dict, description="the files as read, written back on save")
 
     def to_dict(self) -> dict[str, Any]:
@@ -112,21 +144,89 @@ class BagelConfig(_Part):
 
     @classmethod
     def from_folder(cls, folder: Path) -> BagelConfig:
-        """Read a checkpoint folder. Raises ModelError naming the missing file."""
+        """Read a checkpoint folder.
+
+        Raises ModelError, naming file and field, for a missing file, for a value of the wrong kind and for one that
+        changes numbers and that the network does not compute with: nothing of that is ignored.
+        """
         raw: dict[str, Any] = {}
         for name in ("llm_config.json", "vit_config.json"):
-            path = folder / name
-            if not path.is_file():
+            if not (folder / name).is_file():
                 raise ModelError(f"{folder} is no BAGEL checkpoint: {name} is missing")
-            raw[name] = json.loads(path.read_text())
+            raw[name] = read_json(folder / name)
         overrides: dict[str, Any] = {}
         for name in OVERRIDE_FILES:
             if (folder / name).is_file():
-                raw[name] = overrides = json.loads((folder / name).read_text())
+                raw[name] = overrides = read_json(folder / name)
                 break
-        return cls(llm=raw["llm_config.json"], vit=raw["vit_config.json"], raw=raw, **overrides)
+        for name, values in raw.items():
+            _require_fixed(folder / name, values)
+        llm = with_rope(folder / "llm_config.json", raw["llm_config.json"])
+        for name, values in (("llm_config.json", llm), ("vit_config.json", raw["vit_config.json"])):
+            _require_heads(folder / name, values)
+        try:
+            return cls.model_validate({"llm": llm, "vit": raw["vit_config.json"], "raw": raw} | overrides)
+        except ValidationError as error:
+            detail = error.errors()[0]
+            part, *rest = map(str, detail["loc"])
+            files = {"llm": "llm_config.json", "vit": "vit_config.json"}
+            field = ".".join(rest or [part])
+            raise ModelError(f"{folder / files.get(part, next(reversed(raw)))}: {field}: {detail['msg']}") from None
+
+    def without_effect(self) -> dict[str, list[str]]:
+        """Per file the fields that are not read: they change nothing here."""
+        read: dict[str, type[_Part]] = {"llm_config.json": LlmConfig, "vit_config.json": VitConfig}
+        unread = {
+            name: sorted(
+                set(values) - set(read.get(name, BagelConfig).model_fields) - set(_fixed(name)) - {"rope_parameters"}
+            )
+            for name, values in self.raw.items()
+        }
+        return {name: fields for name, fields in unread.items() if fields}
 
     def write(self, folder: Path) -> None:
         """Write the config files back as they were read."""
         for name, content in self.raw.items():
             (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _fixed(name: str) -> Mapping[str, tuple[Any, ...]]:
+    return FIXED.get(name, FIXED["bagel"])
+
+
+def _require_fixed(path: Path, values: Mapping[str, Any]) -> None:
+    """ModelError for a value that would change numbers and that the network does not compute with."""
+    for name, allowed in _fixed(path.name).items():
+        if name in values and values[name] not in allowed:
+            raise ModelError(f"{path}: {name}: {values[name]!r} is not supported, only {allowed[-1]!r}")
+    kinds = values.get("layer_types") or ()
+    if other := [kind for kind in kinds if kind != "full_attention"]:
+        raise ModelError(f"{path}: layer_types: {other[0]!r} is not supported, only 'full_attention'")
+
+
+def _require_heads(path: Path, values: Mapping[str, Any]) -> None:
+    """ModelError for heads that do not divide the width, or are of another size than that."""
+    width, heads, size = (values.get(name) for name in ("hidden_size", "num_attention_heads", "head_dim"))
+    if isinstance(width, int) and isinstance(heads, int) and (heads < 1 or width % heads):
+        raise ModelError(f"{path}: num_attention_heads: {heads} heads do not divide the width of {width}")
+    if isinstance(width, int) and isinstance(heads, int) and size not in (None, width // heads):
+        raise ModelError(f"{path}: head_dim: {size!r} is not supported, only hidden_size / heads = {width // heads}")
+
+
+def with_rope(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of ``llm_config.json`` with ``rope_theta`` where newer transformers writes ``rope_parameters``.
+
+    Raises ModelError for scaled and partial rope, and for two thetas.
+    """
+    rope = values.get("rope_parameters") or {}
+    if not isinstance(rope, dict):
+        raise ModelError(f"{path}: rope_parameters: expected an object, got {rope!r}")
+    for name, value in rope.items():
+        if name != "rope_theta" and value not in (None, DEFAULT_ROPE.get(name)):
+            raise ModelError(
+                f"{path}: rope_parameters.{name}: {value!r} is not supported, only rope that is not scaled"
+            )
+    thetas = {part["rope_theta"] for part in (values, rope) if "rope_theta" in part}
+    if len(thetas) > 1:
+        raise ModelError(f"{path}: rope_theta is both {' and '.join(map(str, sorted(thetas)))}; leave one")
+    return {**values, **({"rope_theta": thetas.pop()} if thetas else {})}

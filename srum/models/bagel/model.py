@@ -32,17 +32,19 @@ from srum.models.bagel.checkpoint import (
     read_weights,
     save_checkpoint,
 )
-from srum.models.bagel.config import BagelConfig
+from srum.models.bagel.config import BagelConfig, ResizeLimits
 from srum.models.bagel.contexts import levels
 from srum.models.bagel.decoding import Row, Step, decode_rows
 from srum.models.bagel.network import BagelNetwork
-from srum.models.bagel.sampler import branch_counts, initial_noise, sample
+from srum.models.bagel.sampler import Explorer, branch_counts, initial_noise, sample
 from srum.models.bagel.sequence import Batch, ImageMarkers, Split, lay_out
 from srum.models.base import (
     Ability,
     Corruption,
     Decoding,
+    Exploration,
     Generated,
+    RandomStep,
     SampledPath,
     Sampling,
     Segment,
@@ -157,6 +159,18 @@ class Bagel:
     def plan_instruction(self) -> str:
         return self.config.plan_instruction
 
+    @property
+    def refine_texts(self) -> tuple[str, str]:
+        return self.config.refine_system, self.config.refine_user
+
+    @property
+    def reflect_question(self) -> str:
+        return self.config.reflect_question
+
+    @property
+    def reflect_stop(self) -> str:
+        return self.config.reflect_stop
+
     def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """Everything that may be trained; the fixed position tables are not."""
         return [(n, p) for n, p in self.network.named_parameters() if not n.endswith("pos_embed")]
@@ -172,10 +186,12 @@ class Bagel:
     # ---------------------------------------------------------------- images and latents
 
     def latent_grid(self, size: tuple[int, int]) -> tuple[int, int]:
-        """(h, w) in latent tokens of an (H, W) image."""
+        """(h, w) in latent tokens of an (H, W) image. Raises ModelError for a size without, or beyond the largest."""
         cell = self.config.pixels_per_token
         if size[0] % cell or size[1] % cell:
             raise ModelError(f"image size {size} is not a multiple of {cell} pixels")
+        if max(size) > (largest := cell * self.config.max_latent_size):
+            raise ModelError(f"image size {size} is beyond the largest that the model can draw, {largest}x{largest}")
         return size[0] // cell, size[1] // cell
 
     def tokens(self, latent: Tensor) -> Tensor:
@@ -216,6 +232,7 @@ class Bagel:
         *,
         sizes: Sequence[tuple[int, int]] | None = None,
         path: bool = False,
+        explore: Exploration | None = None,
     ) -> list[Generated]:
         """An image after each context. Usual settings for changing an image: guidance 4, image_guidance 2,
         guidance_interval (0, 1], renorm ``text_channel``. Raises ValueError unless all are as many."""
@@ -225,13 +242,24 @@ class Bagel:
         if not contexts:
             return []
         steps: list[tuple[Tensor, Tensor]] | None = [] if path else None
+        explorer = None if explore is None else Explorer(explore, [math.prod(self.latent_grid(s)) for s in sizes])
         branches = [contexts, [without_text(c) for c in contexts], [without_images(c) for c in contexts]]
         with self._compute():
             cache = self.contexts([c for branch in branches[: max(branch_counts(sampling))] for c in branch])
-            tokens = self.denoise(cache, self.noise(seeds, sizes), sizes, sampling, steps)
+            tokens = self.denoise(cache, self.noise(seeds, sizes), sizes, sampling, steps, explorer)
         latents = self._latents(tokens, sizes)
         paths = [None] * len(latents) if steps is None else self._paths(steps, sizes, sampling)
-        return [Generated(*made) for made in zip(self.decode(latents), latents, paths, strict=True)]
+        taken = [()] * len(latents) if explorer is None else self._random_steps(explorer, sizes)
+        return [Generated(*made) for made in zip(self.decode(latents), latents, paths, taken, strict=True)]
+
+    def _random_steps(self, explorer: Explorer, sizes: Sequence[tuple[int, int]]) -> list[tuple[RandomStep, ...]]:
+        """Per image its random steps."""
+        steps: list[list[RandomStep]] = [[] for _ in sizes]
+        for chosen, t, made, *values in explorer.taken:
+            x, v, reached = (self._latents(value.split(explorer.tokens), sizes) for value in values)
+            for i in chosen:
+                steps[i].append(RandomStep(x[i], t, v[i], reached[i], made))
+        return [tuple(own) for own in steps]
 
     def _paths(
         self, steps: Sequence[tuple[Tensor, Tensor]], sizes: Sequence[tuple[int, int]], sampling: Sampling
@@ -264,6 +292,7 @@ class Bagel:
         sizes: Sequence[tuple[int, int]],
         sampling: Sampling,
         steps_out: list[tuple[Tensor, Tensor]] | None = None,
+        explorer: Explorer | None = None,
     ) -> list[Tensor]:
         """Clean latent tokens (h w, D) per image. ``contexts``: the rows of all images, then without text, then without
         images, as many of these as guidance compares.
@@ -285,7 +314,8 @@ class Bagel:
             _, gen = self._forward(batch, cache)
             return self.network.llm2vae(gen)
 
-        return list(sample(velocity, flat, owner, sampling, steps_out).split([len(x) for x in noise]))
+        made = sample(velocity, flat, owner, sampling, steps_out, explorer)
+        return list(made.split([len(x) for x in noise]))
 
     # ---------------------------------------------------------------- writing
 
@@ -452,7 +482,7 @@ class Bagel:
         if segment.kind == "text":
             return self._text(self._text_ids(segment))
         if segment.kind == "seen":
-            return self._seen(_image(segment))
+            return self._seen(_image(segment), segment.side)
         return self._clean(_needed(segment, segment.latent, "a latent"))
 
     def _noisy(self, segment: Segment, drawn: Iterator[FlowNoise]) -> Split:
@@ -478,7 +508,7 @@ class Bagel:
         """Tokens of a segment, markers included."""
         if segment.kind == "text":
             return len(self._text_ids(segment)) + 2
-        grid = self._seen_grid(_image(segment)) if segment.kind == "seen" else self._grid(segment)
+        grid = self._seen_grid(_image(segment), segment.side) if segment.kind == "seen" else self._grid(segment)
         return math.prod(grid) + 2
 
     # ---------------------------------------------------------------- splits and the forward pass
@@ -490,25 +520,36 @@ class Bagel:
     def _text(self, ids: Sequence[int]) -> Split:
         return Split(kind="text", ids=(self.bos, *ids, self.eos))
 
-    def _seen(self, image: Image | Tensor) -> Split:
-        """An image, resized as the reference does: for the autoencoder, then for the encoder; or pixels (3, H, W) in
-        [-1, 1], of a size that fits the patches."""
-        grid = self._seen_grid(image)
+    def _seen(self, image: Image | Tensor, side: int | None = None) -> Split:
+        """An image, resized as the reference does: for the autoencoder, then for the encoder; with a ``side`` for the
+        encoder alone; or pixels (3, H, W) in [-1, 1], of a size that fits the patches."""
+        grid = self._seen_grid(image, side)
         if not isinstance(image, Tensor):
-            config = self.config
+            first = image if side else self.resized(image)
             image = pictures.to_tensor(
-                pictures.resize(self.resized(image), config.vit_transform, config.transform_max_pixels)
+                pictures.resize(first, self._seen_limits(side), self.config.transform_max_pixels)
             )
         return Split(kind="seen", patches=pictures.patchify(image, self.config.vit.patch_size), grid=grid)
 
-    def _seen_grid(self, image: Image | Tensor) -> tuple[int, int]:
+    def _seen_grid(self, image: Image | Tensor, side: int | None = None) -> tuple[int, int]:
         """(h, w) in patches."""
         patch, config = self.config.vit.patch_size, self.config
         if isinstance(image, Tensor):
             return image.shape[1] // patch, image.shape[2] // patch
-        size = pictures.resized_size(*image.size, config.vae_transform, config.transform_max_pixels)
-        width, height = pictures.resized_size(*size, config.vit_transform, config.transform_max_pixels)
+        size = image.size
+        if not side:
+            size = pictures.resized_size(*size, config.vae_transform, config.transform_max_pixels)
+        width, height = pictures.resized_size(*size, self._seen_limits(side), config.transform_max_pixels)
         return height // patch, width // patch
+
+    def _seen_limits(self, side: int | None) -> ResizeLimits:
+        """Of the resize rule for the understanding encoder."""
+        patch = self.config.vit.patch_size
+        if side is None:
+            return self.config.vit_transform
+        if side % patch:
+            raise ModelError(f"an image cannot be seen at {side} pixels: that is no multiple of the patch, {patch}")
+        return ResizeLimits(max_image_size=side, min_image_size=side, image_stride=patch)
 
     def _clean(self, latent: Tensor) -> Split:
         patch = self.config.latent_patch_size

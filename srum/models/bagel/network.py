@@ -157,8 +157,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | BlockMask | None) -> 
         return flex()(q, k, v, block_mask=bias, enable_gqa=True)
     wanted, size = torch.is_grad_enabled() and q.requires_grad, q.shape[2] * k.shape[2]
     if q.device.type != "cpu" or q.dtype != torch.bfloat16 or not (wanted or size <= LONG):
-        grouped = q.shape[1] != k.shape[1]  # said only where it is so: it rules out a fused kernel
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=grouped)
+        if q.shape[1] == k.shape[1]:  # grouping, where nothing is grouped, rules out a fused kernel
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=True)
     if not wanted and size > SHORT:
         return attend_by_row(q, k, v, bias)
     rows, heads, length, width = q.shape

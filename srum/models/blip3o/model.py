@@ -24,6 +24,10 @@ from srum.errors import ModelError
 from srum.flow import FlowNoise
 from srum.geometry import Box, Size
 from srum.models.base import (
+    REFINE_SYSTEM,
+    REFINE_USER,
+    REFLECT_QUESTION,
+    REFLECT_STOP,
     Ability,
     Corruption,
     Decoding,
@@ -85,6 +89,8 @@ class Blip3o:
 
     abilities: frozenset[Ability] = frozenset({"seen", "path", "velocity", "prepare", "frames"})
     plan_instruction = ""
+    refine_texts = (REFINE_SYSTEM, REFINE_USER)
+    reflect_question, reflect_stop = REFLECT_QUESTION, REFLECT_STOP
 
     def __init__(
         self, folder: Path, device: torch.device, precision: Precision, dtype: torch.dtype, empty: bool = False

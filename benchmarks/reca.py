@@ -1,0 +1,187 @@
+"""RecA on the embedded world: what every arm of docs/specs/reca.md, 6, draws and reconstructs.
+
+    python -m benchmarks.reca --seeds 0 1 2 3 4 --out runs/reca [--arms reca sft ...] [--set train.steps=60]
+
+A seed is a round of ``srum-tiny``'s candidates, judged by itself. Each arm is trained for the same steps: on scenes
+that are rendered (information from outside), on the round's own candidates (none), or in two trainings one after the
+other, each of half the steps. Measured by the exact checker: the share of development prompts drawn right, and of the
+rendered scenes, which no training has seen, that hold the same things in the same cells once they are reconstructed.
+Percent, 95%, bootstrap crossed over seeds and prompts; differences to the base in points. ``loss``: of the first and
+the last fifth of the steps. What is finished is kept in ``OUT/seed-K/arms/ARM.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+from rich.table import Table
+
+from srum.config import changed, load_config
+from srum.evaluation.accuracy import evaluate
+from srum.evaluation.statistics import crossed, difference
+from srum.fork import fork_run
+from srum.loop import perform
+from srum.rollout import choose_prompts
+from srum.run import Run, console, load_model
+from srum.run_dir import claim_run, read_records, write_json
+from train.reconstructing import Reconstruction, reconstruct_images
+
+BASE = "base"
+SCENES = 48  # reconstructed
+SMALL = (
+    "method=reca",
+    "mix=[1,1,0]",
+    "compare=[]",
+    "rounds=1",
+    "prompt_count=48",
+    "images.count=192",
+    "train.steps=40",
+    "train.batch_size=32",
+    "train.lr=2e-5",
+    "train.warmup_steps=4",
+    "train.timestep_shift=1.0",
+    "eval.prompts=development",
+    "eval.count=48",
+)
+ALONE = "mix=[1,0,0]"
+ARMS: dict[str, Sequence[Sequence[str]]] = {  # the trainings, one after the other, and what each changes
+    "reca": [(ALONE,)],
+    "own": [(ALONE, "images.source=candidates")],
+    "own_good": [(ALONE, "images.source=good")],
+    "half_t2i": [()],
+    "sft": [("method=sft",)],
+    "srum": [("method=srum",)],
+    "rvr": [("method=rvr",)],
+    "clean_latent": [(ALONE, "condition=clean")],
+    "seen_32": [(ALONE, "seen_size=32")],
+    "blurred": [(ALONE, "images.blur=8")],
+    "one_template": [(ALONE, "template_count=1")],
+    "no_dropout": [(ALONE, "train.text_dropout=0.0")],
+    "sft_reca": [("method=sft",), (ALONE,)],
+    "reca_sft": [(ALONE,), ("method=sft",)],
+    "reca_rvr": [(ALONE,), ("method=rvr",)],
+    "srum_rvr": [("method=srum",), ("method=rvr",)],
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """An arm on a seed: prompts drawn right, scenes reconstructed, the losses of its last training."""
+
+    drawn: list[bool]
+    reconstructed: list[bool]
+    loss: list[float]
+
+
+def seed_run(folder: Path, seed: int, overrides: Sequence[str]) -> Run:
+    """The round of a seed, up to its reward maps."""
+    config = load_config(None, [*SMALL, *overrides, f"seed={seed}"])
+    if not folder.exists():
+        claim_run(folder, config)
+    run = Run(folder, config)
+    for name in ("rollout", "ground", "judge", "rasterize"):
+        perform(run, name, 0)
+    return run
+
+
+def trained(run: Run, arm: str) -> Run:
+    """The arm's last training, in a folder beside the seed's round.
+
+    A first training shares the candidates of the round; a second one draws its own, if it needs any.
+    """
+    parts = ARMS[arm]
+    steps = max(1, run.config.train.steps // len(parts))
+    last, weights = run, run.config.model
+    for number, own in enumerate(parts):
+        config = changed(run.config, [*own, f"model={weights}", f"train.steps={steps}"])
+        folder = run.folder / "trained" / f"{arm}-{number}"
+        if not folder.exists():
+            folder.parent.mkdir(exist_ok=True)
+            fork_run(run.folder, folder, "images", config, 0) if number == 0 else claim_run(folder, config)
+        last = Run(folder, config)
+        for name in last.stages:
+            perform(last, name, 0)
+        weights = last.newest(1)
+    return last
+
+
+def outcome(run: Run, weights: str, place: Path, loss: list[float]) -> Outcome:
+    """What the weights draw and reconstruct."""
+    prompts = choose_prompts(run.config.eval.prompts, run.config.eval.count, seed=0)
+    drawn = evaluate(load_model(run.config, weights), prompts, run.config.eval, place / "eval", run.config.seed)
+    # other scenes than any round's: another seed
+    wanted = [f"seed={run.config.seed + 10_000}", "images.source=rendered", f"images.count={SCENES}", "method=reca"]
+    reconstruct_images(changed(run.config, wanted), place / "reconstructed", None, weights)
+    made = read_records(place / "reconstructed" / "reconstructed.jsonl", Reconstruction)
+    return Outcome(drawn.correct, [bool(one.same) for one in made], loss)
+
+
+def losses_of(run: Run) -> list[float]:
+    """Means over the first and the last fifth of the steps."""
+    lines = (run.train_dir(run.method.name, 0) / "metrics.jsonl").read_text().splitlines()
+    values = [json.loads(line)["loss"] for line in lines]
+    fifth = max(1, len(values) // 5)
+    return [fmean(values[:fifth]), fmean(values[-fifth:])]
+
+
+def measured(run: Run, arm: str) -> Outcome:
+    """The base model, or an arm after its training."""
+    place = run.folder / "measured" / arm
+    if arm == BASE:
+        return outcome(run, run.config.model, place, [])
+    last = trained(run, arm)
+    return outcome(run, last.newest(1), place, losses_of(last))
+
+
+def measure(
+    folder: Path, seeds: Sequence[int], arms: Sequence[str], overrides: Sequence[str]
+) -> dict[str, list[Outcome]]:
+    """The outcomes seed by seed; what is finished is read."""
+    rows: dict[str, list[Outcome]] = {}
+    for seed in seeds:
+        run: Run | None = None
+        for arm in arms:
+            path = folder / f"seed-{seed}" / "arms" / f"{arm}.json"
+            if not path.exists():
+                run = run or seed_run(folder / f"seed-{seed}", seed, overrides)
+                write_json(path, vars(measured(run, arm)))
+            rows.setdefault(arm, []).append(Outcome(**json.loads(path.read_text())))
+        console.print(table(rows))
+    return rows
+
+
+def table(rows: Mapping[str, Sequence[Outcome]]) -> Table:
+    """A line per arm."""
+    shown = Table("arm", "right, %", "against base", "reconstructed, %", "against base", "loss", "seeds")
+    base = rows[BASE]
+    for arm, outcomes in rows.items():
+        cells = []
+        for name in ("drawn", "reconstructed"):
+            ours, theirs = (np.array([getattr(o, name) for o in these], float) for these in (outcomes, base))
+            gain = difference(ours, theirs[: len(ours)])
+            cells += [f"{crossed(ours).value:.1f}", f"{gain.value:+.1f} ({gain.low:+.1f} to {gain.high:+.1f})"]
+        loss = "" if arm == BASE else " to ".join(f"{fmean(o.loss[i] for o in outcomes):.3f}" for i in (0, 1))
+        shown.add_row(arm, *cells, loss, str(len(outcomes)))
+    return shown
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--out", type=Path, default=Path("runs/reca"))
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", dest="overrides")
+    options = parser.parse_args(arguments)
+    rows = measure(options.out, options.seeds, [BASE, *options.arms], options.overrides)
+    write_json(options.out / "reca.json", {arm: [vars(one) for one in own] for arm, own in rows.items()})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Benchmarks, a page each (``srum.evaluation.benchmark``)."""

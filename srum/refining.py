@@ -1,0 +1,118 @@
+"""Drawing again: what is drawn after an image that the model has seen, and when to stop (docs/specs/rvr.md, 5).
+
+    regenerate        full = [SYSTEM][seen][USER]     no text = [SYSTEM][seen]     no image = [SYSTEM][USER]
+    regenerate_clean  with the clean latent of the image before what is seen of it
+    edit              RvE: the model first says what must change; [clean][seen][what it said]
+
+The output has the size of the image. A round's noise is seeded by the run's seed, the image's id and the round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+from PIL.Image import Image
+
+from srum.config import RefineConfig
+from srum.drawing import Chain, Shot
+from srum.models.base import Decoding, Sampling, Segment, UnifiedModel, require, to_edit
+from srum.seeding import seed_for
+
+Score: TypeAlias = Callable[[Sequence[Image], Sequence[str]], Sequence[float | None]]
+REPLY = Decoding(max_tokens=128)  # of what must change
+
+
+def refine(
+    model: UnifiedModel,
+    score: Score,
+    names: Sequence[str],
+    prompts: Sequence[str],
+    firsts: Sequence[Shot],
+    config: RefineConfig,
+    seed: int,
+) -> list[Chain]:
+    """Each first image and what was drawn after it; ``names`` seed the noise.
+
+    ``score`` says in [-1, 1] how well images meet their prompts, None where it cannot; only those are drawn again that
+    score less than ``config.stop``. What is kept is the best of a chain by that score, of equal ones the earlier.
+    Raises MissingAbility.
+    """
+    require(model, {"edit"} if config.way == "edit" else {"seen"}, "drawing an image again")
+    chains = [[Shot(one.image, one.seed, s)] for one, s in zip(firsts, _scored(score, firsts, prompts), strict=True)]
+    active = [i for i, (first,) in enumerate(chains) if config.always or not _good(first, config)]
+    for number in range(1, config.rounds + 1):
+        if not active:
+            break
+        texts, seen = [prompts[i] for i in active], [chains[i][-1].image for i in active]
+        seeds = [seed_for(seed, names[i], "refine", number) for i in active]
+        drawn = _again(model, seen, texts, config, seeds)
+        for i, shot, value in zip(active, drawn, _scored(score, drawn, texts), strict=True):
+            chains[i].append(Shot(shot.image, shot.seed, value, shot.said))
+        active = [i for i in active if not _good(chains[i][-1], config)]
+    return [Chain(shots, kept(shots, config)) for shots in chains]
+
+
+def _scored(score: Score, shots: Sequence[Shot], prompts: Sequence[str]) -> Sequence[float | None]:
+    return score([shot.image for shot in shots], prompts)
+
+
+def _good(shot: Shot, config: RefineConfig) -> bool:
+    return config.stop is not None and shot.score is not None and shot.score >= config.stop
+
+
+def kept(shots: Sequence[Shot], config: RefineConfig) -> int:
+    """The number of the image that stays: the best by the judge, or the last drawn."""
+    return best_of([shot.score for shot in shots]) if config.keep == "best" else len(shots) - 1
+
+
+def best_of(scores: Sequence[float | None]) -> int:
+    """The place of the highest score, of equal ones the first; what could not be judged comes last."""
+    return max(range(len(scores)), key=lambda i: (-2.0 if (score := scores[i]) is None else score, -i))
+
+
+def _again(
+    model: UnifiedModel, seen: Sequence[Image], prompts: Sequence[str], config: RefineConfig, seeds: Sequence[int]
+) -> list[Shot]:
+    """One image after each."""
+    sampling = Sampling(**config.sampling())
+    sizes = [model.resized(image).size[::-1] for image in seen]
+    if config.way == "edit":
+        return _edited(model, seen, prompts, sampling, seeds, sizes)
+    contexts = [refine_context(model, *one, config) for one in zip(seen, prompts, strict=True)]
+    made = model.draw(contexts, sampling, seeds, sizes=sizes)
+    return [Shot(one.image, seed) for one, seed in zip(made, seeds, strict=True)]
+
+
+def refine_context(model: UnifiedModel, image: Image, prompt: str, config: RefineConfig) -> list[Segment]:
+    """What an image is drawn again from. Guidance leaves out the user's text alone, or the image alone."""
+    system, user = model.refine_texts
+    resized = model.resized(image)
+    clean = [Segment("clean", latent=model.encode([resized])[0])] if config.way == "regenerate_clean" else []
+    return [
+        Segment("text", text=config.system or system),
+        *clean,
+        Segment("seen", image=resized),
+        Segment("text", text=user.format(prompt=prompt), droppable=True),
+    ]
+
+
+def _edited(
+    model: UnifiedModel,
+    seen: Sequence[Image],
+    prompts: Sequence[str],
+    sampling: Sampling,
+    seeds: Sequence[int],
+    sizes: Sequence[tuple[int, int]],
+) -> list[Shot]:
+    """RvE: what must change, in the model's words, then the image with that changed; as it is where nothing must."""
+    asked = [
+        [Segment("seen", image=image), Segment("text", text=model.reflect_question.format(prompt=prompt))]
+        for image, prompt in zip(seen, prompts, strict=True)
+    ]
+    told = [(reply.text.strip().splitlines() or [""])[-1] for reply in model.write(asked, REPLY, seeds)]
+    wanted = [i for i, said in enumerate(told) if said and said != model.reflect_stop]
+    contexts = [[*to_edit(model, seen[i])[0], Segment("text", text=told[i], droppable=True)] for i in wanted]
+    made = model.draw(contexts, sampling, [seeds[i] for i in wanted], sizes=[sizes[i] for i in wanted])
+    changed = dict(zip(wanted, made, strict=True))
+    return [Shot(changed[i].image if i in changed else image, seeds[i], said=told[i]) for i, image in enumerate(seen)]

@@ -1,0 +1,53 @@
+"""RecA and RvR on a BAGEL folder of small random weights: by one process and by two, the same records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from srum.models.bagel import Bagel
+from srum.records import Refinement
+from srum.run_dir import read_records
+from tests.launch import launch
+from tests.train.recipe_runs import GOLDEN, whole_runs
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("recipes")
+    whole_runs(folder / "one")
+    launch(whole_runs, folder / "two")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["reca/round-000/pictures", "rvr/round-000/pairs", "rvr/round-000/pair_counts"])
+def test_two_processes_write_the_records_of_one(folder: Path, name: str) -> None:
+    suffix = ".json" if name.endswith("counts") else ".jsonl"
+    one, two = ((folder / run / f"{name}{suffix}").read_text() for run in ("one", "two"))
+    assert one == two
+
+
+@pytest.mark.parametrize("method", ["reca", "rvr"])
+def test_the_generation_expert_alone_has_moved(folder: Path, method: str) -> None:
+    """Bit for bit: understanding stays what it was. Two processes train to what one does."""
+    one, two = (
+        load_file(folder / run / method / "round-000/train" / method / "model/ema.safetensors")
+        for run in ("one", "two")
+    )
+    before = dict(Bagel.load(GOLDEN).named_parameters())
+    own = {name for name, _ in Bagel.load(GOLDEN).generation_parameters()}
+    moved = {name for name, value in before.items() if not torch.equal(one[name], value)}
+    assert moved and moved <= own
+    for name in moved:
+        torch.testing.assert_close(one[name], two[name], rtol=0, atol=1e-4)
+
+
+def test_a_round_is_refined(folder: Path) -> None:
+    made = read_records(folder / "two/rvr/round-000/refined/refined.jsonl", Refinement)
+    assert len(made) == 6 and all(len(one.turns) == 3 for one in made)
+    assert [one.id for one in made] == [
+        one.id for one in read_records(folder / "one/rvr/round-000/refined/refined.jsonl", Refinement)
+    ]

@@ -1,0 +1,138 @@
+"""RecA, reconstruction alignment (docs/specs/reca.md): the model sees an image and has to draw it. No caption.
+
+    stages    IMAGES     (+ ROLLOUT GROUND JUDGE RASTERIZE where the images, or what is mixed in, are the round's own)
+    examples  [seen image, template, noisy: the same image]                 the template is drawn anew at every visit
+    loss      |v - u|^2          there is no other: the reconstruction is in the layout of the example      (Eq. 2)
+
+What is seen must be too coarse to copy: ``seen_size``. With ``train.trainable=generation`` understanding stays as it
+was, bit for bit; the gradient is the true one, where the released code cuts it at the markers of the noisy image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from srum.config import Count, RunConfig
+from srum.errors import SrumError
+from srum.stages import GROUND, IMAGES, JUDGE, RASTERIZE, ROLLOUT, Stage
+from train.methods.base import Method, cross_entropy
+from train.objective import Terms, Tokens
+
+if TYPE_CHECKING:
+    from srum.models.base import Segment
+    from srum.records import Picture
+    from srum.run import Run
+    from train.examples import Example, Mix
+
+TEMPLATES = {name: Path(__file__).parents[1] / "templates" / f"{name}.txt" for name in ("full", "tiny")}
+OF_THE_ROUND = (ROLLOUT, GROUND, JUDGE, RASTERIZE)
+Share = Annotated[int, Field(ge=0)]
+
+
+class TemplateError(SrumError, ValueError):
+    """A file of templates that cannot be used; the message names the line."""
+
+
+class RecaConfig(RunConfig):
+    """What is seen, and what is mixed in."""
+
+    method: str = "reca"
+    templates: str = "tiny"  # full (60 and more), tiny (srum-tiny's), or a text file with one a line
+    template_count: Count | None = None  # the first so many of them; null: all
+    seen_size: Count | None = None  # the longest side of what is seen, 224 for BAGEL; null: the model's own rule
+    condition: Literal["seen", "clean"] = "seen"  # clean: its latent in place of what is seen (ablation)
+    mix: tuple[Count, Share, Share] = (1, 0, 0)  # of a batch: reconstruction : text to image : the judge's replies
+
+    @model_validator(mode="after")
+    def _can_be_mixed(self) -> RecaConfig:
+        if self.train.batch_size % sum(self.mix):
+            raise ValueError(f"mix: train.batch_size={self.train.batch_size} is no multiple of {sum(self.mix)}")
+        if self.mix[2] and self.train.trainable != "all":
+            raise ValueError("mix: nothing that reads and writes text is trained unless train.trainable is all")
+        return self
+
+
+class Reca(Method):
+    """Reconstruction alignment."""
+
+    name, label, colour = "reca", "RecA", "#009e73"
+    Config = RecaConfig
+    stages = (IMAGES,)
+    needs = frozenset({"velocity", "seen"})
+
+    def stages_of(self, config: RecaConfig) -> Sequence[Stage]:
+        """The images alone, or the round's candidates before them."""
+        own = config.images.source in ("candidates", "good") or any(config.mix[1:])
+        return (*OF_THE_ROUND, IMAGES) if own else self.stages
+
+    def examples(self, run: Run, k: int, config: RecaConfig) -> Mix:
+        """The pictures that could be read, and the shares of the round's candidates and replies."""
+        from train.data import candidate_examples, load_replies, load_training_records
+        from train.examples import Mix, hold_out
+
+        pictures = reconstructions(run.round(k), config)
+        training, held_out = hold_out(pictures, config.train.validation.share, run.seed(k, "train"))
+        kinds: dict[str, Sequence[Example]] = {"": training, "t2i": (), "replies": ()}
+        if config.mix[1]:
+            records = load_training_records(run.round(k))
+            kinds["t2i"] = candidate_examples(records, [r.reward_map.new_ones(()) for r in records])
+        if config.mix[2]:
+            kinds["replies"] = load_replies(run.round(k), config.judge.instructions)
+        shares = dict(zip(kinds, config.mix, strict=True))
+        return Mix(Mix.of_shares(kinds, shares, config.train.batch_size).parts, held_out)
+
+    def terms(self, tokens: Tokens, config: RecaConfig) -> Terms:
+        """The error itself."""
+        if tokens.kind == "text":
+            return cross_entropy(tokens, config)
+        return {"flow": tokens.credit * tokens.error}
+
+
+def reconstructions(folder: Path, config: RecaConfig) -> list[Example]:
+    """An example of each picture of the round. Raises TemplateError."""
+    from srum.records import Picture
+    from srum.run_dir import read_records
+    from train.examples import Example
+
+    templates = read_templates(config.templates)[: config.template_count]
+    pictures = [one for one in read_records(folder / "pictures.jsonl", Picture) if one.failure is None]
+    return [Example(id=one.id, group=one.id, segments=layout(folder, one, templates, config)) for one in pictures]
+
+
+def layout(folder: Path, picture: Picture, templates: Sequence[str], config: RecaConfig) -> list[Segment]:
+    """[seen image][template, droppable][noisy, loss]: the seen image is never dropped."""
+    from srum.models.base import Segment
+
+    assert picture.seen is not None and picture.latent is not None
+    condition = Segment("clean", file=folder / picture.latent)
+    if config.condition == "seen":
+        condition = Segment("seen", image=folder / picture.seen, side=config.seen_size)
+    noisy = Segment("noisy", file=folder / picture.latent, loss=True)
+    return [condition, Segment("text", texts=templates, droppable=True), noisy]
+
+
+def read_templates(name: str) -> list[str]:
+    """The templates of a shipped list or of a text file, one a line; blank lines are passed over.
+
+    Raises TemplateError for a file that cannot be read, that has none, and that has one twice.
+    """
+    path = TEMPLATES.get(name, Path(name))
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except OSError as error:
+        raise TemplateError(
+            f"templates: cannot read {path}: {error.strerror}; or give {' or '.join(TEMPLATES)}"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise TemplateError(f"templates: {path} is not UTF-8 at byte {error.start}") from None
+    numbers: dict[str, int] = {}
+    for number, line in enumerate(lines, start=1):
+        if line and (first := numbers.setdefault(line, number)) != number:
+            raise TemplateError(f"templates: {path}:{number} repeats line {first}; keep one of them")
+    if not numbers:
+        raise TemplateError(f"templates: {path} has none; write one a line")
+    return list(numbers)

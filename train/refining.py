@@ -1,0 +1,177 @@
+"""Refinement by the model's own judge: the score of an image, how an evaluation draws, and ``srum refine``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from PIL.Image import Image
+
+from grounding.stage import load_proposer
+from judging.stage import load_judging
+from srum.config import RunConfig
+from srum.drawing import Chain, Draw, Shot
+from srum.evaluation.accuracy import CheckedImage, drawn
+from srum.models.base import TrainableModel
+from srum.processes import Processes
+from srum.records import Candidate, Grounding, Judgement, Prompt, Refinement, Turn
+from srum.refining import Score, best_of, refine
+from srum.reward_map import reason_to_skip, sample_score
+from srum.rollout import choose_prompts
+from srum.run import Run, console, load_model
+from srum.run_dir import ImageError, RunError, finished, open_image, read_records, run_stage, save_image, write_json
+from srum.seeding import seed_for
+from srum.shapes.checker import check
+from srum.shapes.prompts import from_metadata
+
+
+def self_scorer(model: TrainableModel, config: RunConfig, seed: int) -> Score:
+    """Scores in [-1, 1] as a round's candidates get them: grounded, judged, the lowest of regions and layout."""
+    propose, judge = load_proposer(config, model), load_judging(config, model, seed)
+
+    def score(images: Sequence[Image], prompts: Sequence[str]) -> list[float | None]:
+        proposed = propose(images, prompts)
+        judged = judge(images, prompts, [{}] * len(images), [regions for regions, _ in proposed])
+        scores: list[float | None] = []
+        for (regions, error), (of_regions, layout) in zip(proposed, judged, strict=True):
+            grounding = Grounding(candidate_id="image", regions=regions, error=error)
+            judgement = Judgement(candidate_id="image", regions=of_regions, layout=layout)
+            failed = reason_to_skip(grounding, judgement, config.reward.on_failure)
+            scores.append(None if failed else sample_score(judgement))
+        return scores
+
+    return score
+
+
+def drawn_again(model: TrainableModel, config: RunConfig, seed: int) -> Draw:
+    """Images of prompts as the evaluation draws them, the same first ones, then again as ``config.refine`` says."""
+    score = self_scorer(model, config, seed_for(seed, "refine", "judge"))
+
+    def draw(prompts: Mapping[str, Prompt]) -> list[Chain]:
+        firsts = [Shot(made.image) for made in drawn(model, prompts, config.eval, seed)]
+        texts = [prompt.text for prompt in prompts.values()]
+        return refine(model, score, list(prompts), texts, firsts, config.refine, seed)
+
+    return draw
+
+
+@dataclass(frozen=True)
+class Item:
+    """An image of a run that may be drawn again, and what the checker would ask of it, where it can."""
+
+    prompt: str
+    image: Path
+    metadata: Mapping[str, Any]
+
+
+def refine_run(run: Run, place: Path, weights: str, config: RunConfig) -> list[Refinement]:
+    """refined/ in ``place``, a round's folder or that of an evaluated arm: its images, drawn again by ``weights``.
+
+    refined.jsonl has every image of a chain with its seed and score; it resumes by batches. An image that cannot be
+    read is left out, and counted. Raises RunError where the folder holds refinements of other settings or weights.
+    """
+    folder, processes = place / "refined", Processes.here()
+    items = items_of(run, place)
+    processes.once(lambda: _claim(folder, {"weights": weights, "refine": config.refine.model_dump(mode="json")}))
+    if finished(folder, "refined"):
+        return read_records(folder / "refined.jsonl", Refinement)
+    model = load_model(run.config, weights)
+    score = self_scorer(model, config, run.seed("refine", "judge"))
+
+    def work(batch: Mapping[str, Item]) -> list[Refinement]:
+        opened = {name: image for name, item in batch.items() if (image := _readable(item.image)) is not None}
+        texts, firsts = [batch[name].prompt for name in opened], [Shot(image) for image in opened.values()]
+        chains = refine(model, score, list(opened), texts, firsts, config.refine, run.config.seed)
+        return [_keep(folder, *one) for one in zip(opened, texts, chains, strict=True)]
+
+    made = run_stage(folder, "refined", Refinement, items, config.refine.batch_size, work, gaps=True)
+    if processes.rank == 0 and (lost := len(items) - len(made)):
+        console.print(f"{folder}: {lost} of {len(items)} images could not be read and were left out")
+    return made
+
+
+def items_of(run: Run, place: Path) -> dict[str, Item]:
+    """The images in a round's folder or in that of an evaluated arm. Raises RunError where there are none yet."""
+    if (place / "verdicts.jsonl").exists():
+        asked = {prompt.id: prompt for prompt in choose_prompts(run.config.eval.prompts, run.config.eval.count, 0)}
+        verdicts = read_records(place / "verdicts.jsonl", CheckedImage)
+        return {v.prompt_id: Item(v.prompt, place / v.files()[0], asked[v.prompt_id].metadata) for v in verdicts}
+    candidates = read_records(place / "candidates.jsonl", Candidate)
+    prompts = {prompt.id: prompt for prompt in read_records(place / "prompts.jsonl", Prompt)}
+    return {c.id: Item(c.prompt, place / c.image, prompts[c.prompt_id].metadata) for c in candidates}
+
+
+def refinement_rows(items: Mapping[str, Item], place: Path, made: Sequence[Refinement]) -> list[dict[str, Any]]:
+    """After 0, 1, ... rounds: the share that was drawn again, the judge's mean score, and where the checker can tell
+    the accuracy, wrong images made right (mended) and right ones made wrong (broken), in percent of all."""
+    longest = max((len(one.turns) for one in made), default=1)
+    checkable = bool(made) and all(_is_checkable(items[one.id].metadata) for one in made)
+    right = [_verdicts(place / "refined", items[one.id], one) for one in made] if checkable else []
+    rows = []
+    for number in range(longest):
+        stays = [kept_of(one.turns[: number + 1], whole=number + 1 >= len(one.turns), kept=one.kept) for one in made]
+        scores = [s for one, i in zip(made, stays, strict=True) if (s := one.turns[i].score) is not None]
+        row: dict[str, Any] = {
+            "round": number,
+            "drawn again, %": 100 * fmean(len(one.turns) > number > 0 for one in made),
+        }
+        row |= {"mean score": fmean(scores) if scores else None}
+        if checkable:
+            before, after = [own[0] for own in right], [own[i] for own, i in zip(right, stays, strict=True)]
+            row |= {
+                "right, %": 100 * fmean(after),
+                "mended, %": 100 * fmean(a and not b for a, b in zip(after, before, strict=True)),
+                "broken, %": 100 * fmean(b and not a for a, b in zip(after, before, strict=True)),
+            }
+        rows.append(row)
+    return rows
+
+
+def kept_of(turns: Sequence[Turn], whole: bool, kept: int) -> int:
+    """The number of the image that stays after these turns: the recorded one after all, else the best so far."""
+    return kept if whole else best_of([turn.score for turn in turns])
+
+
+def _is_checkable(metadata: Mapping[str, Any]) -> bool:
+    try:
+        from_metadata(dict(metadata))
+    except ValueError:
+        return False
+    return True
+
+
+def _verdicts(folder: Path, item: Item, made: Refinement) -> list[bool]:
+    return [check(np.asarray(open_image(folder / turn.image)), dict(item.metadata)).correct for turn in made.turns]
+
+
+def _readable(path: Path) -> Image | None:
+    try:
+        return open_image(path)
+    except ImageError:
+        return None
+
+
+def _keep(folder: Path, name: str, prompt: str, chain: Chain) -> Refinement:
+    turns = []
+    for number, shot in enumerate(chain.shots):
+        image = f"images/{name}-{number}.png"
+        save_image(shot.image, folder / image)
+        turns.append(Turn(image=image, seed=shot.seed, score=shot.score, said=shot.said))
+    return Refinement(id=name, prompt=prompt, turns=turns, kept=chain.kept)
+
+
+def _claim(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Keep in the folder what it is made with. Raises RunError where that is something else."""
+    held = folder / "settings.json"
+    settings = {**settings, "refine": {k: v for k, v in settings["refine"].items() if k != "batch_size"}}
+    if not held.exists():
+        write_json(held, settings)
+    elif json.loads(held.read_text()) != json.loads(json.dumps(settings)):
+        raise RunError(
+            f"{folder} holds refinements of other settings or weights (settings.json); delete it, or use them"
+        )
