@@ -72,7 +72,7 @@ class ExampleFeed:
         drawn = [(epoch, opened(self.model, example, self.seed, epoch)) for epoch, example in visits]
         packs = self.own_packs([self.model.length(example.segments) for _, example in drawn])
         samples = [([self.draw(*drawn[place]) for place in members], counted) for members, counted in packs]
-        return self._step(samples, [example.id for _, example in drawn])
+        return self._step(samples, [example for _, example in drawn])
 
     def validation(self) -> Iterator[Step]:
         """Every example that is held out, at one timestep of every bin, by batches."""
@@ -82,7 +82,7 @@ class ExampleFeed:
             batch = samples[start : start + self.config.batch_size]
             packs = self.own_packs([self.model.length(sample.segments) for sample in batch])
             own = [([batch[place] for place in members], counted) for members, counted in packs]
-            yield self._step(own, [sample.example.id for sample in batch])
+            yield self._step(own, [sample.example for sample in batch])
 
     def draw(self, epoch: int, example: Example) -> Sample:
         """The example as this epoch sees it."""
@@ -98,8 +98,9 @@ class ExampleFeed:
         own = packs[self.processes.rank :: self.processes.count]
         return [(pack or packs[0], bool(pack)) for pack in own]
 
-    def _step(self, own: Sequence[tuple[list[Sample], bool]], ids: Sequence[str]) -> Step:
+    def _step(self, own: Sequence[tuple[list[Sample], bool]], examples: Sequence[Example]) -> Step:
         counts = [self.model.targets(s.segments, s.corruptions) for samples, counted in own if counted for s in samples]
         image_tokens, text_tokens = self.processes.total(torch.tensor(counts or [(0, 0)]).sum(dim=0)).tolist()
-        packs = ((make_pack(self.model, samples), counted) for samples, counted in own)
-        return Step(packs, image_tokens, text_tokens, ids)
+        sees = self.processes.count > 1 and any(s.kind == "seen" for example in examples for s in example.segments)
+        packs = ((make_pack(self.model, samples, sees), counted) for samples, counted in own)
+        return Step(packs, image_tokens, text_tokens, [example.id for example in examples])

@@ -183,8 +183,8 @@ class Pack:
         return self.text.at(owner, place)
 
 
-def make_pack(model: UnifiedModel, samples: Sequence[Sample]) -> Pack:
-    """Samples packed by the model, with their credits."""
+def make_pack(model: UnifiedModel, samples: Sequence[Sample], sees: bool = False) -> Pack:
+    """Samples packed by the model, with their credits. ``sees``: as ``UnifiedModel.pack`` has it."""
     credits: dict[bool, list[tuple[Tensor, int]]] = {True: [], False: []}  # by whether of a text
     for number, sample in enumerate(samples):
         learned = [segment for segment in sample.segments if segment.loss]
@@ -195,5 +195,6 @@ def make_pack(model: UnifiedModel, samples: Sequence[Sample]) -> Pack:
     text, image = (
         Credits.of([c for c, _ in own], [n for _, n in own], model.device) for own in (credits[True], credits[False])
     )
-    packed = model.pack([sample.segments for sample in samples], [c for sample in samples for c in sample.corruptions])
+    corruptions = [c for sample in samples for c in sample.corruptions]
+    packed = model.pack([sample.segments for sample in samples], corruptions, **({"sees": True} if sees else {}))
     return Pack([sample.example.id for sample in samples], packed, image, text)

@@ -10,8 +10,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from srum.errors import ModelError
-from srum.models.base import REFINE_SYSTEM, REFINE_USER, REFLECT_QUESTION, REFLECT_STOP
 from srum.json_files import read_json
+from srum.models.base import REFINE_SYSTEM, REFINE_USER, REFLECT_QUESTION, REFLECT_STOP
 
 # The official folder has no file for these values; a checkpoint of another size carries one of these two.
 OVERRIDE_FILES = ("bagel_config.json", "fixture_config.json")
