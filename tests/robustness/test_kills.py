@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from srum import models
+from srum import loop, models
 from srum.config import load_config
 from srum.loop import run_loop
 from srum.processes import connected
@@ -55,6 +55,7 @@ def _run(folder: Path, rank: int, processes: int, port: int) -> None:
         os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "RANK": str(rank)}
         os.environ |= {"LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
         models.load = FakeModel.load  # type: ignore[assignment]
+        loop.write_report = lambda folder: folder  # the longest of all, and compared nowhere here
         with connected():
             run_loop(load_config(None, SMALL), folder, resume=True)
         code = 0
