@@ -32,6 +32,7 @@ SHIPPED: dict[str, dict[str, str]] = {
         "rvr": "train.methods.rvr:Rvr",
         "flow_grpo": "train.methods.flow_grpo:FlowGrpo",
         "r3": "train.methods.r3:R3",
+        "process": "train.methods.process:Process",
     },
     "judge": {"self": "judging.self_judge:SelfJudge"},
     "reward": {},
