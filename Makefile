@@ -1,6 +1,7 @@
 # make demo   install, then run the loop on the embedded world (7 minutes, under 10 with the installation)
 # make test   install with the development tools, then run the tests
 # make check  what CI runs: lint, format, types, tests
+# make torture  kills at random moments and 100,000 mutated files (an hour)
 # make lab    the experiments behind the claims (hours)
 # make pictures  the pictures of the README and of docs/, from runs/demo
 
@@ -8,7 +9,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check lab pictures clean
+.PHONY: demo test check torture lab pictures clean
 
 demo: $(VENV)/.installed
 	$(BIN)/srum run --config configs/demo.yaml --out runs/demo
@@ -21,6 +22,9 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+torture: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -s -m slow tests/robustness
 
 lab: $(VENV)/.installed
 	$(BIN)/python benchmarks/lab.py

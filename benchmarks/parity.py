@@ -6,7 +6,8 @@
 
 Everything that the folder records is computed again with the model in its ``checkpoint`` (a folder without one: in that
 of the folder ``bagel`` beside it), from the sizes, prompts,
-settings and noise of its files: any folder of this layout will do (tests/golden/bagel/README.md). Printed per quantity:
+settings and noise of its files: any folder of this layout will do (tests/golden/bagel/README.md), and so will one of
+numbers without a network, of policy gradients (tests/golden/flow_grpo/README.md). Printed per quantity:
 the largest deviation over its cases and the tolerance in float32. The exit status is 1 if a quantity misses, if a
 fixture is missing, or if the folder holds something that nothing here compares.
 
@@ -834,6 +835,8 @@ def worst_cases(deviations: Iterable[Deviation]) -> list[Deviation]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the table; exit with 1 on a miss and on missing and unknown files."""
+    from benchmarks import policy_parity  # which is written with what stands here
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--golden", type=Path, required=True, help="the folder of fixtures")
     parser.add_argument("--checkpoint", type=Path, help="the model, where the folder has none and no bagel/ beside it")
@@ -844,16 +847,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.backends.cudnn.allow_tf32 = False  # as torch does by itself in matrix products, not in convolutions
     if not folder.is_dir():
         parser.error(f"{folder} is no folder")
-    checks = checks_of(folder)
+    present = {path.name for path in folder.iterdir()}
+    functions = "sde.json" in present  # of policies: numbers without a network
+    checks: Mapping[str, tuple[Any, tuple[str, ...]]] = policy_parity.CHECKS if functions else checks_of(folder)
     files = {fixture: {fixture + suffix for suffix in suffixes} for fixture, (_, suffixes) in checks.items()}
     checkpoint = args.checkpoint or folder / "checkpoint"
-    if not checkpoint.is_dir() and not checks.keys() & CHECKS.keys():
+    if not functions and not checkpoint.is_dir() and not checks.keys() & CHECKS.keys():
         checkpoint = folder.resolve().parent / "bagel" / "checkpoint"
-    present = {path.name for path in folder.iterdir()} | ({"checkpoint"} if checkpoint.is_dir() else set())
-    expected = {"checkpoint"}.union(*files.values())
+    present |= {"checkpoint"} if checkpoint.is_dir() else set()
+    expected = set[str]().union(*files.values()) | (set() if functions else {"checkpoint"})
     missing, unknown = sorted(expected - present), sorted(present - expected - UNCOMPARED)
     rows: list[tuple[str, Deviation]] = []
-    if "checkpoint" in present:
+    if functions:
+        for fixture in checks:
+            if files[fixture] <= present:
+                rows += [(fixture, worst) for worst in worst_cases(policy_parity.compare(folder, fixture))]
+    elif "checkpoint" in present:
         kind = Blip3o if (checkpoint / "diffusion-decoder").is_dir() else Bagel
         model = kind.load(checkpoint, args.device, args.precision)
         for fixture in checks:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -389,6 +390,60 @@ def reconstruct(
 
 
 @app.command()
+def chain(
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Folder of the chains; interrupted, the same call goes on.")
+    ],
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    refinements: Annotated[int, typer.Option(min=0, help="At most so many times an image is refined.")] = 4,
+    template: Annotated[str, typer.Option(help="Words of the chain: compact, released, or a .yaml file.")] = "compact",
+    temperature: Annotated[float, typer.Option(min=0, help="Of what is written; 0 is greedy.")] = 0.0,
+    edit_guidance: Annotated[float, typer.Option(help="Text guidance of refining; <= 1 is off.")] = 1.5,
+    image: Annotated[
+        Path | None, typer.Option(help="Save the first eight chains as strips, .png, .svg or .pdf.")
+    ] = None,
+) -> None:
+    """Draw the evaluation's prompts with a chain: plan, draw, look, say what must change, draw that.
+
+    Where the prompts are the embedded world's, print how accurate the images are after each refinement.
+    """
+    from dataclasses import replace
+
+    from srum.chaining import accuracy_table, draw_chains, endings, verdicts
+    from srum.chains import ChainSettings
+    from srum.chains import template as words
+    from srum.loop import console, eval_prompts
+    from srum.models.base import Decoding, Sampling
+    from srum.plots import strips_figure
+    from srum.processes import connected
+    from srum.run import load_model
+
+    with connected() as processes:
+        wanted = processes.once(lambda: _config(out, config, overrides or []))
+        drawing, prompts = Sampling(**wanted.eval.sampling()), eval_prompts(wanted)
+        settings = ChainSettings(
+            drawing=drawing,
+            changing=replace(drawing, guidance=edit_guidance, guidance_interval=(0.0, 1.0)),
+            form=words(template),
+            plan=wanted.eval.plan,
+            max_refinements=refinements,
+            decoding=Decoding(temperature=temperature),
+        )
+        model = load_model(wanted, wanted.model)
+        records = draw_chains(model, prompts, settings, out, wanted.seed, wanted.eval.batch_size)
+        if processes.rank == 0:
+            if all("tag" in prompt.metadata for prompt in prompts):
+                tags = [str(prompt.metadata["tag"]) for prompt in prompts]
+                console.print(accuracy_table(verdicts(records, prompts, out, refinements), tags))
+            console.print(
+                f"{len(records)} chains ended by " + ", ".join(f"{k}: {n}" for k, n in endings(records).items())
+            )
+            if image is not None:
+                _save_figure(strips_figure(records[:8], out), image)
+
+
+@app.command()
 def bench(
     what: Annotated[
         list[str] | None, typer.Argument(metavar="NAME | table RUN...", help="A benchmark, module:Name, or table.")
@@ -411,7 +466,7 @@ def bench(
     judge_extra: Annotated[str, typer.Option(help="Further fields of each request, as JSON.")] = "{}",
     token_limit: Annotated[str, typer.Option(help="What the server calls the limit of tokens.")] = "max_tokens",
     training: Annotated[list[Path] | None, typer.Option(help="Training prompts, a file or a run, to look for.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per call; no result depends on it.")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per call.")] = 16,
     device: Annotated[str, typer.Option(help="As device in a config.")] = "auto",
 ) -> None:
     """Draw a benchmark's images, have them scored, print the table; or compare runs: srum bench table RUN...
@@ -439,6 +494,30 @@ def bench(
             typer.echo(text)
 
 
+@app.command()
+def serve(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder, hub id or shipped name.")],
+    host: Annotated[str, typer.Option(help="Address; one that others reach needs a key.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes one that is free.")] = 8000,
+    key_variable: Annotated[str, typer.Option(help="Environment variable with the key that clients must send.")] = "",
+    name: Annotated[str, typer.Option(help="What clients call the model (default: as it is named here).")] = "",
+    device: Annotated[str, typer.Option(help="As device in a config.")] = "auto",
+) -> None:
+    """Serve a model by OpenAI's protocol: chat completions with images, images/generations, images/edits."""
+    from srum import models
+    from srum.serve import Http, ServeError, Service
+
+    key = os.environ.get(key_variable, "") if key_variable else ""
+    if key_variable and not key:
+        raise ServeError(f"{key_variable} holds no key")
+    service = Service(models.load(model, device), name or model)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with Http(service, host, port, key) as server:
+        typer.echo(f"{service.name} at {server.address}; stop with Ctrl-C")
+        with suppress(KeyboardInterrupt):
+            server.serve_forever()
+
+
 def _json(text: str) -> Any:
     import json
 
@@ -464,6 +543,7 @@ def _opened(folder: Path, config: Path | None, overrides: list[str] | None, new:
             if not new:
                 raise RunError(f"{folder} is not the folder of a run: it has no {CONFIG}; srum rollout makes one")
             models.require_model(wanted.model)
+            models.require_settings(wanted)
             round_prompts(wanted, 0)
         return wanted
 

@@ -48,9 +48,9 @@ def free(path: Path) -> int:
 
 
 def require_room(path: Path, needed: int, what: str) -> None:
-    """DiskFullError where ``path`` has no room for the ``needed`` bytes that ``what`` takes at least."""
+    """DiskFullError where ``path`` has no room for the ``needed`` bytes that ``what`` take at least."""
     if (there := free(path)) < needed:
         raise DiskFullError(
-            f"{path}: {what} takes {needed / GIGABYTE:.3f} GB, {there / GIGABYTE:.3f} GB are free; make room, "
+            f"{path}: {what} take {needed / GIGABYTE:.3g} GB, {there / GIGABYTE:.3g} GB are free; make room, "
             "or choose a folder on another disk"
         )

@@ -122,8 +122,8 @@ def read_export(path: Path, folder: Path) -> RunView:
         raise RunError(f"{folder} is not empty; choose another folder")
     try:
         file = pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
-        raise RunError(f"{path} is not a parquet file: {error}") from None
+    except (pa.ArrowException, OSError) as error:
+        raise RunError(f"{path} is not a parquet file: {' '.join(str(error).split())}") from None
     config = (file.schema_arrow.metadata or {}).get(CONFIG_KEY)
     if config is None:
         raise RunError(f"{path} was not written by srum export: it holds no config")
@@ -131,13 +131,20 @@ def read_export(path: Path, folder: Path) -> RunView:
         raise RunError(f"{path} was not written by srum export: it lacks {', '.join(sorted(lacking))}")
     whole_config = parse_config(_parsed(config, f"{path}: its config"))
     records: dict[Path, dict[str, Record]] = {}
-    rows = (row for batch in file.iter_batches(ROWS) for row in batch.to_pylist())
-    for number, row in enumerate(rows, start=1):
+    for number, row in enumerate(_rows(file, path), start=1):
         _unpack(row, folder, records, f"{path}: row {number}")
     for name, lines in records.items():
         write_records(name, lines.values())
     write_text(folder / CONFIG, dump(whole_config))  # last: what is half unpacked is no run
     return RunView(folder)
+
+
+def _rows(file: pq.ParquetFile, path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of an export. Raises RunError for what cannot be decoded."""
+    try:
+        yield from (row for batch in file.iter_batches(ROWS) for row in batch.to_pylist())
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise RunError(f"{path} is damaged: {' '.join(str(error).split())[:300]}") from None
 
 
 def _groups(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -93,6 +93,7 @@ def check_inputs(config: RunConfig) -> None:
     choose_prompts(config.prompts, config.prompt_count, config.seed)
     if config.eval.count:
         require_metadata(eval_prompts(config))
+    models.require_settings(config)
     require_abilities(config)
     require_sizes(config)
     load_grounder(config.ground.grounder, load_model(config, config.model), **config.ground.options)

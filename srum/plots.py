@@ -14,8 +14,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
+from pathlib import Path
 from textwrap import fill, shorten
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from matplotlib import colormaps, patheffects
@@ -31,6 +32,10 @@ from PIL.Image import Image
 from srum.geometry import rle_decode
 from srum.plugins import SHIPPED, find
 from srum.records import Judgement, MaskRLE, Region, RegionJudgement
+from srum.run_dir import open_image
+
+if TYPE_CHECKING:
+    from srum.chaining import ChainRecord
 
 INK = "#262626"  # text, axes and outlines
 MISSING = "#808080"  # what has no score
@@ -194,6 +199,26 @@ def before_after_figure(
         left, right = cell.subplots(1, 2)
         _verdict_axes(left, pair.before, names[0], pair.before_correct)
         _verdict_axes(right, pair.after, names[1], pair.after_correct)
+    return figure
+
+
+def strips_figure(chains: Sequence[ChainRecord], folder: Path) -> Figure:
+    """Chains one below the other: their images (in ``folder``) from the first on, under each what was drawn after it
+    was looked at, and how the chain ended."""
+    columns = max(len(chain.images) for chain in chains)
+    figure = Figure(figsize=(2.6 * columns, 3.8 * len(chains)))
+    places = figure.subplots(len(chains), columns, squeeze=False, gridspec_kw={"hspace": 0.6})
+    for row, chain in zip(places, chains, strict=True):
+        said = [turn.text or "" for turn in chain.turns if turn.kind == "reflect"]
+        for axes in row:
+            axes.set_axis_off()
+        for number, name in enumerate(chain.images):
+            axes, reply = row[number], said[number] if number < len(said) else f"({chain.end})"
+            axes.imshow(open_image(folder / "images" / f"{name}.png"))
+            axes.set_title(fill(shorten(chain.prompt, 70), 30) if number == 0 else "", fontsize=8, color=INK)
+            axes.text(
+                0.5, -0.04, fill(shorten(reply, 150), 38), transform=axes.transAxes, ha="center", va="top", fontsize=6
+            )
     return figure
 
 

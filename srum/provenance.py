@@ -61,10 +61,16 @@ def described(entries: Sequence[dict[str, Any]]) -> list[str]:
     """The entries in words, a line each: the first whole, of the others what differs from the one before."""
     lines = []
     for before, entry in zip([{}, *entries], entries, strict=False):
-        facts = differences(before, entry) if before else [f"{k} {v}" for k, v in entry.items() if k not in APART]
+        facts = differences(before, entry) if before else [_fact(k, v) for k, v in entry.items() if k not in APART]
         begun = "went on" if before else "made"
         lines.append(f"{entry['date'][:10]}, {begun} with {', '.join([*facts, *entry['notes']])}")
     return lines
+
+
+def _fact(name: str, value: Any) -> str:
+    if name == "changed":
+        return "files changed since" if value else "no file changed since"
+    return f"{name} {value[:12]}" if name == "commit" else f"{name} {value}"
 
 
 def read_entries(path: Path) -> list[dict[str, Any]]:

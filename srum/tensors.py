@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,8 +12,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from srum.errors import SrumError
-from srum.json_files import POINTER, POINTER_TO
+from srum.errors import ModelError, SrumError
+from srum.json_files import POINTER, POINTER_TO, read_json
+
+SHARD = re.compile(r"[\w.-]{1,200}")  # a file beside the index
+NAMED = 3  # shards that an error names
 
 
 class TensorError(SrumError, ValueError):
@@ -40,6 +44,18 @@ def _fault(path: Path, error: Exception) -> str:
     if begins == POINTER:
         return POINTER_TO
     return f"is not a whole safetensors file: {error}" if begins else "is empty"
+
+
+def shards(index: Path) -> list[Path]:
+    """The files beside an ``index`` that it lists. Raises JsonError, and ModelError for one that is not there."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelError(f"{index} has no weight_map of tensors to shards")
+    names = sorted({*map(str, weight_map.values())})
+    if missing := [name[:80] for name in names if not SHARD.fullmatch(name) or not (index.parent / name).is_file()]:
+        more = ", ..." if len(missing) > NAMED else ""
+        raise ModelError(f"{index} lists {', '.join(map(repr, missing[:NAMED]))}{more}, which is not there")
+    return [index.parent / name for name in names]
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

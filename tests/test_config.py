@@ -49,7 +49,7 @@ def test_presets_load_and_say_how_to_start(path: Path) -> None:
 def test_presets_for_other_worlds_are_not_evaluated() -> None:
     """The exact checker knows coloured shapes alone, and would refuse any other prompt."""
     presets = sorted(CONFIGS.glob("bagel-7b-*.yaml"))
-    assert len(presets) == 6
+    assert len(presets) >= 6
     assert {path.stem: load_config(path).eval.count for path in presets} == dict.fromkeys((p.stem for p in presets), 0)
 
 

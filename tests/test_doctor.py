@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from srum import models
 from srum.cli import app
 from srum.doctor import Machine, _fits_shared, self_check, tables
-from srum.errors import ModelError
+from srum.errors import ModelError, SrumError
 from srum.models.bagel import Bagel
 from srum.models.bagel.memory import Sizes, stage_needs, training_need
 from srum.models.needs import Need, Recipe
@@ -105,7 +105,7 @@ def test_the_command_ends_well_and_badly(tmp_path: Path) -> None:
     run = CliRunner().invoke(app, ["doctor", str(CHECKPOINT), "--size", "64"])
     assert run.exit_code == 0 and "training and sampling agree" in run.output
     run = CliRunner().invoke(app, ["doctor", str(tmp_path), "--no-check"])
-    assert run.exit_code == 2 and "is no model: it has none of llm_config.json, model_class.json" in run.output
+    assert run.exit_code == 2 and "is no model: it has none of llm_config.json, " in run.output
     run = CliRunner().invoke(app, ["doctor", str(CHECKPOINT), "--device", "cuda:99"])
     assert run.exit_code == 2 and "device: cuda:99 is not here" in run.output
 
@@ -115,11 +115,15 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
     """By the doctor's tables, and where the weights are loaded."""
     folder = Path(shutil.copytree(CHECKPOINT, tmp_path / "model"))
     whole = (folder / name).read_bytes()
-    for kept in (len(whole) - 1, 4, 0):
+    for kept, what in (
+        (len(whole) - 1, "not a whole safetensors file: "),
+        (4, "not a whole safetensors file: "),
+        (0, "empty"),
+    ):
         (folder / name).write_bytes(whole[:kept])
         run = CliRunner().invoke(app, ["doctor", str(folder), "--size", "64"])
-        assert run.exit_code == 2 and run.stderr.startswith(f"error: {folder / name} is not a whole safetensors file: ")
-        with pytest.raises(ValueError, match=rf"{name} is not a whole safetensors file"):
+        assert run.exit_code == 2 and run.stderr.startswith(f"error: {folder / name} is {what}")
+        with pytest.raises(SrumError, match=f"{name} is {what}"):
             models.load(str(folder), "cpu")
 
 

@@ -7,7 +7,17 @@ from itertools import pairwise
 import pytest
 import torch
 
-from srum.flow import euler_step, interpolate, sample_timesteps, schedule, shift_timestep, velocity_target
+from srum.flow import (
+    Rule,
+    euler_step,
+    interpolate,
+    log_density,
+    sample_timesteps,
+    schedule,
+    shift_timestep,
+    transition,
+    velocity_target,
+)
 
 
 def pair() -> tuple[torch.Tensor, torch.Tensor]:
@@ -57,3 +67,38 @@ def test_sampled_timesteps() -> None:
     assert ((draws > 0) & (draws < 1)).all()
     assert draws.median().item() == pytest.approx(0.75, abs=0.02)
     assert torch.equal(draws, sample_timesteps(4001, 3.0, torch.Generator().manual_seed(1)))
+
+
+RULES: tuple[Rule, ...] = ("flow", "r3", "constant", "cps")
+
+
+@pytest.mark.parametrize("rule", RULES[:3])
+def test_without_noise_a_random_step_is_the_euler_step_bit_for_bit(rule: Rule) -> None:
+    x, v = (tensor.float() for tensor in pair())
+    for t, s in pairwise(schedule(16, 5.0).tolist()):
+        step = transition(t, s, rule, 0.0)
+        assert step.std == 0 and torch.equal(step.mean(x, v), euler_step(x, v, s - t))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_log_density_of_a_step_is_a_squared_error_of_the_velocity(rule: Rule) -> None:
+    """log N(x_s; mean(v), std^2) - log N(x_s; x_s, std^2) = -precision |v - u|^2, u the velocity that leads to x_s."""
+    x, v = pair()
+    step = transition(0.9, 0.8, rule, 0.5)
+    reached = step.mean(x, v) + step.std * torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).double()
+    difference = log_density(reached, step.mean(x, v), step.std) - log_density(reached, reached, step.std)
+    torch.testing.assert_close(difference, -step.precision * (v - step.velocity_to(x, reached)).square())
+    assert torch.equal(step.kl(v, v), torch.zeros_like(v))
+
+
+def test_the_velocity_that_leads_there_leads_there() -> None:
+    x, there = pair()
+    step = transition(1.0, 0.95, "flow", 0.7)
+    torch.testing.assert_close(step.mean(x, step.velocity_to(x, there)), there)
+
+
+def test_the_noise_level_at_which_a_step_would_turn_around_is_refused() -> None:
+    """At t = 1 of rule flow the pull is a^2 / 2: 1 at a = sqrt(2)."""
+    assert transition(1.0, 0.95, "flow", 1.41).of_x > 0
+    with pytest.raises(ValueError, match="too high"):
+        transition(1.0, 0.95, "flow", 1.42)

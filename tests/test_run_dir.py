@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from srum.config import RunConfig, load_config
 from srum.evaluation.accuracy import CheckedImage
@@ -30,6 +32,7 @@ from srum.run_dir import (
     open_image,
     read_prompts,
     read_records,
+    round_dirs,
     run_stage,
     write_records,
 )
@@ -506,3 +509,36 @@ def test_seeds_are_stable_and_their_parts_count() -> None:
     assert seed_for(0, 1, "p-0", "rollout") == 5056254892708178496
     assert len({seed_for(1, 23), seed_for(12, 3), seed_for("1", "23"), seed_for("1", 23), seed_for(123)}) == 5
     assert all(0 <= seed_for(number) < 2**63 for number in range(100))
+
+
+# --- images of others
+
+
+def test_an_image_is_turned_as_its_exif_says(tmp_path: Path) -> None:
+    """Orientation 6: the camera was turned, the stored left edge is the top."""
+    pixels = np.zeros((2, 4, 3), np.uint8)
+    pixels[:, 0] = 255
+    image, exif = Image.fromarray(pixels), Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "x.png", exif=exif)
+    turned = np.asarray(open_image(tmp_path / "x.png"))
+    assert turned.shape == (4, 2, 3) and (turned[0] == 255).all() and not turned[1:].any()
+
+
+@pytest.mark.parametrize("white", [1.0, 255.0, 65535.0])
+def test_numbers_with_a_fraction_are_shares(tmp_path: Path, white: float) -> None:
+    Image.fromarray(np.array([[0.0, 0.5, 1.0]], np.float32) * np.float32(white)).save(tmp_path / "x.tiff")
+    assert np.asarray(open_image(tmp_path / "x.tiff"))[0, :, 0].tolist() == [0, 128, 255]
+
+
+def test_pixels_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0.0, np.nan]], np.float32)).save(tmp_path / "x.tiff")
+    with pytest.raises(RunError, match=r"x\.tiff is not a readable image: an image with pixels that are no numbers"):
+        open_image(tmp_path / "x.tiff")
+
+
+def test_a_copy_of_a_round_is_none(tmp_path: Path) -> None:
+    for name in ("round-000", "round-1000", "round-000.bak", "round-001 (copy)", "round-2"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "round-003").touch()
+    assert [path.name for path in round_dirs(tmp_path)] == ["round-000", "round-1000"]

@@ -7,8 +7,8 @@ that the batch size, the packs, the number of processes and an interruption chan
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,6 +24,16 @@ if TYPE_CHECKING:
     from train.feed import ExampleFeed
 
 
+@dataclass(frozen=True)
+class Sampled:
+    """How the tokens of a segment came about, which a policy drew: under its weights, and less a constant, their
+    log-probability is ``logprob`` (n,) = -``precision`` error. A text has the precision 1, an image's step its own;
+    a token of precision 0 was not drawn."""
+
+    logprob: Tensor
+    precision: Tensor
+
+
 @dataclass(frozen=True, kw_only=True)
 class Example:
     """What is learned from one thing: ``segments``, any number of them with a loss.
@@ -31,12 +41,14 @@ class Example:
     ``credit``: what the tokens of each segment with a loss are weighted with, in the order of the segments: a value per
     token (on a latent per cell of its grid, row-major), or one for all; none at all stand for ones. ``id`` is unique
     among the examples of a training and seeds what is drawn; ``group`` is what is held out together (a prompt).
+    ``sampled``: how each segment with a loss was drawn, where a policy drew them.
     """
 
     id: str
     segments: Sequence[Segment]
     credit: Sequence[Tensor] = ()
     group: str = ""
+    sampled: Sequence[Sampled] = ()
 
 
 @dataclass(frozen=True)
@@ -90,6 +102,9 @@ class Mix:
 
         return ExampleFeed(model, self, config, seed, processes)
 
+    def __str__(self) -> str:
+        return f"{sum(len(part.examples) for part in self.parts)} examples"
+
     def digest(self) -> str:
         """A checksum of the examples in order: ids, texts, credits."""
         total = hashlib.sha256()
@@ -99,6 +114,13 @@ class Mix:
             for credit in example.credit:
                 total.update(credit.numpy().tobytes())
         return total.hexdigest()
+
+
+def in_all_words(example: Example) -> Iterator[Example]:
+    """The example with each of its texts, where a segment has several to draw from."""
+    for place in range(max((len(segment.texts) for segment in example.segments), default=0) or 1):
+        segments = [replace(s, texts=s.texts[place : place + 1] or s.texts[:1]) for s in example.segments]
+        yield replace(example, segments=segments)
 
 
 def hold_out(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:

@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -23,17 +23,24 @@ class Step:
     """The packs of this process in a step, each made when it is asked for, and whether it counts.
 
     ``image_tokens`` and ``text_tokens`` are what all processes predict in packs that count; ``ids`` all examples of the
-    step.
+    step; ``facts`` what the metrics say of it besides.
     """
 
     packs: Iterable[tuple[Pack, bool]]
     image_tokens: int
     text_tokens: int
     ids: Sequence[str]
+    facts: Mapping[str, float] = field(default_factory=dict)
 
 
 class Feed(Protocol):
-    """Gives the trainer its steps."""
+    """Gives the trainer its steps.
+
+    Where a feed ``draws``, a step is drawn by the network, with the weights that it has then, and is a function of
+    these, too. All processes draw all of it.
+    """
+
+    draws: bool
 
     def step(self, number: int) -> Step:
         """Step ``number``, counted from 0: a function of it and of the seed alone."""
@@ -59,12 +66,14 @@ class Source(Protocol):
 class ExampleFeed:
     """The steps of a mix of examples, drawn by ``seed``, in packs as ``train.memory`` allows."""
 
+    draws = False
+
     def __init__(self, model: UnifiedModel, mix: Mix, config: TrainConfig, seed: int, processes: Processes) -> None:
         self.model, self.mix, self.config, self.seed, self.processes = model, mix, config, seed, processes
         if "prepare" in model.abilities:
             preparing: Any = model
             examples = (*(example for part in mix.parts for example in part.examples), *mix.held_out)
-            preparing.prepare(opened(model, example).segments for example in examples)
+            preparing.prepare(opened(model, one).segments for example in examples for one in in_all_words(example))
 
     def step(self, number: int) -> Step:
         """The examples of the step with their dropout, timesteps and noise."""
@@ -72,7 +81,7 @@ class ExampleFeed:
         drawn = [(epoch, opened(self.model, example, self.seed, epoch)) for epoch, example in visits]
         packs = self.own_packs([self.model.length(example.segments) for _, example in drawn])
         samples = [([self.draw(*drawn[place]) for place in members], counted) for members, counted in packs]
-        return self._step(samples, [example for _, example in drawn])
+        return self._step(samples, [example.id for _, example in drawn])
 
     def validation(self) -> Iterator[Step]:
         """Every example that is held out, at one timestep of every bin, by batches."""
@@ -82,25 +91,43 @@ class ExampleFeed:
             batch = samples[start : start + self.config.batch_size]
             packs = self.own_packs([self.model.length(sample.segments) for sample in batch])
             own = [([batch[place] for place in members], counted) for members, counted in packs]
-            yield self._step(own, [sample.example for sample in batch])
+            yield self._step(own, [sample.example.id for sample in batch])
 
     def draw(self, epoch: int, example: Example) -> Sample:
         """The example as this epoch sees it."""
         return draw(self.model, example, self.config, generator_for(self.seed, epoch, example.id))
 
     def own_packs(self, lengths: Sequence[int]) -> list[tuple[list[int], bool]]:
-        """This process's packs of samples of ``lengths``, the places of each, and whether a pack counts.
+        """Those of this process."""
+        return own_packs(lengths, self.config.memory.pack_tokens, self.processes)
 
-        All processes have the same number, since they gather weights and sum gradients together; where there are fewer
-        samples than processes, a pack of another stands in that does not count.
-        """
-        packs = cut(lengths, self.config.memory.pack_tokens, self.processes.count)
-        own = packs[self.processes.rank :: self.processes.count]
-        return [(pack or packs[0], bool(pack)) for pack in own]
+    def _step(self, own: Sequence[tuple[list[Sample], bool]], ids: Sequence[str]) -> Step:
+        return packed_step(self.model, own, ids, self.processes)
 
-    def _step(self, own: Sequence[tuple[list[Sample], bool]], examples: Sequence[Example]) -> Step:
-        counts = [self.model.targets(s.segments, s.corruptions) for samples, counted in own if counted for s in samples]
-        image_tokens, text_tokens = self.processes.total(torch.tensor(counts or [(0, 0)]).sum(dim=0)).tolist()
-        sees = self.processes.count > 1 and any(s.kind == "seen" for example in examples for s in example.segments)
-        packs = ((make_pack(self.model, samples, sees), counted) for samples, counted in own)
-        return Step(packs, image_tokens, text_tokens, [example.id for example in examples])
+
+def own_packs(lengths: Sequence[int], budget: int | None, processes: Processes) -> list[tuple[list[int], bool]]:
+    """This process's packs of samples of ``lengths``, the places of each, and whether a pack counts.
+
+    All processes have the same number, since they gather weights and sum gradients together; where there are fewer
+    samples than processes, a pack of another stands in that does not count.
+    """
+    packs = cut(lengths, budget, processes.count)
+    own = packs[processes.rank :: processes.count]
+    return [(pack or packs[0], bool(pack)) for pack in own]
+
+
+def packed_step(
+    model: UnifiedModel,
+    own: Sequence[tuple[list[Sample], bool]],
+    ids: Sequence[str],
+    processes: Processes,
+    facts: Mapping[str, float] | None = None,
+) -> Step:
+    """The step of this process's ``own`` packs; where any process has images to see, all run what sees them."""
+    counts = [model.targets(s.segments, s.corruptions) for samples, counted in own if counted for s in samples]
+    seen = sum(segment.kind == "seen" for samples, _ in own for sample in samples for segment in sample.segments)
+    totals = torch.cat([torch.tensor(counts or [(0, 0)]).sum(dim=0), torch.tensor([seen])])
+    image_tokens, text_tokens, seen = processes.total(totals).tolist()
+    sees = processes.count > 1 and seen > 0
+    packs = ((make_pack(model, samples, sees), counted) for samples, counted in own)
+    return Step(packs, image_tokens, text_tokens, ids, facts or {})

@@ -18,13 +18,23 @@ Terms: TypeAlias = "dict[str, Tensor]"  # name -> (N,)
 
 
 @dataclass(frozen=True)
+class Draws:
+    """How tokens (N,) were drawn (``train.examples.Sampled``), and the number of the segment that each is of."""
+
+    logprob: Tensor
+    precision: Tensor
+    owner: Tensor
+
+
+@dataclass(frozen=True)
 class Tokens:
     """The predicted tokens of one kind in a pack, (N,) each.
 
     ``error``: of image tokens what their model minimises (for flow the squared error of the velocity, its mean over
-    channels), of text tokens the cross-entropy. ``credit``: that of the example (``train.examples``). Of image tokens,
-    where the objective compares with old weights: ``old_error`` of these, and ``drift``, the squared distance between
-    the two predictions; neither has a gradient but through the new prediction.
+    channels), of text tokens the cross-entropy. ``credit``: that of the example (``train.examples``). Where the
+    objective compares with old weights: ``old_error`` of these, and of image tokens ``drift``, the squared distance
+    between the two predictions; neither has a gradient but through the new prediction. ``draws``: of what a policy
+    drew, how.
     """
 
     kind: Literal["image", "text"]
@@ -32,6 +42,7 @@ class Tokens:
     credit: Tensor
     old_error: Tensor | None = None
     drift: Tensor | None = None
+    draws: Draws | None = None
 
 
 @dataclass(frozen=True)
@@ -39,10 +50,11 @@ class Objective:
     """The ``terms`` of a method with its ``settings``.
 
     ``old_decay``: where it compares with old weights, how these follow the trained ones after each step; at 1 they are
-    those that entered. None: it does not compare.
+    those that entered. None: it does not compare. ``figures``: what is written down beside the terms, per token.
     """
 
     name: str
     terms: Callable[[Tokens], Terms]
     settings: Mapping[str, Any]
     old_decay: float | None = None
+    figures: Callable[[Tokens], Terms] | None = None

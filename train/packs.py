@@ -16,10 +16,12 @@ from srum.errors import TrainingError
 from srum.models.base import Corruption, Segment, TrainingForward, UnifiedModel
 from srum.run_dir import open_image
 from srum.tensors import read_tensor
-from train.examples import Example, generator_for
+from train.examples import Example, Sampled, generator_for
 from train.metrics import TIMESTEP_BINS
+from train.objective import Draws
 
 ONES = torch.ones(1)
+UNSAMPLED = Sampled(torch.zeros(1), torch.zeros(1))
 
 
 @dataclass(frozen=True)
@@ -165,12 +167,15 @@ class Credits:
 
 @dataclass(frozen=True)
 class Pack:
-    """Samples that run together, as the model ``packed`` them, and the credits of their tokens."""
+    """Samples that run together, as the model ``packed`` them, and the credits of their tokens; how they were drawn,
+    where a policy drew them (log-probability, precision)."""
 
     ids: list[str]
     packed: Any
     image: Credits
     text: Credits
+    image_drawn: tuple[Credits, Credits] | None = None
+    text_drawn: tuple[Credits, Credits] | None = None
 
     def image_credit(self, forward: TrainingForward) -> Tensor:
         """(N,) in the order of the image tokens that the model predicted."""
@@ -178,23 +183,50 @@ class Pack:
 
     def text_credit(self, forward: TrainingForward) -> Tensor:
         """(M,) in the order of the text tokens that the model predicted."""
-        owner = forward.text_segment
-        place = torch.arange(len(owner), device=owner.device) - torch.searchsorted(owner, owner)
-        return self.text.at(owner, place)
+        return self.text.at(forward.text_segment, _places(forward))
+
+    def image_draws(self, forward: TrainingForward) -> Draws | None:
+        """The same of how the tokens were drawn."""
+        if self.image_drawn is None:
+            return None
+        logprob, precision = (values.at(forward.image_segment, forward.cell) for values in self.image_drawn)
+        return Draws(logprob, precision, forward.image_segment)
+
+    def text_draws(self, forward: TrainingForward) -> Draws | None:
+        """The same of text tokens."""
+        if self.text_drawn is None:
+            return None
+        logprob, precision = (values.at(forward.text_segment, _places(forward)) for values in self.text_drawn)
+        return Draws(logprob, precision, forward.text_segment)
+
+
+def _places(forward: TrainingForward) -> Tensor:
+    """Which token of its text each is, (M,)."""
+    owner = forward.text_segment
+    return torch.arange(len(owner), device=owner.device) - torch.searchsorted(owner, owner)
 
 
 def make_pack(model: UnifiedModel, samples: Sequence[Sample], sees: bool = False) -> Pack:
     """Samples packed by the model, with their credits. ``sees``: as ``UnifiedModel.pack`` has it."""
-    credits: dict[bool, list[tuple[Tensor, int]]] = {True: [], False: []}  # by whether of a text
+    learned: dict[bool, list[tuple[int, Tensor, Sampled]]] = {True: [], False: []}  # by whether of a text
     for number, sample in enumerate(samples):
-        learned = [segment for segment in sample.segments if segment.loss]
-        own = sample.example.credit or [ONES] * len(learned)
-        for segment, credit in zip(learned, own, strict=True):
+        segments = [segment for segment in sample.segments if segment.loss]
+        credits = sample.example.credit or [ONES] * len(segments)
+        drawn = sample.example.sampled or [UNSAMPLED] * len(segments)
+        for segment, credit, how in zip(segments, credits, drawn, strict=True):
             if not segment.dropped:
-                credits[segment.kind == "text"].append((credit, number))
-    text, image = (
-        Credits.of([c for c, _ in own], [n for _, n in own], model.device) for own in (credits[True], credits[False])
-    )
+                learned[segment.kind == "text"].append((number, credit, how))
     corruptions = [c for sample in samples for c in sample.corruptions]
     packed = model.pack([sample.segments for sample in samples], corruptions, **({"sees": True} if sees else {}))
-    return Pack([sample.example.id for sample in samples], packed, image, text)
+
+    def laid_out(text: bool, values: Sequence[Tensor]) -> Credits:
+        return Credits.of(values, [number for number, _, _ in learned[text]], model.device)
+
+    def drawn_of(text: bool) -> tuple[Credits, Credits] | None:
+        if not any(sample.example.sampled for sample in samples):
+            return None
+        hows = [how for _, _, how in learned[text]]
+        return laid_out(text, [how.logprob for how in hows]), laid_out(text, [how.precision for how in hows])
+
+    image, text = (laid_out(kind, [credit for _, credit, _ in learned[kind]]) for kind in (False, True))
+    return Pack([sample.example.id for sample in samples], packed, image, text, drawn_of(False), drawn_of(True))

@@ -246,6 +246,8 @@ class Pretraining:
 class PretrainingFeed:
     """The steps of a phase, in order, completed on the device of the model."""
 
+    draws = False
+
     def __init__(self, steps: Steps, model: Bagel, workers: int) -> None:
         self.steps, self.model, self.workers = steps, model, workers
         self._at, self._loaded = -1, iter(())

@@ -38,16 +38,14 @@ def train_stage(run: Run, k: int) -> None:
 def train_arm(run: Run, k: int, name: str, arm: Arm) -> None:
     """train/ARM/: one arm goes on from its own weights."""
     config = arm.config.train
-    mix = arm.method.examples(run, k, arm.config)
+    source = arm.method.examples(run, k, arm.config)
     if Processes.here().rank == 0:
-        console.print(
-            f"{run.round(k).name}: {name}, training on {sum(len(part.examples) for part in mix.parts)} examples"
-        )
+        console.print(f"{run.round(k).name}: {name}, training on {source}")
     model = load_model(run.config, run.weights(name, k), DTYPES[config.memory.frozen], empty=True)
     candidates = load_training_records(run.round(k)) if config.probes or config.samples.count else []
     train(
         model,
-        mix,
+        source,
         arm.method.objective(arm.config),
         config,
         run.train_dir(name, k),

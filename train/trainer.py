@@ -126,7 +126,9 @@ def train(
         checkpoints = Checkpoints(folder / "checkpoints", identity, processes, model.device.type in IN_BACKGROUND)
         start = checkpoints.resume(trainer.state(), trainer.parameters, trainer.optimizer)
         if start < config.steps:
-            processes.once(lambda: require_room(folder, trainer.room(start), "this training, with its checkpoints,"))
+            processes.once(
+                lambda: require_room(folder, trainer.room(start), "the weights and checkpoints of this training")
+            )
         losses = [row["loss"] for row in log.keep("metrics", start)]
         after_the_last = start == config.steps  # one more than those before a step
         log.keep("validation", -(-start // config.validation.every) + after_the_last)
@@ -175,6 +177,7 @@ class Losses:
     forward: TrainingForward
     pack: Pack
     credit: Tensor  # (N,)
+    figures: tuple[Terms, Terms] = ({}, {})  # what is written down besides
 
     def mean(self, step: Step) -> Tensor:
         """The pack's share of the loss of a step."""
@@ -200,6 +203,7 @@ class Sums:
         self.processes = processes
         self.added: list[Tensor] = []  # of images, of texts
         self.names: tuple[list[str], list[str]] = [], []
+        self.figures: dict[str, Tensor] = {}  # name -> sum, number of tokens
 
     def add(self, losses: Losses, counted: bool) -> None:
         """Add those of a pack, if it counts."""
@@ -207,11 +211,17 @@ class Sums:
         own = [counted * sums for sums in own]
         self.added = [a + b for a, b in zip(self.added, own, strict=True)] if self.added else own
         self.names = list(losses.image), list(losses.text)
+        for kind in losses.figures:
+            for name, values in kind.items():
+                sums = counted * torch.stack([values.detach().double().sum(), values.new_tensor(len(values))])
+                self.figures[name] = self.figures[name] + sums if name in self.figures else sums
 
     def means(self, text_tokens: int) -> dict[str, Any]:
         """The metrics of all processes."""
         images, texts = (self.processes.total(sums) for sums in self.added)
-        return step_means(images, texts, self.names, text_tokens)
+        totals = {name: self.processes.total(sums.cpu()).tolist() for name, sums in self.figures.items()}
+        figures = {name: total / count for name, (total, count) in totals.items() if count}
+        return step_means(images, texts, self.names, text_tokens) | figures
 
 
 class Trainer:
@@ -294,7 +304,8 @@ class Trainer:
 
         Where a loss or gradient is not finite no weight changes: NonFiniteError, or a row that says what was left out.
         """
-        config, step = self.config, self.feed.step(number)
+        config, feed = self.config, self.feed
+        step = self.run(lambda: feed.step(number)) if feed.draws else feed.step(number)
         lr = config.lr * lr_factor(number, config)
         set_rate(self.optimizer, lr)
         self.optimizer.zero_grad()
@@ -315,7 +326,8 @@ class Trainer:
         for copy, decay in self.followers().values():
             copy.follow(decay)
         means = sums.means(step.text_tokens)
-        return {"step": number + 1, "loss": means.pop("loss"), "grad_norm": norm.item(), "lr": lr} | means
+        row = {"step": number + 1, "loss": means.pop("loss"), "grad_norm": norm.item(), "lr": lr}
+        return row | means | dict(step.facts)
 
     def leave_out(self, what: str, number: int, ids: Sequence[str]) -> dict[str, Any]:
         """The row of a step that was left out, or NonFiniteError."""
@@ -349,9 +361,18 @@ class Trainer:
             credit,
             old_error=None if old is None else old.image_error,
             drift=None if old is None else new.drift(old),
+            draws=pack.image_draws(new),
         )
-        text = Tokens("text", new.text_error, pack.text_credit(new))
-        return Losses(self.objective.terms(image), self.objective.terms(text), new, pack, credit)
+        text = Tokens(
+            "text",
+            new.text_error,
+            pack.text_credit(new),
+            old_error=None if old is None else old.text_error,
+            draws=pack.text_draws(new),
+        )
+        terms, figures = self.objective.terms, self.objective.figures
+        written = ({}, {}) if figures is None else (figures(image), figures(text))
+        return Losses(terms(image), terms(text), new, pack, credit, written)
 
     def forward(self, packed: object) -> TrainingForward:
         """What the model predicts of a pack, in float32."""

@@ -40,7 +40,6 @@ from srum.run_dir import (
     ImageError,
     RunError,
     alone_in,
-    finished,
     inside,
     open_image,
     read_prompts,
@@ -58,7 +57,7 @@ AGAIN = (Failure.NO_IMAGE, Failure.NO_REPLY)  # failures that a later call tries
 
 class BenchConfig(Section):
     """What the images of a folder are made from. ``images``: they are a user's; ``data``: what tells the benchmark's
-    files from others; ``limit``: so many prompts of each category."""
+    files from others; ``limit``: so many prompts of each category; ``batch_size``: of the images that are drawn."""
 
     benchmark: str
     variant: str = ""
@@ -71,6 +70,7 @@ class BenchConfig(Section):
     think: bool = False
     sampling: Sampling = Sampling()
     data: str = ""
+    batch_size: int = 0
 
     @property
     def setting(self) -> str:
@@ -151,9 +151,9 @@ def make_images(
 ) -> list[Drawn]:
     """The images of the items in the official layout, and what is read beside them.
 
-    An image has a seed of the config's, the benchmark and its item alone, so that models compare image by image and no
-    number of processes, batch size or interruption changes it. Raises RunError for a size that the model cannot draw
-    and MissingAbility.
+    An image has a seed of the config's, the benchmark and its item alone, so that models compare image by image, and no
+    number of processes and no interruption changes it (in bfloat16 the batch size does, by rounding). Raises
+    RunError for a size that the model cannot draw, and MissingAbility.
     """
     try:
         model.latent_grid(config.sampling.size)
@@ -278,13 +278,14 @@ def _prepare(folder: Path, name: str, items: Sequence[Item], images: Path) -> No
         raise RunError(f"{images} has none of the {len(items)} images of the layout, such as {absent[0]}")
     if absent:
         warnings.warn(f"{images} lacks {len(absent)} of {len(items)} images, such as {absent[0]}", stacklevel=2)
-    if not finished(folder, name):
+    path = folder / f"{name}.jsonl"
+    if not path.exists() or not path.read_bytes().endswith(b"\n"):  # none, or one that run_stage mends
         return
-    verdicts = read_records(folder / f"{name}.jsonl", Verdict)
+    verdicts = read_records(path, Verdict)
     kept = [verdict for verdict in verdicts if verdict.failure not in AGAIN]
     if len(kept) < len(verdicts):
         write_records(folder / f"{name}{PARTS}" / "00000.jsonl", kept)
-        (folder / f"{name}.jsonl").unlink()
+        path.unlink()
 
 
 # --- tables
@@ -451,6 +452,7 @@ def _config(request: Request, benchmark: Benchmark) -> BenchConfig:
     if request.model:
         sampling = chosen_sampling(benchmark, preset, request.overrides)
         drawn = {"preset": preset, "seed": request.seed, "think": request.think, "sampling": sampling}
+        drawn["batch_size"] = request.batch_size
     return BenchConfig(
         benchmark=request.name,
         variant=benchmark.variant,

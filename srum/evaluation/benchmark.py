@@ -129,6 +129,7 @@ class Benchmark:
     samples: ClassVar[int] = 1
     presets: ClassVar[Mapping[str, Sampling]] = {"bagel": BAGEL, "srum": SRUM}
     digits: ClassVar[int] = 2  # of figures in tables
+    top: ClassVar[float] = 1.0  # the best value of a column
 
     def __init__(self, variant: str = "", checkout: Path | None = None) -> None:
         self.variant, self.data = variant or self.variants[0], Data(self.origin, checkout)

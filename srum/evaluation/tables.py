@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from srum.evaluation.benchmark import Benchmark, Verdict
-from srum.evaluation.statistics import Estimate, stratified, stratified_difference
+from srum.evaluation.statistics import Estimate, stratified, stratified_difference, wilson
 
 PUBLISHED = Path(__file__).parent / "published.jsonl"
 
@@ -50,7 +50,10 @@ def table_of(benchmark: Benchmark, verdicts: Sequence[Verdict], official: bool =
     else:
         estimates = []
     return Table(
-        dict(zip(columns, estimates, strict=False)),
+        {
+            name: _of_share(benchmark, sums[:, place], counts[:, place], estimate)
+            for place, (name, estimate) in enumerate(zip(columns, estimates, strict=False))
+        },
         dict(zip(weights, estimates[len(columns) :], strict=True)),
         dict(zip(columns, map(int, counts.sum(axis=0)), strict=True)),
         len(verdicts),
@@ -115,6 +118,18 @@ def _by_prompt(
             counts[row[verdict.prompt_id], place[column]] += len(numbers)
     category = {verdict.prompt_id: verdict.category for verdict in verdicts}
     return sums, counts, columns, [category[name] for name in prompts]
+
+
+def _of_share(
+    benchmark: Benchmark, sums: NDArray[np.float64], counts: NDArray[np.float64], estimate: Estimate
+) -> Estimate:
+    """Wilson's interval where a column is a share over prompts, all or none of a prompt's values being the top: there a
+    bootstrap of few prompts, or of prompts that are all alike, has too little or no width."""
+    means = sums[counts > 0] / counts[counts > 0]
+    if not np.isin(means, (0.0, benchmark.top)).all():
+        return estimate
+    share, unit = wilson([bool(mean) for mean in means]), benchmark.top / 100
+    return Estimate(estimate.value, min(unit * share.low, estimate.value), unit * share.high, prompts=len(means))
 
 
 def _weights(benchmark: Benchmark, columns: Sequence[str]) -> dict[str, NDArray[np.float64]]:

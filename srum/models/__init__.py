@@ -28,6 +28,11 @@ HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # owner/name
 EMBEDDED = {"srum-tiny": Path(__file__).parent / "tiny"}
 # What marks a folder, a file, or one with a ``model_type`` that begins so: the module that loads it.
 ARCHITECTURES = {"llm_config.json": "srum.models.bagel", "config.json:blip3o": "srum.models.blip3o"}
+# What is to be known of published weights before they are fetched.
+TERMS = {
+    "BLIP3o/BLIP3o-Model-8B": "tagged apache-2.0, as is its language model; its decoder is BAAI's, of terms of its own",
+    "BLIP3o/BLIP3o-Model-4B": "tagged apache-2.0; its language model has Qwen's research licence: nothing commercial",
+}
 CLASS = "model_class.json"  # marks the folder of a user's own model, and names its class
 
 
@@ -82,6 +87,14 @@ def load(
 def require_model(name: str | Path) -> None:
     """Raises what :func:`load` would raise where there is no such model. A repository of the hub is fetched."""
     _located(name)
+
+
+def require_settings(config: Any) -> None:
+    """Raises ConfigError for settings of a ``RunConfig`` that the architecture of its model says it cannot follow
+    (``refuse`` of its module, where it has one)."""
+    loader, _ = _located(config.model)
+    if hasattr(loader, "refuse"):
+        loader.refuse(config)
 
 
 def architecture(folder: Path) -> Architecture:
@@ -149,6 +162,8 @@ def find(name: str | Path) -> Path:
     if folder.is_dir():
         return folder
     if HUB_ID.fullmatch(str(name)):
+        if terms := TERMS.get(str(name)):
+            print(f"{name}: {terms}", file=sys.stderr)
         try:
             return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors", "*.txt"]))
         except (OSError, ValueError) as error:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from srum.errors import SrumError
+from srum.flow import Rule, Transition
 
 # ``global_batch`` takes one norm over all images of a call, as the reference does; the others are per image or token.
 Renorm = Literal["global", "channel", "text_channel", "global_batch"]
@@ -44,6 +45,7 @@ Ability = Literal[
     "edit",  # changes the image of its context: clean and seen, then what is to be changed
     "plan",  # writes a planning text before it draws
     "path",  # tells the way to an image
+    "explore",  # takes random steps on the way to an image, and tells them
     "velocity",  # is a flow model: ``forward`` predicts velocities, ``corrupt`` draws noise
     "compile",  # runs through torch.compile
     "prepare",  # before training, ``prepare(examples)`` computes once what its frozen weights make of their segments
@@ -96,12 +98,44 @@ class SampledPath:
 
 
 @dataclass(frozen=True)
+class Exploration:
+    """Steps of the sampler that are drawn at random instead (``srum.flow.transition``): images with a probability.
+
+    ``steps``: the numbers of these steps, from 0, of each image, ``seeds`` of their noise.
+    """
+
+    rule: Rule
+    level: float
+    steps: Sequence[Collection[int]]
+    seeds: Sequence[int]
+
+
+@dataclass(frozen=True)
+class RandomStep:
+    """A random step on the way to an image: the ``state`` x_t (C, h, w) at ``t``, the guided ``velocity`` there, by
+    what ``transition``, and the state that was ``reached``."""
+
+    state: Tensor
+    t: float
+    velocity: Tensor
+    reached: Tensor
+    transition: Transition
+
+    @property
+    def sought(self) -> Tensor:
+        """The velocity (C, h, w) that would have led to what was reached without noise."""
+        return self.transition.velocity_to(self.state, self.reached)
+
+
+@dataclass(frozen=True)
 class Generated:
-    """One drawn image: pixels, the sampler's clean, scaled latent (C, h, w), and where asked for the way to it."""
+    """One drawn image: pixels, the sampler's clean, scaled latent (C, h, w), and where asked for the way to it and the
+    random steps on it."""
 
     image: Image
     latent: Tensor
     path: SampledPath | None = None
+    steps: tuple[RandomStep, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -249,10 +283,11 @@ class UnifiedModel(Protocol):
         *,
         sizes: Sequence[tuple[int, int]] | None = None,
         path: bool = False,
+        explore: Exploration | None = None,
     ) -> list[Generated]:
         """An image after each context, its noise drawn by its seed; ``sizes`` (H, W) where not all have that of
-        ``sampling``, ``path``: with the way to it. Guidance compares with :func:`without_text` and
-        :func:`without_images` of the context."""
+        ``sampling``, ``path``: with the way to it, ``explore``: with random steps on it. Guidance compares with
+        :func:`without_text` and :func:`without_images` of the context."""
         ...
 
     def write(

@@ -137,3 +137,9 @@ def test_the_question_may_name_the_prompt() -> None:
 def regions_of(grounder: NativeGrounder) -> list[list[Region]]:
     proposals = grounder.propose([Image.new("RGB", (64, 64))], [""])
     return [proposal for proposal in proposals if not isinstance(proposal, ProposalError)]
+
+
+def test_a_box_with_endless_digits_is_passed_over_alone() -> None:
+    for number in ("9" * 400, "1e400", "-1e400", "NaN", "Infinity", "9" * 5000):
+        reply = f'[{{"label":"a","bbox_2d":[10,10,30,30]}},{{"label":"b","bbox_2d":[0,5,17,{number}]}}]'
+        assert parse_boxes(reply) == [("a", (10, 10, 30, 30))]

@@ -35,6 +35,9 @@ def first_losses(folder: Path, steps: int) -> list[float]:
 
 @pytest.mark.slow
 def test_the_first_steps_are_the_recorded_ones(tmp_path: Path) -> None:
-    """Bit for bit on one machine; kernels of another round bfloat16 otherwise, in the third digit."""
-    recorded = json.loads(RECORDED.read_text())["losses"]
-    assert first_losses(tmp_path, len(recorded)) == pytest.approx(recorded, rel=2e-3)
+    """Bit for bit on one machine; kernels of another round bfloat16 otherwise, in the fourth digit. The run that made
+    the shipped weights had the same samples and the same random weights, but noise from the generator of its GPU."""
+    recorded = json.loads(RECORDED.read_text())
+    losses = first_losses(tmp_path, len(recorded["cpu"]))
+    assert losses == pytest.approx(recorded["cpu"], rel=3e-4)
+    assert losses == pytest.approx(recorded["cuda"], rel=2e-3)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from srum.run import Run
     from train.data import TrainingRecord
     from train.examples import Mix
+    from train.feed import Source
 
 
 class Method:
@@ -42,8 +43,8 @@ class Method:
         """The stages where they depend on the config."""
         return self.stages
 
-    def examples(self, run: Run, k: int, config: Any) -> Mix:
-        """What is learned from round ``k``."""
+    def examples(self, run: Run, k: int, config: Any) -> Source:
+        """What is learned in round ``k``: examples (a ``Mix``), or a source that draws them as it goes."""
         raise NotImplementedError
 
     def terms(self, tokens: Tokens, config: Any) -> Terms:
@@ -54,6 +55,10 @@ class Method:
         """How the old weights follow (``Objective``); None where none are wanted."""
         return None
 
+    def figures(self, tokens: Tokens, config: Any) -> Terms:
+        """What is written down beside the terms, per token: their means are in the metrics."""
+        return {}
+
     def draw(self, model: TrainableModel, config: Any, seed: int) -> Draw | None:
         """How its weights draw in an evaluation, in more than one step; None: once, which is always measured."""
         return None
@@ -61,7 +66,8 @@ class Method:
     def objective(self, config: RunConfig) -> Objective:
         """What the trainer asks for."""
         own = config.model_dump(mode="json", exclude=set(RunConfig.model_fields))
-        return Objective(self.name, partial(self.terms, config=config), own, self.old_decay(config))
+        figures = partial(self.figures, config=config)
+        return Objective(self.name, partial(self.terms, config=config), own, self.old_decay(config), figures)
 
 
 class CandidateMethod(Method):

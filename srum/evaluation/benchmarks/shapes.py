@@ -22,6 +22,7 @@ class Shapes(Benchmark):
     """Percent of images that show exactly what is asked for."""
 
     name = "shapes"
+    top = 100.0
     about = "counts, colours, sizes and positions of coloured shapes, as an exact checker sees them"
     watch = "one training has no spread that an interval over prompts could cover"
     licence = "Apache-2.0, of this project"

@@ -34,7 +34,7 @@ from srum.models.bagel.autoencoder import build_autoencoder, load_official, offi
 from srum.models.bagel.config import BagelConfig
 from srum.models.bagel.network import BagelNetwork
 from srum.models.bagel.positions import sincos_table
-from srum.tensors import fill, open_tensors, read_tensors
+from srum.tensors import fill, open_tensors, read_tensors, shards
 
 WEIGHT_FILES = ("ema.safetensors", "model.safetensors")
 TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json", "tokenizer.json")
@@ -144,13 +144,7 @@ def weight_files(folder: Path) -> list[Path]:
             return [folder / name]
         index = folder / f"{name}.index.json"
         if index.is_file():
-            weight_map = read_json(index).get("weight_map")
-            if not isinstance(weight_map, dict) or not weight_map:
-                raise ModelError(f"{index} has no weight_map of tensors to shards")
-            shards = [folder / shard for shard in sorted({*map(str, weight_map.values())})]
-            if missing := [shard.name for shard in shards if not shard.is_file()]:
-                raise ModelError(f"{index} lists {', '.join(missing)}, which is not there")
-            return shards
+            return shards(index)
     names = ", ".join([*WEIGHT_FILES, *(f"{name}.index.json" for name in WEIGHT_FILES)])
     raise ModelError(f"{folder} has none of {names}")
 

@@ -36,13 +36,15 @@ from srum.models.bagel.config import BagelConfig, ResizeLimits
 from srum.models.bagel.contexts import levels
 from srum.models.bagel.decoding import Row, Step, decode_rows
 from srum.models.bagel.network import BagelNetwork
-from srum.models.bagel.sampler import branch_counts, initial_noise, sample
+from srum.models.bagel.sampler import Explorer, branch_counts, initial_noise, sample
 from srum.models.bagel.sequence import Batch, ImageMarkers, Split, lay_out
 from srum.models.base import (
     Ability,
     Corruption,
     Decoding,
+    Exploration,
     Generated,
+    RandomStep,
     SampledPath,
     Sampling,
     Segment,
@@ -230,6 +232,7 @@ class Bagel:
         *,
         sizes: Sequence[tuple[int, int]] | None = None,
         path: bool = False,
+        explore: Exploration | None = None,
     ) -> list[Generated]:
         """An image after each context. Usual settings for changing an image: guidance 4, image_guidance 2,
         guidance_interval (0, 1], renorm ``text_channel``. Raises ValueError unless all are as many."""
@@ -239,13 +242,24 @@ class Bagel:
         if not contexts:
             return []
         steps: list[tuple[Tensor, Tensor]] | None = [] if path else None
+        explorer = None if explore is None else Explorer(explore, [math.prod(self.latent_grid(s)) for s in sizes])
         branches = [contexts, [without_text(c) for c in contexts], [without_images(c) for c in contexts]]
         with self._compute():
             cache = self.contexts([c for branch in branches[: max(branch_counts(sampling))] for c in branch])
-            tokens = self.denoise(cache, self.noise(seeds, sizes), sizes, sampling, steps)
+            tokens = self.denoise(cache, self.noise(seeds, sizes), sizes, sampling, steps, explorer)
         latents = self._latents(tokens, sizes)
         paths = [None] * len(latents) if steps is None else self._paths(steps, sizes, sampling)
-        return [Generated(*made) for made in zip(self.decode(latents), latents, paths, strict=True)]
+        taken = [()] * len(latents) if explorer is None else self._random_steps(explorer, sizes)
+        return [Generated(*made) for made in zip(self.decode(latents), latents, paths, taken, strict=True)]
+
+    def _random_steps(self, explorer: Explorer, sizes: Sequence[tuple[int, int]]) -> list[tuple[RandomStep, ...]]:
+        """Per image its random steps."""
+        steps: list[list[RandomStep]] = [[] for _ in sizes]
+        for chosen, t, made, *values in explorer.taken:
+            x, v, reached = (self._latents(value.split(explorer.tokens), sizes) for value in values)
+            for i in chosen:
+                steps[i].append(RandomStep(x[i], t, v[i], reached[i], made))
+        return [tuple(own) for own in steps]
 
     def _paths(
         self, steps: Sequence[tuple[Tensor, Tensor]], sizes: Sequence[tuple[int, int]], sampling: Sampling
@@ -278,6 +292,7 @@ class Bagel:
         sizes: Sequence[tuple[int, int]],
         sampling: Sampling,
         steps_out: list[tuple[Tensor, Tensor]] | None = None,
+        explorer: Explorer | None = None,
     ) -> list[Tensor]:
         """Clean latent tokens (h w, D) per image. ``contexts``: the rows of all images, then without text, then without
         images, as many of these as guidance compares.
@@ -299,7 +314,8 @@ class Bagel:
             _, gen = self._forward(batch, cache)
             return self.network.llm2vae(gen)
 
-        return list(sample(velocity, flat, owner, sampling, steps_out).split([len(x) for x in noise]))
+        made = sample(velocity, flat, owner, sampling, steps_out, explorer)
+        return list(made.split([len(x) for x in noise]))
 
     # ---------------------------------------------------------------- writing
 

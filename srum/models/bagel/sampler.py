@@ -9,10 +9,37 @@ import torch
 from torch import Tensor
 
 from srum import flow
-from srum.models.base import Sampling
+from srum.flow import Transition
+from srum.models.base import Exploration, Sampling
+from srum.seeding import seed_for
 
 # velocity(x (n, D), t, branches) -> (branches * n, D): branch 0 is the full context, 1 no text, 2 no image
 BranchVelocity = Callable[[Tensor, float, int], Tensor]
+
+
+class Explorer:
+    """Takes the random steps of ``explore`` for images of so many ``tokens`` each.
+
+    ``taken``: of each such step the images, t, the transition, x_t, the velocity and what was reached, (n, D) of all.
+    """
+
+    def __init__(self, explore: Exploration, tokens: Sequence[int]) -> None:
+        self.explore, self.tokens, self.steps = explore, tokens, 0
+        self.taken: list[tuple[list[int], float, Transition, Tensor, Tensor, Tensor]] = []
+
+    def step(self, x: Tensor, v: Tensor, t: float, s: float) -> Tensor:
+        """The next step, of which this is the number ``steps``: random for the images whose it is."""
+        number, self.steps = self.steps, self.steps + 1
+        chosen = [i for i, steps in enumerate(self.explore.steps) if number in steps]
+        reached = flow.euler_step(x, v, s - t)
+        if chosen:
+            made = flow.transition(t, s, self.explore.rule, self.explore.level)
+            mask = torch.cat([torch.full((n, 1), i in chosen) for i, n in enumerate(self.tokens)]).to(x.device)
+            seeds = [seed_for(seed, number) for seed in self.explore.seeds]
+            noise = torch.cat(initial_noise(seeds, self.tokens, x.shape[1])).to(x.device)
+            reached = torch.where(mask, made.mean(x, v) + made.std * noise, reached)
+            self.taken.append((chosen, t, made, x, v, reached))
+        return reached
 
 
 def sample(
@@ -21,10 +48,11 @@ def sample(
     owner: Tensor,
     sampling: Sampling,
     steps_out: list[tuple[Tensor, Tensor]] | None = None,
+    explorer: Explorer | None = None,
 ) -> Tensor:
     """Integrate ``noise`` (n, D) of all images (t = 1) to clean latent tokens (t = 0); ``owner`` (n,): its image.
 
-    ``steps_out`` receives x_t and the guided velocity of every step.
+    ``steps_out`` receives x_t and the guided velocity of every step; with an ``explorer`` some steps are random.
     """
     x = noise.float()
     timesteps = flow.schedule(sampling.timesteps, sampling.timestep_shift).tolist()
@@ -32,7 +60,7 @@ def sample(
         v = guide(velocity(x, t, branches).float().unflatten(0, (branches, -1)), owner, sampling)
         if steps_out is not None:
             steps_out.append((x, v))
-        x = flow.euler_step(x, v, following - t)
+        x = flow.euler_step(x, v, following - t) if explorer is None else explorer.step(x, v, t, following)
     return x
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
 
 from srum.errors import ModelError
+from srum.json_files import read_json
 from srum.models.blip3o.config import DECODER, Blip3oConfig
 from srum.models.blip3o.generator import Generator
 from srum.models.blip3o.headers import INDEX, Headers
@@ -140,10 +141,11 @@ def _fill_frozen(
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """The byte-level BPE of ``tokenizer.json``; special tokens are parsed in text, nothing is added around it.
 
-    Raises ModelError where the file is missing.
+    Raises ModelError where the file is missing, JsonError where it is cut.
     """
     if not (folder / "tokenizer.json").is_file():
         raise ModelError(f"{folder} has no tokenizer.json")
+    read_json(folder / "tokenizer.json")
     return PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from transformers import Qwen2_5_VLConfig
 
 from srum.errors import ModelError
+from srum.json_files import read_json
 from srum.models.blip3o.headers import Headers
 
 # The official folder has no file for the one size that no tensor shows; a checkpoint of another size has one of these.
@@ -73,7 +73,7 @@ def raw_overrides(folder: Path) -> dict[str, Any]:
     """What a checkpoint of another size says beside its config; nothing of the published ones."""
     for name in OVERRIDE_FILES:
         if (folder / name).is_file():
-            overrides: dict[str, Any] = json.loads((folder / name).read_text())
+            overrides: dict[str, Any] = read_json(folder / name)
             return overrides
     return {}
 
@@ -96,7 +96,7 @@ def read_sizes(folder: Path, raw: dict[str, Any], headers: Headers, head_width: 
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json. Raises ModelError where it is not that of a BLIP3-o with Qwen2.5-VL, and without a decoder."""
     path = folder / "config.json"
-    raw: dict[str, Any] = json.loads(path.read_text())
+    raw: dict[str, Any] = read_json(path)
     if "image_start_tag_id" in raw or "gen_vision_tower" not in raw:
         raise ModelError(
             f"{folder} is a checkpoint of BLIP3o-NEXT, another architecture; BLIP3o-Model-8B and -4B can be loaded"

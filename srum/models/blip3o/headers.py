@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from srum.errors import ModelError
-from srum.tensors import open_tensors
+from srum.tensors import open_tensors, shards
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -45,7 +44,4 @@ def weight_files(folder: Path) -> list[Path]:
     index = folder / INDEX
     if not index.is_file():
         raise ModelError(f"{folder} has neither {WEIGHTS} nor {INDEX}")
-    shards = [folder / shard for shard in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-    if missing := [shard.name for shard in shards if not shard.is_file()]:
-        raise ModelError(f"{index} lists {', '.join(missing)}, which is not there")
-    return shards
+    return shards(index)

@@ -500,10 +500,12 @@ class Blip3o:
 
     def _noisy(self, sample: Sequence[Segment], drawn: Iterator[FlowNoise]) -> tuple[Tensor, float, Tensor]:
         """x_t (N, C), t and the velocity (N, C) that is wanted, of the noisy segment of a sample."""
-        found = [segment for segment in sample if segment.kind == "noisy"]
-        if len(found) != 1 or sample[-1] is not found[0]:
-            raise ModelError(f"BLIP3-o draws one image after its context; an example has {len(found)} noisy segments")
-        (segment,) = found
+        kinds = [segment.kind for segment in sample]
+        if kinds.count("noisy") != 1 or kinds[-1] != "noisy":
+            raise ModelError(f"BLIP3-o draws one image, the last; an example has {kinds.count('noisy')} noisy segments")
+        if "clean" in kinds:
+            raise ModelError("BLIP3-o draws after texts and images that it sees, not after a clean image")
+        segment = sample[-1]
         clean = None if segment.latent is None else self.tokens(segment.latent)
         if segment.state is not None:
             x_t, t = segment.state

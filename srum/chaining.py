@@ -1,0 +1,145 @@
+"""Chains of prompts, kept in a folder: every image, what was said between them, how each chain ended; and how accurate
+their images are after 0, 1, 2, ... refinements.
+
+The folder is laid out as a round's: ``candidates.jsonl`` (each refined image names its ``parent`` and its context),
+``images/``, ``latents/``; beside them ``chains.jsonl``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+from rich.table import Table
+from safetensors.torch import save_file
+
+from srum.chains import ChainSettings, ChainState, run_chains
+from srum.evaluation.statistics import wilson
+from srum.models.base import UnifiedModel
+from srum.processes import Processes
+from srum.records import Candidate, ContextPart, Name, Prompt, Record
+from srum.run_dir import atomic, open_image, run_stage, save_image, write_records
+from srum.seeding import seed_for
+from srum.shapes.checker import check
+
+
+class ChainTurn(Record):
+    """One turn: what was written and, of a reflection, what kind of reply that was; or the image that was drawn."""
+
+    kind: Literal["plan", "draw", "reflect", "refine"]
+    text: str | None = None
+    reply: Literal["edit", "stop", "failure"] | None = None
+    failure: str | None = None
+    candidate_id: Name | None = None
+
+
+class ChainRecord(Record):
+    """The chain of one prompt; ``end`` is "stop", "limit", or how its last reply failed."""
+
+    id: Name
+    prompt: str
+    turns: list[ChainTurn] = Field(min_length=1)
+    end: str
+
+    @property
+    def images(self) -> list[str]:
+        """The ids of its images, in order."""
+        return [turn.candidate_id for turn in self.turns if turn.candidate_id is not None]
+
+    def files(self) -> list[str]:
+        """All images."""
+        return [f"images/{name}.png" for name in self.images]
+
+
+def draw_chains(
+    model: UnifiedModel, prompts: Sequence[Prompt], settings: ChainSettings, folder: Path, seed: int, batch_size: int
+) -> list[ChainRecord]:
+    """A chain of each prompt, kept in ``folder``; finished batches of an interrupted call are kept."""
+
+    def work(batch: Mapping[str, Prompt]) -> list[ChainRecord]:
+        chains = run_chains(model, [prompt.text for prompt in batch.values()], list(batch), settings, seed)
+        return [_keep(folder, name, chain) for name, chain in zip(batch, chains, strict=True)]
+
+    by_id = {prompt.id: prompt for prompt in prompts}
+    records = run_stage(folder, "chains", ChainRecord, by_id, batch_size, work)
+    candidates = [candidate for record in records for candidate in _candidates(record, settings, seed)]
+    Processes.here().once(lambda: write_records(folder / "candidates.jsonl", candidates))
+    return records
+
+
+def _keep(folder: Path, name: str, chain: ChainState) -> ChainRecord:
+    for number, made in enumerate(chain.images):
+        save_image(made.image, folder / "images" / f"{name}-{number}.png")
+        with atomic(folder / "latents" / f"{name}-{number}.safetensors") as partial:
+            save_file({"latent": made.latent.contiguous()}, partial)
+    turns = [] if chain.plan is None else [ChainTurn(kind="plan", text=chain.plan.text)]
+    turns.append(ChainTurn(kind="draw", candidate_id=f"{name}-0"))
+    for number, reply in enumerate(chain.replies, 1):
+        turns.append(ChainTurn(kind="reflect", text=reply.raw, reply=reply.kind, failure=reply.failure))
+        if reply.kind == "edit":
+            turns.append(ChainTurn(kind="refine", text=reply.instruction, candidate_id=f"{name}-{number}"))
+    return ChainRecord(id=name, prompt=chain.prompt, turns=turns, end=chain.end or "limit")
+
+
+def _candidates(record: ChainRecord, settings: ChainSettings, seed: int) -> list[Candidate]:
+    """The images as candidates, each the child of the one before it."""
+    plan = next((turn.text for turn in record.turns if turn.kind == "plan"), None)
+    edits = [turn.text for turn in record.turns if turn.kind == "refine"]
+    candidates = []
+    for number, name in enumerate(record.images):
+        parent = record.images[number - 1] if number else None
+        shown = [ContextPart(kind=kind, candidate_id=parent) for kind in ("clean", "seen")] if parent else []
+        told = [ContextPart(kind="text", text=edits[number - 1])] if parent else []
+        candidates.append(
+            Candidate(
+                id=name,
+                prompt_id=record.id,
+                prompt=record.prompt,
+                index=number,
+                seed=seed_for(seed, record.id, number, "refine" if number else "draw"),
+                plan=None if number else plan,
+                image=f"images/{name}.png",
+                latent=f"latents/{name}.safetensors",
+                size=settings.drawing.size,
+                parent=parent,
+                context=[*shown, *told],
+            )
+        )
+    return candidates
+
+
+# --- how accurate
+
+
+def verdicts(
+    records: Sequence[ChainRecord], prompts: Sequence[Prompt], folder: Path, refinements: int
+) -> list[list[bool]]:
+    """Per chain whether its image is right after 0, 1, ... ``refinements``, by the exact checker."""
+    metadata = {prompt.id: prompt.metadata for prompt in prompts}
+    rows = []
+    for record in records:
+        right = [check(np.asarray(open_image(folder / file)), metadata[record.id]).correct for file in record.files()]
+        rows.append([right[min(k, len(right) - 1)] for k in range(refinements + 1)])
+    return rows
+
+
+def accuracy_table(rows: Sequence[Sequence[bool]], categories: Sequence[str]) -> Table:
+    """Accuracy after each number of refinements with its interval, by category, and what the last one did."""
+    table = Table("after", "right, %", "95% interval", *(names := sorted(set(categories))), "mended", "broken")
+    for k in range(len(rows[0])):
+        estimate = wilson([row[k] for row in rows])
+        own = [np.mean([row[k] for row, c in zip(rows, categories, strict=True) if c == name]) for name in names]
+        mended, broken = (sum(k > 0 and row[k] is to and row[k - 1] is not to for row in rows) for to in (True, False))
+        cells = [f"{100 * share:.0f}" for share in own]
+        interval = f"{estimate.low:.1f} to {estimate.high:.1f}"
+        table.add_row(str(k), f"{estimate.value:.1f}", interval, *cells, str(mended), str(broken))
+    return table
+
+
+def endings(records: Sequence[ChainRecord]) -> dict[str, int]:
+    """How many chains ended how."""
+    return dict(Counter(record.end for record in records).most_common())

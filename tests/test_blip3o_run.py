@@ -1,0 +1,122 @@
+"""The whole loop on a tiny BLIP3-o that grounds natively: what it leaves, and that neither a kill nor a second process
+changes it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from srum.loop import run_loop
+from srum.models.blip3o import Blip3o
+from tests.blip3o_tiny import BOXES, CHECKPOINT, small, teach_boxes, whole_run
+from tests.launch import launch
+from tests.test_loop import files_of
+from train.trainer import Trainer
+
+DOCTOR = "from srum.cli import app; app()"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return teach_boxes(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run of one process."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    run_loop(small(model), folder)
+    return folder
+
+
+def lines(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_run_from_prompts_to_report(whole: Path) -> None:
+    """The boxes of the reply, in the frame of 64 px seen at 56, are in the regions, cut to the image."""
+    assert (whole / "report.html").is_file() and (whole / "summary.json").is_file()
+    for grounding in lines(whole / "round-000" / "regions.jsonl"):
+        boxes = [region["box"] for region in grounding["regions"] if region["id"]]  # type: ignore[attr-defined]
+        (_, first), (_, second) = BOXES
+        expected = [[min(value * 64 / 56, 64) for value in box] for box in (first, second)]
+        assert boxes and all(box == pytest.approx(wanted) for box, wanted in zip(boxes, expected, strict=False))
+    rewards = lines(whole / "round-000" / "rewards.jsonl")
+    assert [reward["grid"] for reward in rewards] == [[8, 8]] * 4
+
+
+def test_what_is_trained_is_the_transformer_alone(whole: Path, model: Path) -> None:
+    before = load_file(model / "model.safetensors")
+    for arm in ("srum", "region_nft"):
+        folder = whole / "round-000" / "train" / arm / "model"
+        after = load_file(folder / "model.safetensors")
+        assert after.keys() == before.keys()
+        differ = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+        assert differ and all(name.startswith("model.dit.") for name in differ)
+        assert (folder / "diffusion-decoder" / "scheduler" / "scheduler_config.json").is_file()
+        assert Blip3o.load(folder).network is not None
+
+
+def test_a_kill_while_judging_and_while_training_changes_nothing(
+    whole: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, step = tmp_path / "run", Trainer.step
+
+    def killed(self: Trainer, number: int) -> dict[str, object]:
+        if number == 2:
+            raise KeyboardInterrupt
+        return step(self, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Blip3o, "score", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run_loop(small(model), folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_loop(small(model), folder, resume=True)
+    run_loop(small(model), folder, resume=True)
+    ours, theirs = files_of(folder), files_of(whole)
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if ours[name] != theirs[name] and "checkpoints" not in name] == []
+
+
+def test_two_processes_do_what_one_does(whole: Path, model: Path, tmp_path: Path) -> None:
+    launch(whole_run, tmp_path / "two", model)
+    one, two = (files_of(folder) for folder in (whole, tmp_path / "two"))
+    before = [name for name in one if "train/" not in name and name.startswith("round-000")]
+    assert [name for name in before if one[name] != two.get(name)] == []
+    for arm in ("srum", "region_nft"):
+        a, b = (
+            load_file(folder / "round-000" / "train" / arm / "model" / "model.safetensors")
+            for folder in (whole, tmp_path / "two")
+        )
+        for name in a:
+            torch.testing.assert_close(a[name], b[name], rtol=1e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize("train", [["train.lora.rank=4"], ["train.trainable=all"]])
+def test_other_things_to_train(model: Path, whole: Path, tmp_path: Path, train: list[str]) -> None:
+    """LoRA on the transformer, merged; and the transformer with its queries."""
+    options = dict(item.split("=") for item in train)
+    run_loop(small(model, **options, compare="[]"), tmp_path / "run")
+    folder = tmp_path / "run" / "round-000" / "train" / "region_nft"
+    before, after = (load_file(path / "model.safetensors") for path in (model, folder / "model"))
+    differ = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+    assert differ and all(name.startswith(("model.dit.", "model.latent_queries")) for name in differ)
+    assert ("model.latent_queries" in differ) == (train == ["train.trainable=all"])
+    assert (folder / "adapter").is_dir() == (train == ["train.lora.rank=4"])
+
+
+def test_the_doctor_knows_it() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", DOCTOR, "doctor", str(CHECKPOINT), "--size", "64"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "diffusion transformer" in done.stdout and "8x8 of 32 numbers" in done.stdout

@@ -1,0 +1,139 @@
+"""Training on what the weights of the moment draw: a source whose steps are played, then learned from.
+
+A step draws (texts, images with random steps), asks what they are worth, and hands the trainer examples with
+advantages. All else, optimiser, packs, sharding, checkpoints, metrics and resuming, is the trainer's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from srum.config import TrainConfig
+from srum.models.base import Generated, Segment, UnifiedModel, Written
+from srum.processes import Processes
+from srum.records import Prompt
+from train.examples import Example, Sampled
+from train.feed import Step, own_packs, packed_step
+from train.packs import Sample
+
+
+@dataclass(frozen=True)
+class Played:
+    """What a step has drawn, as examples, and what is to be known of it."""
+
+    examples: Sequence[Example]
+    facts: Mapping[str, float]
+
+
+class Player(Protocol):
+    """Draws the steps of a method."""
+
+    def play(self, number: int) -> Played:
+        """Step ``number``, with the weights of the moment."""
+        ...
+
+
+@dataclass(frozen=True)
+class OnlineSource:
+    """Steps played by what ``make`` makes for the model; each is learned from ``updates`` times.
+
+    ``prompts`` and ``settings`` are what they depend on, beside the weights.
+    """
+
+    make: Callable[[UnifiedModel], Player]
+    prompts: Sequence[Prompt]
+    settings: str
+    updates: int = 1
+
+    def __str__(self) -> str:
+        return f"what is drawn meanwhile of {len(self.prompts)} prompts"
+
+    def digest(self) -> str:
+        """Of the prompts and the settings."""
+        texts = [(prompt.id, prompt.text) for prompt in self.prompts]
+        return hashlib.sha256(repr((texts, self.settings, self.updates)).encode()).hexdigest()
+
+    def feed(self, model: UnifiedModel, config: TrainConfig, seed: int, processes: Processes) -> OnlineFeed:
+        """The steps."""
+        return OnlineFeed(model, self.make(model), config, processes, self.updates)
+
+
+class OnlineFeed:
+    """Plays a step and packs what it has drawn, as it was drawn: nothing is dropped, nothing is noised."""
+
+    draws = True
+
+    def __init__(
+        self, model: UnifiedModel, player: Player, config: TrainConfig, processes: Processes, updates: int
+    ) -> None:
+        self.model, self.player, self.config = model, player, config
+        self.processes, self.updates = processes, updates
+        self._played: tuple[int, Played] | None = None
+
+    def step(self, number: int) -> Step:
+        """Step ``number``; every ``updates``-th is played, those after it learn from the same."""
+        rollout = number // self.updates
+        if self._played is None or self._played[0] != rollout:
+            self._played = rollout, self.player.play(rollout)
+        played = self._played[1]
+        samples = [Sample(example, example.segments, []) for example in played.examples]
+        lengths = [self.model.length(sample.segments) for sample in samples]
+        packs = own_packs(lengths, self.config.memory.pack_tokens, self.processes)
+        own = [([samples[place] for place in members], counted) for members, counted in packs]
+        return packed_step(self.model, own, [e.id for e in played.examples], self.processes, played.facts)
+
+    def validation(self) -> Iterator[Step]:
+        """Nothing is held out: the evaluation is what tells."""
+        return iter(())
+
+
+# --- what was drawn, as segments of an example
+
+
+@dataclass(frozen=True)
+class Learned:
+    """Segments with a loss, and of each its credit and how it was drawn."""
+
+    segments: Sequence[Segment]
+    credit: Sequence[Tensor]
+    sampled: Sequence[Sampled]
+
+
+def learned_text(written: Written, advantage: float, segment: Segment) -> Learned:
+    """A text with its end, where it ended by itself; ``segment`` says what else is true of it."""
+    count = len(written.ids)
+    logprob, chosen = torch.zeros(count + 1), torch.zeros(count + 1)
+    logprob[: len(written.logprobs)], chosen[: len(written.logprobs)] = written.logprobs, 1.0
+    return Learned([segment], [advantage * chosen], [Sampled(logprob, chosen)])
+
+
+def learned_steps(model: UnifiedModel, made: Generated, credit: Tensor) -> Learned:
+    """The random steps to an image, each as a state and the velocity that would have led where it led: the squared
+    error from that is, times the transition's precision, minus the log-probability (``srum.flow.Transition``).
+
+    ``credit``: the advantage, (1,) or one per cell (h, w).
+    """
+    segments, sampled = list[Segment](), list[Sampled]()
+    for step in made.steps:
+        sought, precision = step.sought, step.transition.precision
+        clean = step.state - step.t * sought  # the latent whose path through the state has this velocity
+        segments.append(Segment("noisy", latent=clean, state=(model.tokens(step.state), step.t), loss=True))
+        error = model.tokens(step.velocity - sought).square().mean(dim=-1)
+        sampled.append(Sampled(-precision * error, torch.full((1,), precision)))
+    return Learned(segments, [credit] * len(segments), sampled)
+
+
+def example_of(name: str, context: Sequence[Segment], *learned: Learned) -> Example:
+    """An example of a context and what was drawn after it, in order."""
+    return Example(
+        id=name,
+        segments=[*context, *(segment for one in learned for segment in one.segments)],
+        credit=[credit for one in learned for credit in one.credit],
+        sampled=[how for one in learned for how in one.sampled],
+    )

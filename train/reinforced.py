@@ -1,0 +1,154 @@
+"""What policy gradients of texts and images share: how a policy acts and is held back, and the terms of its loss.
+
+    log p     of a text token minus the cross-entropy; of a random step to an image -w |v - u|^2, u the velocity that
+              would have led to what was reached (``srum.flow.Transition``)
+    loss      max(-A rho, -A clip(rho)) + kl KL(new || entered)      rho = p / p when drawn
+
+An image's step has one ratio, a text one per token. KL of a step is w |v - v_entered|^2, exact; of a text k3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from srum.config import Count, Fraction, NotNegative, Positive, RolloutConfig, RunConfig, TrainConfig
+from srum.flow import Rule
+from srum.stages import Stage
+from train.methods.base import Method
+from train.objective import Terms, Tokens
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class PolicyRollout(RolloutConfig):
+    """How a policy draws: its texts at temperature 1, as they are trained."""
+
+    plan_temperature: Annotated[float, Field(ge=0.0)] = 1.0
+    planned_share: Fraction = 1.0
+
+
+class PolicyTrain(TrainConfig):
+    """Small steps of all weights."""
+
+    lr: Positive = 5e-5
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    trainable: Literal["generation", "all"] = "all"
+
+
+class PolicyConfig(RunConfig):
+    """How the policy acts, is rewarded and is held back. ``train.batch_size`` images are drawn in a step, in groups of
+    ``candidates_per_prompt``."""
+
+    compare: tuple[str, ...] = ()
+    candidates_per_prompt: Count = 8
+    rollout: PolicyRollout = PolicyRollout()
+    train: PolicyTrain = PolicyTrain()
+    right_at: Fraction = 0.9  # V from which an image counts as right, and as 1
+    noise_rule: Rule = "flow"  # of a random step (srum.flow.transition)
+    noise_level: Positive = 0.7
+    random_steps: Count = 1  # of an image, the same for its group
+    random_range: tuple[Fraction, Fraction] = (0.0, 0.5)  # among which of its steps they are: the first half
+    same_noise: bool = True  # the images of a group begin with the same
+    advantage: Literal["centred", "group_std", "batch_std"] = "centred"
+    credit: Literal["sample", "region"] = "sample"  # where an image's advantage lands: evenly, or by blame
+    image_weight: NotNegative = 2.0  # of the images' loss beside train.text_weight of the texts'
+    image_clip: Positive = 1e-4  # of an image's ratio, which is a mean over its elements
+    text_clip: tuple[Positive, Positive] = (0.2, 0.2)
+    sequence_ratio: bool = False  # one ratio for a text (GSPO), not one per token
+    kl: NotNegative = 0.001  # weight of the distance from the weights that entered; 0 needs no second forward pass
+    format_weight: NotNegative = 1.0  # of a text's form beside the value of what came of it
+    text_limit: Count = 64  # tokens of a plan
+    updates: Count = 1  # of what was drawn
+
+    @model_validator(mode="after")
+    def _acts_as_it_is_trained(self) -> PolicyConfig:
+        if self.rollout.guidance > 1:
+            raise ValueError("rollout.guidance: the velocity that is trained is the unguided one; leave it at 1")
+        if self.rollout.plan and self.rollout.plan_temperature != 1:
+            raise ValueError("rollout.plan_temperature: texts are trained at temperature 1, so they are drawn at 1")
+        if self.train.replies or self.train.probes or self.train.samples.count or self.train.validation.share:
+            raise ValueError("train: replies, probes, samples and validation are of candidates, and there are none")
+        return self
+
+    @model_validator(mode="after")
+    def _has_groups(self) -> PolicyConfig:
+        if self.candidates_per_prompt < 2:
+            raise ValueError("candidates_per_prompt: a group has at least 2")
+        if self.train.batch_size % self.candidates_per_prompt:
+            raise ValueError(f"train.batch_size: {self.train.batch_size} images are no whole number of groups")
+        if self.train.checkpoint_every % self.updates:
+            raise ValueError("train.checkpoint_every: a multiple of updates, after which the next are drawn")
+        if self.credit == "region" and self.advantage != "centred":
+            raise ValueError("credit: region spreads an advantage in [-1, 1]; it needs advantage=centred")
+        return self
+
+    @property
+    def groups(self) -> int:
+        """Of a step."""
+        return self.train.batch_size // self.candidates_per_prompt
+
+    @property
+    def learns_text(self) -> bool:
+        """Whether plans are trained."""
+        return self.rollout.plan and self.train.trainable == "all"
+
+
+class PolicyMethod(Method):
+    """What policy gradients of texts and images have in common: the terms."""
+
+    stages: ClassVar[Sequence[Stage]] = ()
+    needs = frozenset({"velocity", "explore"})
+
+    def terms(self, tokens: Tokens, config: Any) -> Terms:
+        """The clipped ratio, and the distance from the weights that entered."""
+        return _image_terms(tokens, config) if tokens.kind == "image" else _text_terms(tokens, config)
+
+    def figures(self, tokens: Tokens, config: Any) -> Terms:
+        """How far the policy is from the one that drew, and how much is clipped."""
+        from train.policy import clipped
+
+        ratios = _log_ratios(tokens, config).detach()
+        low, high = config.text_clip if tokens.kind == "text" else (config.image_clip, config.image_clip)
+        return {
+            f"{tokens.kind}_log_ratio": ratios.abs(),
+            f"{tokens.kind}_clipped": clipped(ratios, tokens.credit, low, high),
+        }
+
+    def old_decay(self, config: Any) -> float | None:
+        """The weights that entered, where the distance from them counts."""
+        return 1.0 if config.kl else None
+
+
+def _log_ratios(tokens: Tokens, config: PolicyConfig) -> Tensor:
+    from train.policy import log_ratio, mean_by
+
+    assert tokens.draws is not None
+    ratios = log_ratio(-tokens.draws.precision * tokens.error, tokens.draws.logprob)
+    whole = config.credit == "sample" if tokens.kind == "image" else config.sequence_ratio
+    return mean_by(ratios, tokens.draws.owner) if whole else ratios
+
+
+def _image_terms(tokens: Tokens, config: PolicyConfig) -> Terms:
+    from train.policy import clipped_terms
+
+    ratios = _log_ratios(tokens, config)
+    terms = {"image_policy": config.image_weight * clipped_terms(ratios, tokens.credit, *[config.image_clip] * 2)}
+    if config.kl:
+        assert tokens.draws is not None and tokens.drift is not None
+        terms["image_kl"] = config.image_weight * config.kl * tokens.draws.precision * tokens.drift
+    return terms
+
+
+def _text_terms(tokens: Tokens, config: PolicyConfig) -> Terms:
+    from train.policy import clipped_terms, k3
+
+    weight = config.train.text_weight
+    terms = {"text_policy": weight * clipped_terms(_log_ratios(tokens, config), tokens.credit, *config.text_clip)}
+    if config.kl:
+        assert tokens.draws is not None and tokens.old_error is not None
+        terms["text_kl"] = weight * config.kl * tokens.draws.precision * k3(-tokens.error, -tokens.old_error)
+    return terms

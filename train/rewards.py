@@ -1,0 +1,76 @@
+"""What an image is worth to a policy: V in [0, 1], by the judge of the run, which is not trained meanwhile.
+
+A judgement that failed is no value. Where V reaches ``right_at`` the image counts as right, and V as 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from PIL.Image import Image
+from torch import Tensor
+
+from grounding.stage import load_proposer
+from judging.stage import load_judging
+from srum.config import RunConfig
+from srum.records import Candidate, Grounding, Judgement, Prompt
+from srum.reward_map import Skipped, rasterize, sample_score
+from srum.run import Run, load_model
+
+ANY = "image"  # the id of records that are not kept
+
+
+@dataclass(frozen=True)
+class Value:
+    """V in [0, 1], or None where the judgement failed; and the reward map (h, w) in [-1, 1] of a judged image."""
+
+    value: float | None
+    reward_map: Tensor | None = None
+
+
+Reward = Callable[[Sequence[Image], Sequence[Prompt]], Sequence[Value]]
+
+
+class JudgeReward:
+    """V = (s + 1) / 2 of the sample score s (``RewardMap``), regions and layout judged as the config of the run says.
+
+    The judge has the weights that entered the round, in a network of its own: what is trained must not score itself.
+    """
+
+    def __init__(self, run: Run, k: int, config: RunConfig, right_at: float) -> None:
+        self.right_at, self.batch_size = right_at, config.judge.batch_size
+        self.model = load_model(config, run.newest(k))
+        self.propose = load_proposer(config, self.model)
+        self.judge = load_judging(config, self.model, run.seed(k, "judge"))
+
+    def __call__(self, images: Sequence[Image], prompts: Sequence[Prompt]) -> list[Value]:
+        """What each image is worth, by batches."""
+        starts = range(0, len(images), self.batch_size)
+        batches = [slice(start, start + self.batch_size) for start in starts]
+        return [value for some in batches for value in self._judged(images[some], prompts[some])]
+
+    def _judged(self, images: Sequence[Image], prompts: Sequence[Prompt]) -> list[Value]:
+        texts = [prompt.text for prompt in prompts]
+        proposals = self.propose(images, texts)
+        outcomes = self.judge(images, texts, [p.metadata for p in prompts], [regions for regions, _ in proposals])
+        return [
+            self._value(
+                image,
+                Grounding(candidate_id=ANY, regions=regions, error=error),
+                Judgement(candidate_id=ANY, regions=of_regions, layout=of_layout),
+            )
+            for image, (regions, error), (of_regions, of_layout) in zip(images, proposals, outcomes, strict=True)
+        ]
+
+    def _value(self, image: Image, grounding: Grounding, judgement: Judgement) -> Value:
+        size = (image.height, image.width)
+        files = (f"{ANY}.png", f"{ANY}.safetensors")
+        candidate = Candidate(
+            id=ANY, prompt_id=ANY, prompt=ANY, index=0, seed=0, size=size, image=files[0], latent=files[1]
+        )
+        made = rasterize(candidate, grounding, judgement, self.model.latent_grid(size))
+        if isinstance(made, Skipped):
+            return Value(None)
+        value = (sample_score(judgement) + 1) / 2
+        return Value(1.0 if value >= self.right_at else value, made[0])
