@@ -73,7 +73,7 @@ class ExampleFeed:
         if "prepare" in model.abilities:
             preparing: Any = model
             examples = (*(example for part in mix.parts for example in part.examples), *mix.held_out)
-            preparing.prepare(opened(model, example).segments for example in examples)
+            preparing.prepare(opened(model, one).segments for example in examples for one in in_all_words(example))
 
     def step(self, number: int) -> Step:
         """The examples of the step with their dropout, timesteps and noise."""
@@ -81,7 +81,7 @@ class ExampleFeed:
         drawn = [(epoch, opened(self.model, example, self.seed, epoch)) for epoch, example in visits]
         packs = self.own_packs([self.model.length(example.segments) for _, example in drawn])
         samples = [([self.draw(*drawn[place]) for place in members], counted) for members, counted in packs]
-        return self._step(samples, [example for _, example in drawn])
+        return self._step(samples, [example.id for _, example in drawn])
 
     def validation(self) -> Iterator[Step]:
         """Every example that is held out, at one timestep of every bin, by batches."""
@@ -91,7 +91,7 @@ class ExampleFeed:
             batch = samples[start : start + self.config.batch_size]
             packs = self.own_packs([self.model.length(sample.segments) for sample in batch])
             own = [([batch[place] for place in members], counted) for members, counted in packs]
-            yield self._step(own, [sample.example for sample in batch])
+            yield self._step(own, [sample.example.id for sample in batch])
 
     def draw(self, epoch: int, example: Example) -> Sample:
         """The example as this epoch sees it."""
