@@ -14,7 +14,7 @@ import torch
 from srum.config import TrainConfig
 from srum.models.base import UnifiedModel
 from srum.processes import Processes
-from train.examples import Example, Mix, generator_for
+from train.examples import Example, Mix, generator_for, in_all_words
 from train.packs import Pack, Sample, at_every_timestep, cut, draw, make_pack, opened
 
 
@@ -81,7 +81,7 @@ class ExampleFeed:
         drawn = [(epoch, opened(self.model, example, self.seed, epoch)) for epoch, example in visits]
         packs = self.own_packs([self.model.length(example.segments) for _, example in drawn])
         samples = [([self.draw(*drawn[place]) for place in members], counted) for members, counted in packs]
-        return self._step(samples, [example.id for _, example in drawn])
+        return self._step(samples, [example for _, example in drawn])
 
     def validation(self) -> Iterator[Step]:
         """Every example that is held out, at one timestep of every bin, by batches."""
@@ -91,7 +91,7 @@ class ExampleFeed:
             batch = samples[start : start + self.config.batch_size]
             packs = self.own_packs([self.model.length(sample.segments) for sample in batch])
             own = [([batch[place] for place in members], counted) for members, counted in packs]
-            yield self._step(own, [sample.example.id for sample in batch])
+            yield self._step(own, [sample.example for sample in batch])
 
     def draw(self, epoch: int, example: Example) -> Sample:
         """The example as this epoch sees it."""
