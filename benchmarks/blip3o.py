@@ -14,6 +14,7 @@ import argparse
 import json
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -25,18 +26,24 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save_file
+from torch.utils.flop_counter import FlopCounterMode
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextModel
 
+from benchmarks.parity_blip3o import COMMON, PUBLISHED
 from judging.soft_score import score_logprobs
 from srum.models import find_device, native_bfloat16
 from srum.models.base import Decoding, Sampling, Segment
 from srum.models.blip3o import Blip3o
 from srum.models.blip3o.checkpoint import GENERATOR, QWEN, empty_generator, empty_qwen, official_name
-from srum.models.blip3o.config import TransformerSizes, read_sizes
+from srum.models.blip3o.config import HEAD_WIDTH, TransformerSizes, read_sizes
+from srum.models.blip3o.generator import Generator
 from srum.models.blip3o.headers import Headers
 from srum.shapes.prompts import prompt_set
 from train.weights import trainable_parameters
 
 FEATURES = "model.dit.model.patch_embedder.proj.weight"  # (width, numbers of a feature)
+SHAPES = Path("tests/golden/blip3o")
+REQUEST = 64  # tokens of a prompt with what stands around it
 STEPS = 2  # of a training, per measurement
 
 
@@ -125,6 +132,25 @@ def training(plain: Blip3o, ours: Blip3o, prompts: Sequence[str]) -> Comparison:
     return Comparison("training", lambda: steps(plain), lambda: steps(ours))
 
 
+def arithmetic(size: str) -> tuple[float, float]:
+    """TFLOP per image of a training step at a published size, for a request of ``REQUEST`` tokens: of the language
+    model, which kept conditions save, and of the transformer, forward and backward. Counted on the meta device."""
+    facts = json.loads((SHAPES / f"official_shapes_{size}.json").read_text())
+    shapes = {n.replace("{i}", str(i)): tuple(e["shape"]) for n, e in facts.items() for i in range(e["count"])}
+    config = read_sizes(Path(size), COMMON | PUBLISHED[size], Headers({}, shapes, Counter()), HEAD_WIDTH)
+    sizes = config.transformer
+    with torch.device("meta"):
+        text, dit = Qwen2_5_VLTextModel(config.qwen.text_config), Generator(config).dit
+        inputs = torch.empty(1, REQUEST + config.queries, sizes.condition)
+        places = torch.zeros(3, 1, inputs.shape[1], dtype=torch.long)
+        x, condition = torch.empty(1, sizes.channels, config.grid, config.grid), inputs[:, : config.queries]
+        with FlopCounterMode(display=False) as reading, torch.no_grad():
+            text(inputs_embeds=inputs, position_ids=places, attention_mask={"full_attention": None})
+        with FlopCounterMode(display=False) as learning:
+            dit(x, torch.ones(1), condition).sum().backward()
+    return reading.get_total_flops() / 1e12, learning.get_total_flops() / 1e12
+
+
 def seconds(work: Callable[[], object], device: torch.device) -> float:
     start = time.perf_counter()
     work()
@@ -155,7 +181,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             pairs = [(seconds(compared.plain, device), seconds(compared.ours, device)) for _ in range(args.repeats)]
             plain, ours = (median(times) for times in zip(*pairs, strict=True))
             table.add_row(compared.name, f"{plain:.3f}", f"{ours:.3f}", f"{plain / ours:.1f}")
-    Console(width=100).print(table)
+    console = Console(width=100)
+    console.print(table)
+    for size in PUBLISHED:
+        reading, learning = arithmetic(size)
+        saved = f"{reading + learning:.2f} TFLOP an image, {learning:.2f} with kept conditions"
+        console.print(f"training at {size}: {saved}, ratio {(reading + learning) / learning:.1f}")
 
 
 if __name__ == "__main__":
