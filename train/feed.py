@@ -14,7 +14,7 @@ import torch
 from srum.config import TrainConfig
 from srum.models.base import UnifiedModel
 from srum.processes import Processes
-from train.examples import Example, Mix, generator_for
+from train.examples import Example, Mix, generator_for, in_all_words
 from train.packs import Pack, Sample, at_every_timestep, cut, draw, make_pack, opened
 
 
