@@ -515,13 +515,14 @@ def bench(
     """
     from srum.config import ServerConfig, parse_section
     from srum.evaluation import bench as benches
+    from srum.evaluation import bench_tables
     from srum.processes import connected
 
     if list_ or not what:
-        typer.echo(benches.listing())
+        typer.echo(bench_tables.listing())
         return
     if what[0] == "table":
-        typer.echo(benches.comparison([Path(run) for run in what[1:]]))
+        typer.echo(bench_tables.comparison([Path(run) for run in what[1:]]))
         return
     judge = {"url": judge_url, "model": judge_model, "token_limit": token_limit, "extra": _json(judge_extra)}
     request = benches.Request(
