@@ -38,7 +38,7 @@ class FakeModel(nn.Module):
     """
 
     device = torch.device("cpu")
-    abilities: frozenset[Ability] = frozenset({"seen", "plan", "path", "velocity"})
+    abilities: frozenset[Ability] = frozenset({"seen", "clean", "edit", "plan", "path", "velocity"})
     plan_instruction = "Plan first."
     refine_texts = ("Again.", "Prompt: {prompt}")
     reflect_question, reflect_stop = "What must change for {prompt}?", "Nothing."
