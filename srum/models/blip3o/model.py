@@ -473,7 +473,9 @@ class Blip3o:
         seen = math.prod(side // (self.language.factor) for side in RECONSTRUCTED) if images else 0
         return features + len(self.ids(str(request))) + images * seen + self.config.queries
 
-    def pack(self, samples: Sequence[Sequence[Segment]], corruptions: Sequence[FlowNoise]) -> Batch:
+    def pack(
+        self, samples: Sequence[Sequence[Segment]], corruptions: Sequence[FlowNoise], *, sees: bool = False
+    ) -> Batch:
         """A batch, one row per sample, each with one noisy latent behind what it is drawn after.
 
         A corruption for each without a state, in order. Raises ModelError for other samples.
