@@ -11,7 +11,7 @@ from srum.run import find_method
 from tests.train.ranks import CHECKPOINT, PROMPTS, interrupted
 from tests.train.test_flow_grpo import brightness
 from train.online import OnlineSource
-from train.refine import Tree
+from train.reflect import Tree
 from train.trainer import train
 
 ASKED = [Prompt(id=f"p{number}", text=text) for number, text in enumerate(PROMPTS)]

@@ -14,7 +14,7 @@ from srum.run import find_method
 from tests.train.test_flow_grpo import PROMPTS, brightness, tiny
 from train.metrics import keep_rows
 from train.online import OnlineSource
-from train.refine import Refined, State, Trajectories, Tree, chain_figures
+from train.reflect import Refined, State, Trajectories, Tree, chain_figures
 from train.rewards import Value
 from train.trainer import train
 

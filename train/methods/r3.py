@@ -62,12 +62,12 @@ class R3(PolicyMethod):
     def examples(self, run: Run, k: int, config: R3Config) -> OnlineSource:
         """Steps that are drawn as training goes on."""
         from train.reason import source_of
-        from train.refine import Trajectories, Tree
+        from train.reflect import Trajectories, Tree
 
         return source_of(run, k, config, Tree if config.tree else Trajectories)
 
     def draw(self, model: TrainableModel, config: R3Config, seed: int) -> Draw:
         """As a chain: the first images are those that are drawn once, then at most ``eval_refinements`` more."""
-        from train.refine import drawn_in_chains
+        from train.reflect import drawn_in_chains
 
         return drawn_in_chains(model, config, seed)
