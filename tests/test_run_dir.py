@@ -371,8 +371,8 @@ def test_claim_run_refuses_what_it_would_overwrite(tmp_path: Path) -> None:
         claim_run(run, load_config())
     claim_run(run, load_config(), resume=True)
     before = (run / "config.yaml").read_bytes()
-    with pytest.raises(RunError, match=r"another config \(seed: 0 != 3; train.beta: 0.3 != 0.5\)"):
-        claim_run(run, load_config(None, ["seed=3", "train.beta=0.5"]), resume=True)
+    with pytest.raises(RunError, match=r"another config \(seed: 0 != 3; beta: 0.3 != 0.5\)"):
+        claim_run(run, load_config(None, ["seed=3", "beta=0.5"]), resume=True)
     assert (run / "config.yaml").read_bytes() == before
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").touch()
