@@ -14,6 +14,7 @@ nothing.
     rvr_edit    half of the pairs are edits of rendered     rve        edited by the base model's own instruction
                 scenes
     far_start   RvR, but the image seen is of another prompt
+    once_more   the base model again from the prompt alone, with the same stop rule and rounds: what seeing adds
 
 Beside the accuracy (percent, 95%, bootstrap crossed over seeds and prompts): wrong images that became right (mended)
 and right ones that became wrong (broken), both in percent of all, and the denoising passes of an image. What is
@@ -228,6 +229,11 @@ def again(
     return outcomes
 
 
+def once_more(ground: Ground) -> dict[str, Outcome]:
+    """The control: the base model draws from the prompt alone, with the same stop rule."""
+    return again(ground, "prompt alone", ground.run.config.model, ROUNDS, way="prompt")
+
+
 def rvr(ground: Ground) -> dict[str, Outcome]:
     return again(ground, "rvr", weights_of(ground.run, "rvr"), ROUNDS)
 
@@ -274,6 +280,7 @@ def once_by(name: str, weights: str) -> Callable[[Ground], dict[str, Outcome]]:
 ARMS: dict[str, Callable[[Ground], dict[str, Outcome]]] = {
     "base": base,
     "best_of": best_of,
+    "once_more": once_more,
     "zero_shot": zero_shot,
     "rvr": rvr,
     "sft": once_by("sft", "sft"),

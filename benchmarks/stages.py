@@ -164,14 +164,14 @@ def _encode(model: Bagel, pixels: Tensor) -> Tensor:
 
 
 def _record(model: Bagel, index: int, item: Item, latent: Tensor) -> TrainingRecord:
-    """An image as training knows it, judged to be right everywhere; in ``latent`` (C, h, w)."""
+    """An image as training knows it, of the one prompt, every other one judged well; ``latent`` (C, h, w)."""
     name = str(index)
     candidate = Candidate(
-        id=name, prompt_id=name, prompt=item.prompt, index=0, seed=0, image=name, latent=name, size=SIZE
+        id=name, prompt_id="0", prompt=item.prompt, index=index, seed=0, image=name, latent=name, size=SIZE
     )
-    return TrainingRecord(
-        candidate, latent, torch.ones(model.latent_grid(SIZE)), mapping="signed", alpha=1.0, sample_score=1.0
-    )
+    score = 1.0 - 2.0 * (index % 2)
+    values = torch.full(model.latent_grid(SIZE), score)
+    return TrainingRecord(candidate, latent, values, mapping="signed", alpha=1.0, sample_score=score)
 
 
 # --- the clock

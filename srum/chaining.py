@@ -19,18 +19,22 @@ from safetensors.torch import save_file
 
 from srum.chains import ChainSettings, ChainState, run_chains
 from srum.evaluation.statistics import wilson
-from srum.models.base import UnifiedModel
+from srum.models.base import Generated, UnifiedModel
 from srum.processes import Processes
 from srum.records import Candidate, ContextPart, Name, Prompt, Record
 from srum.run_dir import atomic, open_image, run_stage, save_image, write_records
 from srum.seeding import seed_for
 from srum.shapes.checker import check
+from srum.strokes import Drawing, StrokeSettings, draw_in_strokes
 
 
 class ChainTurn(Record):
-    """One turn: what was written and, of a reflection, what kind of reply that was; or the image that was drawn."""
+    """One turn: what was written and, of a reflection, what kind of reply that was; or the image that was drawn.
 
-    kind: Literal["plan", "draw", "reflect", "refine"]
+    Of a drawing in strokes ``draft`` and ``inspect``, and of a correction the plan that it made.
+    """
+
+    kind: Literal["plan", "draw", "reflect", "refine", "draft", "inspect"]
     text: str | None = None
     reply: Literal["edit", "stop", "failure"] | None = None
     failure: str | None = None
@@ -71,11 +75,39 @@ def draw_chains(
     return records
 
 
-def _keep(folder: Path, name: str, chain: ChainState) -> ChainRecord:
-    for number, made in enumerate(chain.images):
+def draw_strokes(
+    model: UnifiedModel, prompts: Sequence[Prompt], settings: StrokeSettings, folder: Path, seed: int, batch_size: int
+) -> list[ChainRecord]:
+    """Each prompt drawn in strokes, kept in ``folder`` as ``chains.jsonl``, ``images/``, ``latents/``."""
+
+    def work(batch: Mapping[str, Prompt]) -> list[ChainRecord]:
+        drawings = draw_in_strokes(model, [p.text for p in batch.values()], list(batch), settings, seed)
+        return [_keep_strokes(folder, name, drawing) for name, drawing in zip(batch, drawings, strict=True)]
+
+    return run_stage(folder, "chains", ChainRecord, {prompt.id: prompt for prompt in prompts}, batch_size, work)
+
+
+def _keep_strokes(folder: Path, name: str, drawing: Drawing) -> ChainRecord:
+    _keep_images(folder, name, drawing.images)
+    turns, number = list[ChainTurn](), 0
+    for stage in drawing.stages:
+        if stage.read is not None:
+            turns.append(ChainTurn(kind=stage.kind, text=stage.read.raw, failure=stage.read.failure))
+        else:
+            turns.append(ChainTurn(kind=stage.kind, text=stage.asked, candidate_id=f"{name}-{number}"))
+            number += 1
+    return ChainRecord(id=name, prompt=drawing.prompt, turns=turns, end=drawing.end or "limit")
+
+
+def _keep_images(folder: Path, name: str, images: Sequence[Generated]) -> None:
+    for number, made in enumerate(images):
         save_image(made.image, folder / "images" / f"{name}-{number}.png")
         with atomic(folder / "latents" / f"{name}-{number}.safetensors") as partial:
             save_file({"latent": made.latent.contiguous()}, partial)
+
+
+def _keep(folder: Path, name: str, chain: ChainState) -> ChainRecord:
+    _keep_images(folder, name, chain.images)
     turns = [] if chain.plan is None else [ChainTurn(kind="plan", text=chain.plan.text)]
     turns.append(ChainTurn(kind="draw", candidate_id=f"{name}-0"))
     for number, reply in enumerate(chain.replies, 1):

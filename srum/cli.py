@@ -436,9 +436,49 @@ def chain(
             if all("tag" in prompt.metadata for prompt in prompts):
                 tags = [str(prompt.metadata["tag"]) for prompt in prompts]
                 console.print(accuracy_table(verdicts(records, prompts, out, refinements), tags))
-            console.print(
-                f"{len(records)} chains ended by " + ", ".join(f"{k}: {n}" for k, n in endings(records).items())
-            )
+            console.print(f"{len(records)} chains, ended by", endings(records))
+            if image is not None:
+                _save_figure(strips_figure(records[:8], out), image)
+
+
+@app.command()
+def strokes(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the drawings; the same call goes on.")],
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    max_strokes: Annotated[int, typer.Option(min=1, help="At most so many strokes.")] = 5,
+    refinements: Annotated[int, typer.Option(min=0, help="At most so many corrections of a stroke.")] = 1,
+    budget: Annotated[int, typer.Option(min=1, help="At most so many images; 1 is the planning pass.")] = 4,
+    edit_guidance: Annotated[float, typer.Option(help="Text guidance of later images; <= 1 is off.")] = 1.5,
+    image: Annotated[Path | None, typer.Option(help="Save the first eight as strips, .png, .svg or .pdf.")] = None,
+) -> None:
+    """Draw the evaluation's prompts in strokes: plan, draft, inspect, correct; print what the checker says of each."""
+    from dataclasses import replace
+
+    from srum.chaining import accuracy_table, draw_strokes, endings, verdicts
+    from srum.evaluation.strokes import strokes_table
+    from srum.loop import console, eval_prompts
+    from srum.models.base import Sampling
+    from srum.plots import strips_figure
+    from srum.processes import connected
+    from srum.run import load_model
+    from srum.strokes import StrokeSettings
+
+    with connected() as processes:
+        wanted = processes.once(lambda: _config(out, config, overrides or []))
+        drawing, prompts = Sampling(**wanted.eval.sampling()), eval_prompts(wanted)
+        changing = replace(drawing, guidance=edit_guidance, guidance_interval=(0.0, 1.0))
+        settings = StrokeSettings(
+            drawing=drawing, changing=changing, max_strokes=max_strokes, max_refinements=refinements, budget=budget
+        )
+        model = load_model(wanted, wanted.model)
+        records = draw_strokes(model, prompts, settings, out, wanted.seed, wanted.eval.batch_size)
+        if processes.rank == 0:
+            if all("tag" in prompt.metadata for prompt in prompts):
+                tags = [str(prompt.metadata["tag"]) for prompt in prompts]
+                console.print(accuracy_table(verdicts(records, prompts, out, budget - 1), tags))
+                console.print(strokes_table(records, prompts, out))
+            console.print(f"{len(records)} drawings, ended by", endings(records))
             if image is not None:
                 _save_figure(strips_figure(records[:8], out), image)
 
@@ -475,18 +515,34 @@ def bench(
     """
     from srum.config import ServerConfig, parse_section
     from srum.evaluation import bench as benches
+    from srum.evaluation import bench_tables
     from srum.processes import connected
 
     if list_ or not what:
-        typer.echo(benches.listing())
+        typer.echo(bench_tables.listing())
         return
     if what[0] == "table":
-        typer.echo(benches.comparison([Path(run) for run in what[1:]]))
+        typer.echo(bench_tables.comparison([Path(run) for run in what[1:]]))
         return
     judge = {"url": judge_url, "model": judge_model, "token_limit": token_limit, "extra": _json(judge_extra)}
     request = benches.Request(
-        *(what[0], model, images, out, data, variant, preset, tuple(overrides or ()), think, samples, limit, seed),
-        *(evaluator, parse_section(ServerConfig, judge, "judge"), tuple(training or ()), batch_size, device),
+        name=what[0],
+        model=model,
+        images=images,
+        out=out,
+        data=data,
+        variant=variant,
+        preset=preset,
+        overrides=tuple(overrides or ()),
+        think=think,
+        samples=samples,
+        limit=limit,
+        seed=seed,
+        evaluator=evaluator,
+        judge=parse_section(ServerConfig, judge, "judge"),
+        training=tuple(training or ()),
+        batch_size=batch_size,
+        device=device,
     )
     with connected() as processes:
         text = benches.run(request)

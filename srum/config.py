@@ -210,7 +210,10 @@ class PairConfig(Section):
 class RefineConfig(ImageConfig):
     """Drawing again after an image was seen (``srum.refining``)."""
 
-    way: Literal["regenerate", "regenerate_clean", "edit"] = "regenerate"  # RvR; with a clean latent, too; RvE
+    way: Literal["regenerate", "regenerate_clean", "edit", "prompt"] = (
+        "regenerate"  # RvR; and a clean latent; RvE; once
+    )
+    # more from the prompt alone, which is the control
     rounds: Annotated[int, Field(ge=1, le=4)] = 1
     stop: Signed | None = 0.5  # no round after an image that the judge scores so or better; null: never stop
     always: bool = False  # refine a first image that is good already, too

@@ -209,7 +209,7 @@ def strips_figure(chains: Sequence[ChainRecord], folder: Path) -> Figure:
     figure = Figure(figsize=(2.6 * columns, 3.8 * len(chains)))
     places = figure.subplots(len(chains), columns, squeeze=False, gridspec_kw={"hspace": 0.6})
     for row, chain in zip(places, chains, strict=True):
-        said = [turn.text or "" for turn in chain.turns if turn.kind == "reflect"]
+        said = [turn.text or "" for turn in chain.turns if turn.kind in ("reflect", "inspect")]
         for axes in row:
             axes.set_axis_off()
         for number, name in enumerate(chain.images):

@@ -32,6 +32,7 @@ SHIPPED: dict[str, dict[str, str]] = {
         "rvr": "train.methods.rvr:Rvr",
         "flow_grpo": "train.methods.flow_grpo:FlowGrpo",
         "r3": "train.methods.r3:R3",
+        "process": "train.methods.process:Process",
     },
     "judge": {"self": "judging.self_judge:SelfJudge"},
     "reward": {},
@@ -65,7 +66,9 @@ def find(kind: str, name: str, shipped: Mapping[str, str] | None = None) -> Any:
     while it is imported is raised as it is.
     """
     shipped = SHIPPED[kind] if shipped is None else shipped
-    installed = {point.name: point.value for point in entry_points(group=f"srum.{kind}s")}
+    installed: dict[str, str] = {}
+    if name not in shipped:  # a look at every installed package, which takes milliseconds
+        installed = {point.name: point.value for point in entry_points(group=f"srum.{kind}s")}
     place = {**installed, **shipped}.get(name, name)
     module_name, _, attribute = place.partition(":")
     if not (module_name and attribute):

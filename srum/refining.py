@@ -3,6 +3,7 @@
     regenerate        full = [SYSTEM][seen][USER]     no text = [SYSTEM][seen]     no image = [SYSTEM][USER]
     regenerate_clean  with the clean latent of the image before what is seen of it
     edit              RvE: the model first says what must change; [clean][seen][what it said]
+    prompt            [prompt]: the control, which sees nothing of the image
 
 The output has the size of the image. A round's noise is seeded by the run's seed, the image's id and the round.
 """
@@ -38,7 +39,7 @@ def refine(
     score less than ``config.stop``. What is kept is the best of a chain by that score, of equal ones the earlier.
     Raises MissingAbility.
     """
-    require(model, {"edit"} if config.way == "edit" else {"seen"}, "drawing an image again")
+    require(model, {"edit": {"edit"}, "prompt": set()}.get(config.way, {"seen"}), "drawing an image again")
     chains = [[Shot(one.image, one.seed, s)] for one, s in zip(firsts, _scored(score, firsts, prompts), strict=True)]
     active = [i for i, (first,) in enumerate(chains) if config.always or not _good(first, config)]
     for number in range(1, config.rounds + 1):
@@ -86,6 +87,8 @@ def _again(
 
 def refine_context(model: UnifiedModel, image: Image, prompt: str, config: RefineConfig) -> list[Segment]:
     """What an image is drawn again from. Guidance leaves out the user's text alone, or the image alone."""
+    if config.way == "prompt":
+        return [Segment("text", text=prompt, droppable=True)]
     system, user = model.refine_texts
     resized = model.resized(image)
     clean = [Segment("clean", latent=model.encode([resized])[0])] if config.way == "regenerate_clean" else []

@@ -31,6 +31,7 @@ from srum.evaluation.statistics import Estimate, difference
 from srum.provenance import described, read_entries
 from srum.reading import CandidateView, read_round
 from srum.records import Candidate, Judged, Region, RegionJudgement
+from srum.refining import best_of
 from srum.run import BASE, Run
 from srum.run_dir import MADE_WITH, ImageError, inside, open_image, read_records, round_dirs, write_text
 from srum.stages import TRAIN, Stage
@@ -38,6 +39,7 @@ from srum.stages import TRAIN, Stage
 T = TypeVar("T")
 
 PAIRS_PER_CATEGORY = 4
+CHAINS = 12  # of an arm that draws in more than one step
 EXACT_SIDE = 128  # pixels; images up to this size are kept bit for bit and shown pixel by pixel
 LARGEST_SIDE = 384  # pixels of an image in the page; larger ones are scaled down
 CANDIDATE_PIXELS = 2000 * 256**2  # of all candidates together: 2,000 photographs make a page of less than 40 MB
@@ -91,6 +93,7 @@ def _contents(run: Path) -> dict[str, Any]:
             "missing": plots.MISSING,
             "groups": groups,
         },
+        "redrawn": list(_redrawn(run / "eval", arms)),
         **_before_after(run / "eval", arms, (BASE, names[-1])),
     }
 
@@ -191,6 +194,44 @@ def _svg(figure: Figure) -> str:
 
 
 # Before and after
+
+
+def _redrawn(folder: Path, arms: Mapping[str, list[CheckedImage]]) -> Iterator[dict[str, Any]]:
+    """Arms that draw in more than one step: what came of it round by round, and the chains of the first prompts."""
+    for arm, verdicts in arms.items():
+        if not any(verdict.shots for verdict in verdicts):
+            continue
+        chains = [verdict for verdict in verdicts if len(verdict.shots) > 1][:CHAINS]
+        shown = [
+            {"prompt": v.prompt, "shots": [_shot(folder / arm, v, n) for n in range(len(v.shots))]} for v in chains
+        ]
+        yield {"arm": arm, "rounds": _rounds_of(verdicts), "chains": shown, "total": len(verdicts)}
+
+
+def _rounds_of(verdicts: Sequence[CheckedImage]) -> list[dict[str, int]]:
+    """After 0, 1, ... rounds: how many were drawn again, how many of the images that the judge likes best are right,
+    were made right and were made wrong."""
+    rows = []
+    for number in range(max(len(verdict.shots) for verdict in verdicts)):
+        best = [best_of([shot.score for shot in verdict.shots[: number + 1]]) for verdict in verdicts]
+        after = [verdict.shots[i].correct for verdict, i in zip(verdicts, best, strict=True)]
+        before = [verdict.shots[0].correct for verdict in verdicts]
+        rows.append(
+            {
+                "again": sum(len(verdict.shots) > number for verdict in verdicts) if number else 0,
+                "right": sum(after),
+                "mended": sum(a and not b for a, b in zip(after, before, strict=True)),
+                "broken": sum(b and not a for a, b in zip(after, before, strict=True)),
+            }
+        )
+    return rows
+
+
+def _shot(folder: Path, verdict: CheckedImage, number: int) -> dict[str, Any]:
+    shot = verdict.shots[number]
+    score = "not judged" if shot.score is None else f"score {shot.score:+.2f}"
+    facts = {"correct": shot.correct, "score": score, "kept": number == verdict.kept, "said": shot.said or ""}
+    return facts | _picture(inside(folder, shot.image), SAMPLE_SIDE)
 
 
 def _before_after(folder: Path, arms: Mapping[str, list[CheckedImage]], names: tuple[str, str]) -> dict[str, Any]:

@@ -42,7 +42,7 @@ from tqdm import tqdm
 from srum.config import CONFIG, FREE, RunConfig, differing_fields, dump, load_config
 from srum.disk import DiskFullError, writing
 from srum.errors import SrumError
-from srum.json_files import read_json
+from srum.json_files import as_unicode, read_json
 from srum.processes import Processes
 from srum.provenance import next_entry, read_entries
 from srum.records import FILE_SAFE, SCHEMA_VERSION, Prompt, Record
@@ -589,6 +589,7 @@ class StageTimer:
         self._add(name, start)
 
     def _add(self, name: str, start: float) -> None:
-        seconds = read_json(self.path) if self.path.exists() else {}
+        kept = read_json(self.path).items() if self.path.exists() else ()
+        seconds = {as_unicode(stage): value for stage, value in kept if isinstance(value, int | float)}
         seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - start, 3)
         write_json(self.path, seconds)

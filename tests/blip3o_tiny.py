@@ -51,7 +51,7 @@ def teach_boxes(folder: Path) -> Path:
 
 def small(model: Path, **more: object) -> RunConfig:
     """A run of a round on two prompts, with every arm: the whole loop but for the exact checker."""
-    fields = {"size": "[64, 64]", "timesteps": 4, "timestep_shift": 1.0, "decoder_steps": 2, "plan": "false"}
+    fields = {"size": "[128, 128]", "timesteps": 4, "timestep_shift": 1.0, "decoder_steps": 2, "plan": "false"}
     overrides = [f"rollout.{name}={value}" for name, value in fields.items()]
     overrides += [f"model={model}", "rounds=1", "prompt_count=2", "candidates_per_prompt=2", "rollout.batch_size=2"]
     overrides += ["ground.grounder=native", "ground.batch_size=2", "judge.reply=none", "judge.batch_size=2"]

@@ -38,7 +38,7 @@ class FakeModel(nn.Module):
     """
 
     device = torch.device("cpu")
-    abilities: frozenset[Ability] = frozenset({"seen", "plan", "path", "velocity"})
+    abilities: frozenset[Ability] = frozenset({"seen", "clean", "edit", "plan", "path", "velocity"})
     plan_instruction = "Plan first."
     refine_texts = ("Again.", "Prompt: {prompt}")
     reflect_question, reflect_stop = "What must change for {prompt}?", "Nothing."
@@ -142,7 +142,9 @@ class FakeModel(nn.Module):
             len(self.tokens(s.latent)) if s.latent is not None else len(s.text or "") for s in segments if not s.dropped
         )
 
-    def pack(self, samples: Sequence[Sequence[Segment]], corruptions: Sequence[FlowNoise]) -> dict[str, Any]:
+    def pack(
+        self, samples: Sequence[Sequence[Segment]], corruptions: Sequence[FlowNoise], *, sees: bool = False
+    ) -> dict[str, Any]:
         kept = [segment for sample in samples for segment in sample if segment.loss and not segment.dropped]
         clean = [self.tokens(segment.latent) for segment in kept if segment.latent is not None]
         texts = [torch.tensor([ord(c) % LETTERS for c in segment.text]) for segment in kept if segment.text]

@@ -99,7 +99,8 @@ def test_an_error_of_ours_is_a_traceback(monkeypatch: pytest.MonkeyPatch, fault:
 
 
 def test_every_expected_error_has_the_one_base() -> None:
-    """All that is defined here and called an error, training's too: its bases lead to SrumError."""
+    """The bases of all that are defined here lead to SrumError, but for a reply without a value, which is counted, and
+    a request to the server that is refused, which is answered."""
     folder = Path(__file__).parents[1]
     files = [path for house in ("srum", "grounding", "judging", "train") for path in (folder / house).rglob("*.py")]
     classes = [node for path in files for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)]
@@ -108,7 +109,7 @@ def test_every_expected_error_has_the_one_base() -> None:
     expected = {"SrumError"}
     while more := {name for name, own in bases.items() if own & expected} - expected:
         expected |= more
-    assert len(errors) > 10 and errors - expected == set()
+    assert len(errors) > 10 and errors - expected == {"Refused", "Unreadable"}
 
 
 def test_run_ends_in_a_table_and_is_not_overwritten() -> None:
@@ -182,7 +183,7 @@ def test_an_arm_is_trained_once_and_the_command_says_so() -> None:
 
 def test_changed_candidates_are_not_trained_on_before_the_old_training_is_deleted() -> None:
     for stage in ("rollout", "ground", "judge", "rasterize", "train"):
-        assert srum(stage, "run", *SETS, "--set", "compare=[]").exit_code == 0
+        assert srum(stage, "run", *SETS, "--set", "compare=[]", "--set", "train.keep_checkpoints=true").exit_code == 0
     folder = Path("run/round-000")
     lines = (folder / "rewards.jsonl").read_text().splitlines(keepends=True)
     (folder / "rewards.jsonl").write_text("".join(lines[1:]))

@@ -171,7 +171,7 @@ def test_a_config_that_shared_stages_do_not_have_is_refused(
         ("train", "train.lr=0.001", 0),
         ("train", "eval.count=3", 1),
         ("train", "rounds=4", 1),
-        ("train", "judge.batch_size=3", 1),
+        ("train", "device=cpu", 1),
     ],
 )
 def test_what_shared_stages_do_not_depend_on_may_differ(

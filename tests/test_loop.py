@@ -21,7 +21,7 @@ from srum.errors import TrainingError
 from srum.evaluation.accuracy import Accuracy, EvalResult
 from srum.evaluation.comparison import summarize
 from srum.loop import evaluate_arms, perform, run_loop
-from srum.models.base import Decoding
+from srum.models.base import MissingAbility
 from srum.rasterize import count_outcomes
 from srum.reading import read_round
 from srum.records import Candidate, Failure, Grounding, Judgement, LayoutJudgement, Region, RegionJudgement, RewardMap
@@ -270,7 +270,7 @@ def test_who_judges(monkeypatch: pytest.MonkeyPatch, name: str, loaded: str) -> 
     overrides = [f"judge.model={name}", "judge.soft=false", "judge.retries=3", "device=cuda:1"]
     judge = load_judge(load_config(None, overrides), "newest", 5)
     assert asked == [(loaded, "cuda:1")]
-    assert (judge.soft, judge.retries, judge.decoding.seed, judge.decoding.max_tokens) == (False, 3, 5, 256)
+    assert (judge.soft, judge.retries, judge.seed, judge.decoding.max_tokens) == (False, 3, 5, 256)
 
 
 def test_every_stage_that_runs_the_network_compiles_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,6 +283,7 @@ def test_every_stage_that_runs_the_network_compiles_it(tmp_path: Path, monkeypat
         return FakeModel.load(weights, device, *others, **options)
 
     monkeypatch.setattr(models, "load", load)
+    monkeypatch.setattr(FakeModel, "abilities", FakeModel.abilities | {"compile"})
     monkeypatch.setattr(FakeModel, "compile", lambda model: compiled.append(stage))
     run = Run(tmp_path, load_config(None, [*SMALL, "compile=true", "device=cpu"]))
     for stage in ("rollout", "ground", "judge", "rasterize", "train"):
@@ -304,9 +305,9 @@ def test_which_weights_each_stage_takes_and_with_which_seeds(tmp_path: Path, mon
     seeds: dict[str, set[int]] = {"judge": set(), "train": set()}
 
     class Judge(SelfJudge):
-        def __init__(self, *arguments: Any, decoding: Decoding, **options: Any) -> None:
-            seeds["judge"].add(decoding.seed)
-            super().__init__(*arguments, decoding=decoding, **options)
+        def __init__(self, *arguments: Any, seed: int, **options: Any) -> None:
+            seeds["judge"].add(seed)
+            super().__init__(*arguments, seed=seed, **options)
 
     def load(weights: str, *arguments: Any, **options: Any) -> FakeModel:
         loaded.setdefault((stage, k), []).append(weights)
@@ -460,6 +461,16 @@ def test_methods_that_cannot_be_compared_are_refused(
     (tmp_path / "same_name.py").write_text(SAME_NAME)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ConfigError, match=message):
+        run_loop(load_config(None, [*SMALL, *overrides]), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("overrides", [["method=sft", "compare=[]"], ["compare=[sft]"]])
+def test_a_method_that_needs_another_model_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str]
+) -> None:
+    monkeypatch.setattr("train.methods.sft.Sft.needs", frozenset({"velocity", "edit"}))
+    with pytest.raises(MissingAbility, match="method sft needs a model with the ability edit: FakeModel has none"):
         run_loop(load_config(None, [*SMALL, *overrides]), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -16,7 +16,13 @@ from tests.fakes import FakeModel
 nbformat = pytest.importorskip("nbformat")
 
 ROOT = Path(__file__).parents[1]
-NOTEBOOKS = ["inspect_reward_maps", "plug_in_a_grounder", "the_loop_by_hand"]
+NOTEBOOKS = [
+    "a_chain_by_hand",
+    "inspect_reward_maps",
+    "plug_in_a_grounder",
+    "refine_by_regeneration",
+    "the_loop_by_hand",
+]
 MINUTES = 3
 
 

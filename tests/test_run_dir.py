@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from srum.config import RunConfig, load_config
+from srum.config import load_config
 from srum.evaluation.accuracy import CheckedImage
 from srum.records import Candidate, Grounding, Judgement, Prompt, RewardMap
 from srum.run_dir import (
@@ -366,18 +366,18 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 
 def test_claim_run_refuses_what_it_would_overwrite(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    claim_run(run, RunConfig())
+    claim_run(run, load_config())
     with pytest.raises(RunError, match="--resume"):
-        claim_run(run, RunConfig())
-    claim_run(run, RunConfig(), resume=True)
+        claim_run(run, load_config())
+    claim_run(run, load_config(), resume=True)
     before = (run / "config.yaml").read_bytes()
-    with pytest.raises(RunError, match=r"another config \(seed: 0 != 3; train.beta: 0.3 != 0.5\)"):
-        claim_run(run, load_config(None, ["seed=3", "train.beta=0.5"]), resume=True)
+    with pytest.raises(RunError, match=r"another config \(seed: 0 != 3; beta: 0.3 != 0.5\)"):
+        claim_run(run, load_config(None, ["seed=3", "beta=0.5"]), resume=True)
     assert (run / "config.yaml").read_bytes() == before
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").touch()
     with pytest.raises(RunError, match="not empty"):
-        claim_run(tmp_path / "full", RunConfig(), resume=True)
+        claim_run(tmp_path / "full", load_config(), resume=True)
 
 
 def test_a_launch_is_alone_in_its_folder_until_it_ends_or_is_killed(tmp_path: Path) -> None:
@@ -395,7 +395,7 @@ def test_a_launch_is_alone_in_its_folder_until_it_ends_or_is_killed(tmp_path: Pa
     with alone_in(folder), pytest.raises(RunError, match="another srum is at work"), alone_in(folder):
         pass
     with alone_in(folder):
-        claim_run(folder, RunConfig())
+        claim_run(folder, load_config())
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
@@ -416,8 +416,8 @@ def test_no_lock_is_left_in_a_folder_of_something_else(tmp_path: Path) -> None:
 
 def test_a_run_killed_before_its_config_was_there_starts(tmp_path: Path) -> None:
     (tmp_path / ".config.yaml.partial").write_text("half")
-    claim_run(tmp_path, RunConfig(), resume=True)
-    assert load_config(tmp_path / "config.yaml") == RunConfig()
+    claim_run(tmp_path, load_config(), resume=True)
+    assert load_config(tmp_path / "config.yaml") == load_config()
 
 
 def test_prompts_of_a_text_file(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ that the batch size, the packs, the number of processes and an interruption chan
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -114,6 +114,13 @@ class Mix:
             for credit in example.credit:
                 total.update(credit.numpy().tobytes())
         return total.hexdigest()
+
+
+def in_all_words(example: Example) -> Iterator[Example]:
+    """The example with each of its texts, where a segment has several to draw from."""
+    for place in range(max((len(segment.texts) for segment in example.segments), default=0) or 1):
+        segments = [replace(s, texts=s.texts[place : place + 1] or s.texts[:1]) for s in example.segments]
+        yield replace(example, segments=segments)
 
 
 def hold_out(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:

@@ -14,7 +14,7 @@ import torch
 from srum.config import TrainConfig
 from srum.models.base import UnifiedModel
 from srum.processes import Processes
-from train.examples import Example, Mix, generator_for
+from train.examples import Example, Mix, generator_for, in_all_words
 from train.packs import Pack, Sample, at_every_timestep, cut, draw, make_pack, opened
 
 
@@ -73,7 +73,7 @@ class ExampleFeed:
         if "prepare" in model.abilities:
             preparing: Any = model
             examples = (*(example for part in mix.parts for example in part.examples), *mix.held_out)
-            preparing.prepare(opened(model, example).segments for example in examples)
+            preparing.prepare(opened(model, one).segments for example in examples for one in in_all_words(example))
 
     def step(self, number: int) -> Step:
         """The examples of the step with their dropout, timesteps and noise."""
@@ -81,7 +81,7 @@ class ExampleFeed:
         drawn = [(epoch, opened(self.model, example, self.seed, epoch)) for epoch, example in visits]
         packs = self.own_packs([self.model.length(example.segments) for _, example in drawn])
         samples = [([self.draw(*drawn[place]) for place in members], counted) for members, counted in packs]
-        return self._step(samples, [example.id for _, example in drawn])
+        return self._step(samples, [example for _, example in drawn])
 
     def validation(self) -> Iterator[Step]:
         """Every example that is held out, at one timestep of every bin, by batches."""
@@ -91,7 +91,7 @@ class ExampleFeed:
             batch = samples[start : start + self.config.batch_size]
             packs = self.own_packs([self.model.length(sample.segments) for sample in batch])
             own = [([batch[place] for place in members], counted) for members, counted in packs]
-            yield self._step(own, [sample.example.id for sample in batch])
+            yield self._step(own, [sample.example for sample in batch])
 
     def draw(self, epoch: int, example: Example) -> Sample:
         """The example as this epoch sees it."""
@@ -101,8 +101,8 @@ class ExampleFeed:
         """Those of this process."""
         return own_packs(lengths, self.config.memory.pack_tokens, self.processes)
 
-    def _step(self, own: Sequence[tuple[list[Sample], bool]], ids: Sequence[str]) -> Step:
-        return packed_step(self.model, own, ids, self.processes)
+    def _step(self, own: Sequence[tuple[list[Sample], bool]], examples: Sequence[Example]) -> Step:
+        return packed_step(self.model, own, examples, self.processes)
 
 
 def own_packs(lengths: Sequence[int], budget: int | None, processes: Processes) -> list[tuple[list[int], bool]]:
@@ -119,12 +119,13 @@ def own_packs(lengths: Sequence[int], budget: int | None, processes: Processes) 
 def packed_step(
     model: UnifiedModel,
     own: Sequence[tuple[list[Sample], bool]],
-    ids: Sequence[str],
+    examples: Sequence[Example],
     processes: Processes,
     facts: Mapping[str, float] | None = None,
 ) -> Step:
-    """The step of this process's ``own`` packs."""
+    """The step of this process's ``own`` packs of the ``examples`` of all processes."""
     counts = [model.targets(s.segments, s.corruptions) for samples, counted in own if counted for s in samples]
     image_tokens, text_tokens = processes.total(torch.tensor(counts or [(0, 0)]).sum(dim=0)).tolist()
-    packs = ((make_pack(model, samples), counted) for samples, counted in own)
-    return Step(packs, image_tokens, text_tokens, ids, facts or {})
+    sees = processes.count > 1 and any(s.kind == "seen" for example in examples for s in example.segments)
+    packs = ((make_pack(model, samples, sees), counted) for samples, counted in own)
+    return Step(packs, image_tokens, text_tokens, [example.id for example in examples], facts or {})

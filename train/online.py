@@ -86,7 +86,7 @@ class OnlineFeed:
         lengths = [self.model.length(sample.segments) for sample in samples]
         packs = own_packs(lengths, self.config.memory.pack_tokens, self.processes)
         own = [([samples[place] for place in members], counted) for members, counted in packs]
-        return packed_step(self.model, own, [e.id for e in played.examples], self.processes, played.facts)
+        return packed_step(self.model, own, played.examples, self.processes, played.facts)
 
     def validation(self) -> Iterator[Step]:
         """Nothing is held out: the evaluation is what tells."""

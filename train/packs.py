@@ -206,8 +206,8 @@ def _places(forward: TrainingForward) -> Tensor:
     return torch.arange(len(owner), device=owner.device) - torch.searchsorted(owner, owner)
 
 
-def make_pack(model: UnifiedModel, samples: Sequence[Sample]) -> Pack:
-    """Samples packed by the model, with their credits."""
+def make_pack(model: UnifiedModel, samples: Sequence[Sample], sees: bool = False) -> Pack:
+    """Samples packed by the model, with their credits. ``sees``: as ``UnifiedModel.pack`` has it."""
     learned: dict[bool, list[tuple[int, Tensor, Sampled]]] = {True: [], False: []}  # by whether of a text
     for number, sample in enumerate(samples):
         segments = [segment for segment in sample.segments if segment.loss]
@@ -216,7 +216,8 @@ def make_pack(model: UnifiedModel, samples: Sequence[Sample]) -> Pack:
         for segment, credit, how in zip(segments, credits, drawn, strict=True):
             if not segment.dropped:
                 learned[segment.kind == "text"].append((number, credit, how))
-    packed = model.pack([sample.segments for sample in samples], [c for sample in samples for c in sample.corruptions])
+    corruptions = [c for sample in samples for c in sample.corruptions]
+    packed = model.pack([sample.segments for sample in samples], corruptions, **({"sees": True} if sees else {}))
 
     def laid_out(text: bool, values: Sequence[Tensor]) -> Credits:
         return Credits.of(values, [number for number, _, _ in learned[text]], model.device)

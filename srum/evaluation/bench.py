@@ -5,35 +5,39 @@ OUT/bench/NAME/SETTING/
   images.jsonl  images/           in the official layout, with the files that the official scorer reads beside them
   verdicts-EVALUATOR.jsonl        a file per evaluator, over the same images
   table-EVALUATOR.json  .md       columns, figures, intervals, failures; both ways of counting
-  replies/                        of judges at temperature 0, by what was asked
+OUT/bench/NAME/replies/           of judges at temperature 0, by what was asked
 """
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import yaml
 from PIL import Image
-from pydantic import TypeAdapter, ValidationError
 
 from srum import models
 from srum.chat import Server
-from srum.config import CONFIG, ConfigError, Section, ServerConfig
+from srum.config import ConfigError, ServerConfig
 from srum.drawing import contexts_of, write_plans
-from srum.evaluation.benchmark import Benchmark, Drawn, Evaluator, Failure, Item, Verdict, limited
+from srum.evaluation.bench_config import (
+    BenchConfig,
+    chosen_items,
+    chosen_sampling,
+    claim,
+    file_name,
+    folder_of,
+    load_benchmark,
+)
+from srum.evaluation.bench_tables import write_table
+from srum.evaluation.benchmark import Benchmark, Drawn, Evaluator, Failure, Item, Verdict
 from srum.evaluation.judges import ChatJudge, load_evaluator
 from srum.evaluation.leakage import Leakage, leakage
-from srum.evaluation.statistics import Estimate
-from srum.evaluation.tables import Table, combined, differences, published_rows, same_evaluator, table_of
 from srum.models.base import Generated, Sampling, Segment, UnifiedModel, to_edit
-from srum.plugins import find, names
 from srum.processes import Processes
 from srum.run_dir import (
     PARTS,
@@ -46,101 +50,12 @@ from srum.run_dir import (
     read_records,
     run_stage,
     save_image,
-    write_json,
     write_records,
     write_text,
 )
 from srum.seeding import seed_for
 
 AGAIN = (Failure.NO_IMAGE, Failure.NO_REPLY)  # failures that a later call tries again
-
-
-class BenchConfig(Section):
-    """What the images of a folder are made from. ``images``: they are a user's; ``data``: what tells the benchmark's
-    files from others; ``limit``: so many prompts of each category; ``batch_size``: of the images that are drawn."""
-
-    benchmark: str
-    variant: str = ""
-    preset: str = ""
-    model: str = ""
-    images: str = ""
-    seed: int = 0
-    samples: int = 1
-    limit: int | None = None
-    think: bool = False
-    sampling: Sampling = Sampling()
-    data: str = ""
-    batch_size: int = 0
-
-    @property
-    def setting(self) -> str:
-        """What the row of a table says."""
-        parts = [self.preset or "given images", self.variant, "think" if self.think else ""]
-        parts.append(f"first {self.limit} prompts per category" if self.limit else "")
-        return ", ".join(part for part in parts if part)
-
-
-# --- what is asked for
-
-
-def load_benchmark(name: str, variant: str = "", checkout: Path | None = None) -> Benchmark:
-    """The benchmark of that name, or ``module:Name``. Raises PluginError, ConfigError and DataError."""
-    kind: type[Benchmark] = find("benchmark", name)
-    if variant and variant not in kind.variants:
-        raise ConfigError(f"variant: {name} has no {variant!r}; it has {', '.join(kind.variants)}")
-    return kind(variant, checkout)
-
-
-def chosen_sampling(benchmark: Benchmark, preset: str, overrides: Sequence[str]) -> Sampling:
-    """The preset's settings with overrides such as ``guidance=3``. Raises ConfigError."""
-    if preset not in benchmark.presets:
-        raise ConfigError(f"preset: {benchmark.name} has no {preset!r}; it has {', '.join(benchmark.presets)}")
-    values = asdict(benchmark.presets[preset])
-    for override in overrides:
-        name, equals, text = override.partition("=")
-        if not equals or name not in values:
-            raise ConfigError(f"{override!r} sets nothing; expected name=value, with a name of {', '.join(values)}")
-        values[name] = yaml.safe_load(text)
-    try:
-        return TypeAdapter(Sampling).validate_python(values)
-    except ValidationError as error:
-        detail = error.errors()[0]
-        raise ConfigError(f"{detail['loc'][0]}: {detail['msg']}, got {detail['input']!r}") from None
-
-
-def chosen_items(benchmark: Benchmark, samples: int, limit: int | None) -> list[Item]:
-    """The items, of which a ``limit`` keeps the first prompts of every category. Raises DataError."""
-    items = benchmark.items(samples)
-    return limited(items, limit) if limit else items
-
-
-def folder_of(out: Path, config: BenchConfig, overrides: Sequence[str] = ()) -> Path:
-    """Where such images are kept."""
-    parts = [config.preset or "given", config.variant, "think" if config.think else ""]
-    parts += [f"limit={config.limit}" if config.limit else "", *overrides]
-    name = "-".join(re.sub(r"[^\w.=-]+", "_", part).strip("_") for part in parts if part)
-    return out / "bench" / config.benchmark.rpartition(":")[2] / name
-
-
-def claim(folder: Path, config: BenchConfig) -> None:
-    """Make ``folder`` that of the config, or go on in it. Raises RunError, naming the fields, where it has another."""
-    path = folder / CONFIG
-    if path.exists():
-        old, new = read_config(folder).model_dump(mode="json"), config.model_dump(mode="json")
-        changes = [f"{name}: {old[name]} != {new[name]}" for name in new if old[name] != new[name]]
-        if changes:
-            raise RunError(f"{folder} has images of another config ({'; '.join(changes)}); choose another --out")
-        return
-    write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-
-
-def read_config(folder: Path) -> BenchConfig:
-    """The config of a folder. Raises RunError."""
-    path = folder / CONFIG
-    try:
-        return BenchConfig.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError, ValidationError, UnicodeDecodeError) as error:
-        raise RunError(f"{path} is not the config of a benchmark: {' '.join(str(error).split())[:200]}") from None
 
 
 # --- images
@@ -266,11 +181,6 @@ def judge_images(
     return verdicts
 
 
-def file_name(evaluator: str) -> str:
-    """What the files of an evaluator with this name are called after."""
-    return re.sub(r"[^\w.-]+", "_", evaluator.partition(",")[0].rpartition("/")[2]).strip("_.")[:80]
-
-
 def _prepare(folder: Path, name: str, items: Sequence[Item], images: Path) -> None:
     """Put what shall be tried again out of a finished file; RunError where no image is there at all."""
     absent = [item.path for item in items if not (images / item.path).is_file()]
@@ -286,97 +196,6 @@ def _prepare(folder: Path, name: str, items: Sequence[Item], images: Path) -> No
     if len(kept) < len(verdicts):
         write_records(folder / f"{name}{PARTS}" / "00000.jsonl", kept)
         path.unlink()
-
-
-# --- tables
-
-
-def comparison(outs: Sequence[Path]) -> str:
-    """One table for each benchmark, variant and evaluator of the runs, a row for each of their settings.
-
-    Differences are to the first row, paired over prompts: images of the same item. Raises RunError where there is none.
-    """
-    groups: dict[tuple[str, str, str], list[tuple[Path, BenchConfig, list[Verdict]]]] = {}
-    for out in outs:
-        for path in sorted(out.glob("bench/*/*/verdicts-*.jsonl")):
-            config, verdicts = read_config(path.parent), read_records(path, Verdict)
-            key = config.benchmark, config.variant, verdicts[0].evaluator
-            groups.setdefault(key, []).append((out, config, verdicts))
-    if not groups:
-        raise RunError(f"{', '.join(map(str, outs))}: no verdicts of a benchmark in there")
-    return "\n".join(_compared(*key, rows) for key, rows in groups.items())
-
-
-def _compared(name: str, variant: str, evaluator: str, rows: Sequence[tuple[Path, BenchConfig, list[Verdict]]]) -> str:
-    benchmark: Benchmark = find("benchmark", name)(variant)
-    title = f"# {name}{f', {variant}' if variant else ''}, by {evaluator}"
-    lines = [title, "", "| run | model | setting | n | failures | figures | to the first |", "|---" * 7 + "|"]
-    for out, config, verdicts in rows:
-        table = table_of(benchmark, verdicts)
-        moved = {} if verdicts is rows[0][2] else differences(benchmark, verdicts, rows[0][2])
-        cells = [str(out), config.model or config.images, config.setting, str(table.n)]
-        cells += [str(sum(table.failures.values())), _figures(table.figures, benchmark.digits)]
-        lines.append("| " + " | ".join([*cells, _figures(moved, benchmark.digits, "+")]) + " |")
-    return "\n".join([*lines, "", *_published_lines(benchmark, evaluator)]) + "\n"
-
-
-def _figures(figures: Mapping[str, Estimate], digits: int, sign: str = "") -> str:
-    form = f"{sign}.{digits}f"
-    return ", ".join(f"{name} {e.value:{form}} [{e.low:{form}}, {e.high:{form}}]" for name, e in figures.items())
-
-
-def write_table(
-    benchmark: Benchmark, config: BenchConfig, verdicts: Sequence[Verdict], folder: Path, leakage: Leakage | None = None
-) -> str:
-    """table-EVALUATOR.json and .md in ``folder``; the latter is returned."""
-    evaluator = verdicts[0].evaluator
-    ours, official = (table_of(benchmark, verdicts, way) for way in (False, True))
-    stem = file_name(evaluator)
-    facts = {"model": config.model or config.images, "setting": config.setting, "evaluator": evaluator}
-    values = facts | {"ours": ours.to_json(), "official": official.to_json()}
-    text = markdown(benchmark, config, evaluator, ours, official)
-    if leakage is not None:
-        values["leakage"] = asdict(leakage)
-        text += f"\n{leakage}\n"
-    write_json(folder / f"table-{stem}.json", values)
-    write_text(folder / f"table-{stem}.md", text)
-    return text
-
-
-def markdown(benchmark: Benchmark, config: BenchConfig, evaluator: str, ours: Table, official: Table) -> str:
-    """The table of one model with published rows under it."""
-    names = [*ours.figures, *(name for name in ours.columns if name not in ours.figures)]
-    failed = ", ".join(f"{count} {name}" for name, count in ours.failures.items()) or "none"
-    lines = [
-        f"# {benchmark.name}: {config.model or config.images}",
-        "",
-        f"{config.setting}; evaluator {evaluator}; {ours.n} images; failures: {failed}. Intervals of 95% over prompts.",
-        "",
-        "| | value | 95% | n | as the original counts |",
-        "|---|---|---|---|---|",
-    ]
-    for name in names:
-        estimate = ours.figures.get(name) or ours.columns[name]
-        original = official.figures.get(name) or official.columns.get(name)
-        low, high = (f"{end:.{benchmark.digits}f}" for end in estimate.interval)
-        cells = [name, f"{estimate.value:.{benchmark.digits}f}", f"{low} to {high}", str(ours.counts.get(name, ours.n))]
-        lines.append("| " + " | ".join([*cells, f"{original.value:.{benchmark.digits}f}" if original else ""]) + " |")
-    return "\n".join([*lines, "", *_published_lines(benchmark, evaluator)]) + "\n"
-
-
-def _published_lines(benchmark: Benchmark, evaluator: str) -> list[str]:
-    rows = [row for row in published_rows() if row["benchmark"] == benchmark.published]
-    if not rows:
-        return []
-    lines = ["| published | setting | evaluator | figures | |", "|---|---|---|---|---|"]
-    for row in rows:
-        figures = combined(benchmark, row["values"])
-        derived = ", ".join(f"{name} {value:.{benchmark.digits}f}" for name, value in figures.items())
-        printed = f"printed {row['overall']}" if row.get("overall") is not None else "no overall printed"
-        marked = "" if same_evaluator(evaluator, row["evaluator"]) else "another evaluator: not to be compared"
-        cells = [row["model"], row["setting"], row["evaluator"], f"{printed}; from its categories: {derived or '-'}"]
-        lines.append("| " + " | ".join([*cells, marked]) + " |")
-    return lines
 
 
 # --- the command
@@ -403,19 +222,6 @@ class Request:
     training: tuple[Path, ...]
     batch_size: int
     device: str
-
-
-def listing() -> str:
-    """What ``srum bench --list`` says: the shipped and the installed benchmarks, a line each."""
-    lines = []
-    for name in names("benchmark"):
-        kind: type[Benchmark] = find("benchmark", name)
-        variants = ", ".join(variant for variant in kind.variants if variant)
-        origin = f"; of {kind.origin}" if kind.origin.repository else ""
-        lines.append(
-            f"{name}: {kind.about}\n    variants: {variants or '-'}; scored by {', '.join(kind.evaluators)}{origin}"
-        )
-    return "\n".join(lines)
 
 
 def run(request: Request) -> str:

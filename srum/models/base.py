@@ -334,8 +334,12 @@ class UnifiedModel(Protocol):
         """Tokens that an example takes in a pack, markers included."""
         ...
 
-    def pack(self, samples: Sequence[Sequence[Segment]], corruptions: Sequence[Any]) -> Any:
-        """A batch for ``forward``: examples of segments, and a corruption for each noisy segment without ``state``."""
+    def pack(self, samples: Sequence[Sequence[Segment]], corruptions: Sequence[Any], *, sees: bool = False) -> Any:
+        """A batch for ``forward``: examples of segments, and a corruption for each noisy segment without ``state``.
+
+        ``sees``: run what sees images also where no example has any, since the processes that share the network must
+        all gather the same weights; asked of models that see alone.
+        """
         ...
 
     def forward(self, batch: Any) -> TrainingForward:

@@ -14,7 +14,7 @@ from PIL import Image
 from srum import models
 from srum.chat import Server
 from srum.config import ConfigError, ServerConfig
-from srum.evaluation import bench, judges
+from srum.evaluation import bench, bench_tables, judges
 from srum.evaluation.benchmark import Benchmark, Failure, Unreadable, Verdict
 from srum.evaluation.benchmarks import (
     compbench,
@@ -463,7 +463,7 @@ def test_two_judges_of_the_same_images_have_files_of_their_own(tmp_path: Path) -
         "verdicts-one.jsonl",
         "verdicts-two.jsonl",
     ]
-    text = bench.comparison([tmp_path / "run"])
+    text = bench_tables.comparison([tmp_path / "run"])
     assert "# genevalpp, by a/one, template" in text and "# genevalpp, by b/two, template" in text
     assert "another evaluator: not to be compared" in text  # gpt-4.1's rows
 
@@ -475,7 +475,9 @@ def test_runs_are_compared_on_the_same_prompts(tmp_path: Path) -> None:
     with chat_server(judged) as url:
         bench.run(request("genevalpp", tmp_path / "b", data, url))
     (row,) = [
-        line for line in bench.comparison([tmp_path / "a", tmp_path / "b"]).split("\n") if f"{tmp_path}/b" in line
+        line
+        for line in bench_tables.comparison([tmp_path / "a", tmp_path / "b"]).split("\n")
+        if f"{tmp_path}/b" in line
     ]
     assert "overall 1.000 [1.000, 1.000]" in row and "overall +0.500 [+0.214, +0.786]" in row
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -22,8 +23,9 @@ from srum.config import ConfigError, load_config
 from srum.doctor import self_check
 from srum.errors import ModelError
 from srum.flow import FlowNoise
+from srum.models.bagel import Bagel
 from srum.models.base import Decoding, Sampling, Segment, Written, box_frame, crop_box
-from srum.models.blip3o import Blip3o
+from srum.models.blip3o import Blip3o, chat
 from srum.models.blip3o.images import LEAST, MOST, cropped, seen_size
 from srum.records import Region
 from train.weights import trainable_parameters
@@ -373,3 +375,40 @@ def test_settings_that_do_not_apply(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         models.require_settings(load_config(None, [f"model={CHECKPOINT}", "rollout.plan=false", override]))
     models.require_settings(load_config(None, [f"model={CHECKPOINT}", "rollout.plan=false"]))
+
+
+def test_the_abilities_in_the_readme_are_true() -> None:
+    rows = re.findall(r"^\| (.*?) \| ([a-z, ]+) \|.*$", (Path(__file__).parents[2] / "README.md").read_text(), re.M)
+    told = {name: frozenset(abilities.split(", ")) for name, abilities in rows if "BAGEL" in name or "BLIP3-o" in name}
+    assert told == {"`srum-tiny`, BAGEL": Bagel.abilities, "BLIP3-o 8B, 4B": Blip3o.abilities}
+
+
+def test_in_bfloat16_it_stays_near(model: Blip3o) -> None:
+    """States and a velocity of size 1 to 10 with 8 significant bits; float32 weights under autocast, as in training."""
+    rounded = Blip3o.load(CHECKPOINT, precision="bf16")
+    contexts = texts(*PROMPTS)
+    states, exact = rounded.conditions(contexts), model.conditions(contexts)
+    assert states.dtype == torch.bfloat16
+    torch.testing.assert_close(states.float(), exact, rtol=0, atol=0.1)
+    x, t = torch.randn(3, 32, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([1.0, 0.5, 0.1])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        ours = rounded.network.dit(x, t, exact)
+    with torch.no_grad():
+        torch.testing.assert_close(ours.float(), model.network.dit(x, t, exact), rtol=0, atol=0.4)
+    made = rounded.draw(contexts, QUICK, [1, 2, 3])
+    assert all(torch.isfinite(one.latent).all() and one.latent.dtype == torch.float32 for one in made)
+    assert len(rounded.write(questions(noise_image((60, 60)), "What?"), Decoding(max_tokens=4), [0])) == 1
+
+
+def test_an_image_is_drawn_and_learned_after_another(model: Blip3o) -> None:
+    """Reconstruction: seen image and text -> the image's features, the condition as it is drawn after."""
+    seen, text = Segment("seen", image=noise_image((448, 448))), Segment("text", text="Please reconstruct the image.")
+    (made,) = model.draw([[seen, text]], QUICK, [0])
+    noisy = Segment("noisy", latent=made.latent, loss=True)
+    with trainable_parameters(model, "generation"):
+        batch = model.pack([[seen, text, noisy], [text, noisy]], [FlowNoise(torch.zeros(64, 32), 0.5)] * 2)
+        assert batch.conditions is not None
+        torch.testing.assert_close(batch.conditions[:1], model.conditions([[seen, text]]), rtol=0, atol=1e-4)
+        assert not torch.equal(batch.conditions[0], batch.conditions[1])
+    with trainable_parameters(model, "all"):
+        assert model.length([seen, text, noisy]) - model.length([text, noisy]) >= 256 - len(chat.CAPTION)

@@ -18,7 +18,7 @@ def config_of(method: str) -> RunConfig:
     batches = [f"{part}.batch_size=2" for part in ("rollout", "ground", "judge", "images", "refine", "train")]
     judging = ["judge.reply=none", "pairs.select=relative", "pairs.min_gap=1e-6", "rollout.plan=false"]
     small = ["compare=[]", "rounds=1", "prompt_count=3", "candidates_per_prompt=2", "images.count=6", "eval.count=0"]
-    names = [f"model={GOLDEN}", f"method={method}", "train.steps=2", "train.lr=1e-3"]
+    names = [f"model={GOLDEN}", f"method={method}", "train.steps=2", "train.lr=1e-3", "train.precision=fp32"]
     own = ["seen_size=42"] if method == "reca" else []
     return load_config(None, [*names, *small, *drawing, *batches, *judging, *own])
 

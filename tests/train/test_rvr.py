@@ -206,6 +206,12 @@ def test_the_table_shows_drawn_once_and_again(run: Run) -> None:
         assert verdict.kept is not None and verdict.shots[verdict.kept].correct == verdict.correct
 
 
+def test_the_report_shows_first_tries_and_what_came_after(run: Run) -> None:
+    page = (run.folder / "report.html").read_text()
+    assert "Drawn again: rvr-redrawn" in page and "<th>mended</th><th>broken</th>" in page
+    assert page.count('alt="round 1"') >= 1
+
+
 def test_examples_are_as_the_paper_draws_them(run: Run, fake: None) -> None:
     config = run.config
     assert isinstance(config, RvrConfig)
@@ -327,3 +333,23 @@ def test_unreadable_images_leave_their_row_out(tmp_path: Path) -> None:
     count, problems = import_pairs(tmp_path / "x.parquet", tmp_path, FakeModel(), tmp_path / "round-000")
     assert count == 1
     assert len(problems) == 2 and "c.png" in problems[0] and "'../a.png' is not in" in problems[1]
+
+
+def test_a_blank_patch_changes_nothing_and_has_the_encoder_run() -> None:
+    """What a process runs beside others whose packs hold images: the same predictions, gradients that are zero."""
+    import torch
+
+    from srum.flow import FlowNoise
+    from srum.models.bagel import Bagel
+    from srum.models.base import Segment
+    from tests.train.recipe_runs import GOLDEN
+
+    model = Bagel.load(GOLDEN)
+    latent = torch.randn(16, 4, 4, generator=torch.Generator().manual_seed(0))
+    sample = [Segment("text", text="a star"), Segment("noisy", latent=latent, loss=True)]
+    noise = [FlowNoise(torch.ones(4, 64), 0.5)]
+    without, blank = (model.forward(model.pack([sample], noise, sees=sees)) for sees in (False, True))
+    assert torch.equal(without.velocity, blank.velocity)
+    blank.velocity.sum().backward()
+    weight = model.network.vit_model.vision_model.encoder.layers[0].mlp.fc1.weight
+    assert weight.grad is not None and not weight.grad.any()

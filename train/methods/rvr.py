@@ -46,8 +46,8 @@ class RvrConfig(RunConfig):
     def _can_be_mixed(self) -> RvrConfig:
         if self.candidates_per_prompt < 2:
             raise ValueError("candidates_per_prompt: rvr pairs two candidates of a prompt; it needs at least 2")
-        if self.refine.way == "edit":
-            raise ValueError("refine.way: rvr is trained to draw again, not to edit; use regenerate")
+        if self.refine.way not in ("regenerate", "regenerate_clean"):
+            raise ValueError(f"refine.way: rvr is trained to draw again, not to {self.refine.way}; use regenerate")
         if self.train.batch_size % sum(self.mix):
             raise ValueError(f"mix: train.batch_size={self.train.batch_size} is no multiple of {sum(self.mix)}")
         if self.mix[2] and self.train.trainable != "all":

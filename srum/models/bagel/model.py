@@ -446,13 +446,16 @@ class Bagel:
         """Tokens that an example takes in a pack, markers included."""
         return sum(self._length(segment) for segment in segments if not segment.dropped)
 
-    def pack(self, samples: Sequence[Sequence[Segment]], corruptions: Sequence[FlowNoise]) -> Batch:
+    def pack(
+        self, samples: Sequence[Sequence[Segment]], corruptions: Sequence[FlowNoise], *, sees: bool = False
+    ) -> Batch:
         """A packed batch, one row per sample; a corruption for each noisy segment without a state, in order."""
         drawn = iter(corruptions)
         splits = [[self._split(segment, drawn) for segment in sample] for sample in samples]
         if (left := len(list(drawn))) > 0:
             raise ValueError(f"{left} of {len(corruptions)} corruptions have no noisy segment")
-        return self._lay_out(splits, None)
+        batch = self._lay_out(splits, None)
+        return batch.with_blank_patch() if sees and not len(batch.patches) else batch
 
     def forward(self, batch: Batch) -> TrainingForward:
         """Predictions for every token with a loss, in float32."""

@@ -461,7 +461,11 @@ class BagelNetwork(nn.Module):
 
     def embed_seen(self, patches: Tensor, ids: Tensor, present: Tensor) -> Tensor:
         """Patches of N images, padded (N, P, 3 p p), with ids and presence (N, P), to the present tokens (sum, H)."""
-        bias = None if bool(present.all()) else additive(present[:, None, None, :], patches.dtype)
+        bias = (
+            None
+            if bool(present.all()) or not bool(present.any())
+            else additive(present[:, None, None, :], patches.dtype)
+        )
         features = self.vit_model.vision_model(patches, ids, bias)
         return self.connector(features[present]) + self.vit_pos_embed(ids[present])
 

@@ -7,7 +7,7 @@ where their context ends), so that there is one set of rules.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -95,6 +95,15 @@ class Batch:
     row: Tensor
     column: Tensor
     advance: Tensor
+
+    def with_blank_patch(self) -> Batch:
+        """The same batch with a patch that no token is made of: the understanding encoder runs, for nothing."""
+        return replace(
+            self,
+            patches=self.patches.new_zeros(1, 1, self.patches.shape[-1]),
+            patch_ids=self.patch_ids.new_zeros(1, 1),
+            patch_present=self.patch_present.new_zeros(1, 1),
+        )
 
 
 @dataclass

@@ -1,0 +1,99 @@
+"""Chains of strokes: exact ones are right, layouts have what they say, and a step of each is learned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from srum.config import ConfigError, load_config
+from srum.run import Run, find_method
+from srum.run_dir import RunError
+from srum.shapes.checker import check, parse
+from srum.shapes.hard_negatives import perturb
+from srum.shapes.matching import completable
+from srum.shapes.prompts import sample_prompt, to_metadata
+from srum.shapes.scenes import sample_scene
+from srum.shapes.strokes import parse_inspection, parse_plan
+from srum.shapes.wording import placed
+from tests.train.test_flow_grpo import tiny
+from train.interleaved import exact_chain, long_segments, read_chains, write_chains
+from train.metrics import keep_rows
+from train.tasks.base import recognised
+from train.trainer import train
+
+SEEDS = st.integers(0, 2**31)
+SMALL = ("method=process", "samples=5", "train.batch_size=5", "train.steps=1", "train.precision=fp32", "device=cpu")
+
+
+@settings(max_examples=25, deadline=None)
+@given(SEEDS)
+def test_a_chain_ends_in_an_image_that_is_right_and_says_so(seed: int) -> None:
+    """The prompt's spec is drawn first, so the same generator tells what was asked for."""
+    prompt, turns = exact_chain(np.random.default_rng(seed))
+    spec, text = sample_prompt(np.random.default_rng(seed))
+    images = [turn.image for turn in turns if turn.image is not None]
+    assert text == prompt and check(np.asarray(images[-1]), to_metadata(spec, text)).correct
+    assert parse_inspection(turns[-1].text or "").verdict == "done"
+    learned = [turn for turn in turns if turn.image is not None and turn.loss]
+    plans = [parse_plan(t.text) for t in turns if t.text is not None and not _is_inspection(t.text)]
+    assert len(learned) == len(plans)  # of each stroke the one that shows its plan
+    for plan, turn in zip(plans, learned, strict=True):
+        assert completable(plan.things, spec)
+        shown = sorted(map(placed, recognised(np.asarray(turn.image)).things))
+        assert shown == sorted(map(placed, plan.things))
+
+
+def _is_inspection(text: str) -> bool:
+    return text.count(" | ") == 2
+
+
+@settings(max_examples=50, deadline=None)
+@given(SEEDS)
+def test_every_subset_of_a_right_scene_can_be_completed(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    spec, _ = sample_prompt(rng)
+    things = sample_scene(spec, rng).things
+    for bits in range(2 ** len(things)):
+        assert completable([thing for i, thing in enumerate(things) if bits >> i & 1], spec)
+    other = perturb(sample_scene(spec, rng), spec, rng).things
+    assert len(other) <= spec.total or not completable(other, spec)  # one too many cannot be
+
+
+def test_a_rejected_draft_is_seen_and_not_learned() -> None:
+    prompt, turns = exact_chain(np.random.default_rng(3), mistaken=1.0)
+    segments = long_segments(tiny(), prompt, turns)
+    kinds = "".join({"text": "t", "noisy": "N", "clean": "c", "seen": "s"}[s.kind] for s in segments)
+    assert kinds.startswith("ttcstNcst")  # prompt, plan, rejected, inspection, corrected, shown, inspection
+    assert [s.loss for s in segments[:6]] == [False, True, False, False, True, True]
+
+
+@pytest.mark.parametrize("layout", ["short", "long"])
+def test_a_step_of_both_layouts(layout: str, tmp_path: Path) -> None:
+    config = load_config(None, [*SMALL, f"layout={layout}", "train.trainable=all"])
+    method, model = find_method("process"), tiny()
+    mix = method.examples(Run(tmp_path, config), 0, config)
+    train(model, mix, method.objective(config), config.train, tmp_path, seed=1, progress=False)
+    (row,) = keep_rows(tmp_path / "metrics.jsonl", 1)
+    assert row["parts"]["flow"] > 0 and row["parts"]["cross_entropy"] > 0
+
+
+def test_chains_are_written_and_read_again(tmp_path: Path) -> None:
+    prompt, turns = exact_chain(np.random.default_rng(1))
+    write_chains([("one", prompt, turns)], tmp_path / "chains.jsonl")
+    ((name, asked, read),) = read_chains(tmp_path / "chains.jsonl")
+    assert (name, asked, [t.text for t in read]) == ("one", prompt, [t.text for t in turns])
+    pairs = [(a.image, b.image) for a, b in zip(read, turns, strict=True) if a.image is not None]
+    assert pairs and all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in pairs)
+    assert parse(np.asarray(pairs[-1][0]))
+    (tmp_path / "bad.jsonl").write_text('{"id": "x", "prompt": "p", "turns": [{"text": "a", "image": "b"}]}\n')
+    with pytest.raises(RunError, match=r"bad\.jsonl:1"):
+        read_chains(tmp_path / "bad.jsonl")
+
+
+def test_a_file_of_chains_is_long() -> None:
+    with pytest.raises(ConfigError, match="layout=long"):
+        load_config(None, [*SMALL, "chains=x.jsonl"])

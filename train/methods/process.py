@@ -1,0 +1,138 @@
+"""Process-driven generation (docs/process.md): drawing in strokes, learned from chains that are right.
+
+    stages    none: chains of exact scenes, or of a file
+    examples  short   [prompt, (clean, seen, description,) plan*, (first image*)]   [clean, seen, plan, image*]
+                      [prompt, plan, seen, inspection*]                             2 : 2 : 1
+              long    [prompt, plan*, image*, clean, seen, inspection*, plan*, image*, ...]        one per chain
+    loss      cross-entropy of the texts + |v - u|^2 of the images
+
+``*`` is learned. In ``long`` a draft that its inspection rejects is seen, and not learned.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from srum.config import Count, RunConfig
+from srum.stages import Stage
+from train.methods.base import Method, cross_entropy
+from train.objective import Terms, Tokens
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from srum.drawing import Chain, Draw
+    from srum.models.base import TrainableModel, UnifiedModel
+    from srum.records import Prompt
+    from srum.run import Run
+    from train.examples import Example, Mix
+
+
+class ProcessConfig(RunConfig):
+    """Which chains, in which layout, and how long a drawing may take."""
+
+    method: str = "process"
+    compare: tuple[str, ...] = ()
+    layout: Literal["short", "long"] = "short"
+    chains: str = ""  # a .jsonl file of chains (train/interleaved.py), for layout=long; empty: exact scenes
+    samples: Count = 2048  # chains, or stages of chains, of the exact scenes of a round
+    shares: tuple[Count, Count, Count] = (2, 2, 1)  # of plan, draft and inspect in each batch of short examples
+    max_strokes: Count = 5
+    max_refinements: Annotated[int, Field(ge=0)] = 1
+    budget: Count = 4  # images of a drawing
+
+    @model_validator(mode="after")
+    def _the_layout_fits(self) -> ProcessConfig:
+        if self.chains and self.layout == "short":
+            raise ValueError("chains: a file of chains is learned with layout=long")
+        if self.train.probes or self.train.samples.count or self.train.replies:
+            raise ValueError("train: probes, samples and replies are of candidates, and there are none")
+        return self
+
+
+class Process(Method):
+    """Strokes: plans, drafts, inspections."""
+
+    name, label, colour = "process", "process-driven", "#009e73"
+    Config = ProcessConfig
+    stages: ClassVar[Sequence[Stage]] = ()
+    needs = frozenset({"velocity", "seen", "clean"})
+
+    def examples(self, run: Run, k: int, config: ProcessConfig) -> Mix:
+        """Chains or their stages."""
+        from srum.models.base import require
+        from srum.run import load_model
+        from train.examples import Mix, Part
+
+        model = load_model(run.config, run.newest(k), empty=True)  # its autoencoder alone is asked
+        require(model, {"seen", "clean"}, "the method process")
+        if config.layout == "long":
+            return Mix([Part("", _whole_chains(model, run, k, config), config.train.batch_size)])
+        kinds = _stages(model, run, k, config)
+        return Mix.of_shares(kinds, dict(zip(kinds, config.shares, strict=True)), config.train.batch_size)
+
+    def terms(self, tokens: Tokens, config: ProcessConfig) -> Terms:
+        """Both losses as they are."""
+        if tokens.kind == "text":
+            return cross_entropy(tokens, config)
+        return {"flow": tokens.credit * tokens.error}
+
+    def draw(self, model: TrainableModel, config: ProcessConfig, seed: int) -> Draw:
+        """In strokes."""
+        from dataclasses import replace
+
+        from srum.drawing import Chain, Shot
+        from srum.models.base import Sampling
+        from srum.strokes import StrokeSettings, draw_in_strokes
+
+        drawing = Sampling(**config.eval.sampling())
+        settings = StrokeSettings(
+            drawing=drawing,
+            changing=replace(drawing, guidance_interval=(0.0, 1.0)),
+            max_strokes=config.max_strokes,
+            max_refinements=config.max_refinements,
+            budget=config.budget,
+        )
+
+        def draw(prompts: Mapping[str, Prompt]) -> list[Chain]:
+            texts = [prompt.text for prompt in prompts.values()]
+            drawings = draw_in_strokes(model, texts, list(prompts), settings, seed)
+            asked = [[(s.made, s.asked) for s in d.stages if s.made is not None] for d in drawings]
+            return [Chain([Shot(made.image, said=text) for made, text in own], len(own) - 1) for own in asked]
+
+        return draw
+
+
+def _stages(model: UnifiedModel, run: Run, k: int, config: ProcessConfig) -> dict[str, list[Example]]:
+    """Stages of exact chains, by kind."""
+    import numpy as np
+
+    from train.interleaved import SHORT, short_example
+
+    whole = sum(config.shares)
+    return {
+        kind: [
+            short_example(model, kind, f"{kind}-{i}", np.random.default_rng(run.seed(k, "process", kind, i)))
+            for i in range(max(1, config.samples * share // whole))
+        ]
+        for kind, share in zip(SHORT, config.shares, strict=True)
+    }
+
+
+def _whole_chains(model: UnifiedModel, run: Run, k: int, config: ProcessConfig) -> list[Example]:
+    """Chains of the file, or of exact scenes."""
+    from pathlib import Path
+
+    import numpy as np
+
+    from train.examples import Example
+    from train.interleaved import exact_chain, long_segments, read_chains
+
+    if config.chains:
+        chains = read_chains(Path(config.chains))
+    else:
+        seeds = [run.seed(k, "process", i) for i in range(config.samples)]
+        chains = [(f"chain-{i}", *exact_chain(np.random.default_rng(seed))) for i, seed in enumerate(seeds)]
+    return [Example(id=name, segments=long_segments(model, prompt, turns)) for name, prompt, turns in chains]
