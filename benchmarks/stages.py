@@ -164,7 +164,7 @@ def _encode(model: Bagel, pixels: Tensor) -> Tensor:
 
 
 def _record(model: Bagel, index: int, item: Item, latent: Tensor) -> TrainingRecord:
-    """An image as training knows it, one of those of a prompt, every other one judged well; ``latent`` (C, h, w)."""
+    """An image as training knows it, of the one prompt, every other one judged well; ``latent`` (C, h, w)."""
     name = str(index)
     candidate = Candidate(
         id=name, prompt_id="0", prompt=item.prompt, index=index, seed=0, image=name, latent=name, size=SIZE

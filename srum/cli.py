@@ -526,8 +526,23 @@ def bench(
         return
     judge = {"url": judge_url, "model": judge_model, "token_limit": token_limit, "extra": _json(judge_extra)}
     request = benches.Request(
-        *(what[0], model, images, out, data, variant, preset, tuple(overrides or ()), think, samples, limit, seed),
-        *(evaluator, parse_section(ServerConfig, judge, "judge"), tuple(training or ()), batch_size, device),
+        name=what[0],
+        model=model,
+        images=images,
+        out=out,
+        data=data,
+        variant=variant,
+        preset=preset,
+        overrides=tuple(overrides or ()),
+        think=think,
+        samples=samples,
+        limit=limit,
+        seed=seed,
+        evaluator=evaluator,
+        judge=parse_section(ServerConfig, judge, "judge"),
+        training=tuple(training or ()),
+        batch_size=batch_size,
+        device=device,
     )
     with connected() as processes:
         text = benches.run(request)

@@ -186,7 +186,7 @@ def small_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(lab, "LOOPS", {"sft": lab.LOOPS["sft"]})
     monkeypatch.setattr(lab, "ABLATIONS", {name: lab.ABLATIONS[name] for name in ("srum", "binary")})
     monkeypatch.setattr(lab, "DOMAIN_POOL", 70)
-    monkeypatch.setattr(lab, "STEP_PROMPTS", 12)
+    monkeypatch.setattr(lab, "STEP_PROMPTS", 24)
     monkeypatch.setattr(lab, "CONTROLS", {name: lab.CONTROLS[name] for name in ("judge", "contrast", "shuffled")})
     monkeypatch.setattr(lab, "TRAINED", {"all-weights": lab.TRAINED["all-weights"]})  # the fake has no text to learn
     overrides = [argument for override in SMALL for argument in ("--set", override)]

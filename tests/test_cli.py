@@ -99,7 +99,8 @@ def test_an_error_of_ours_is_a_traceback(monkeypatch: pytest.MonkeyPatch, fault:
 
 
 def test_every_expected_error_has_the_one_base() -> None:
-    """Of all errors that are defined here the bases lead to SrumError; a reply without a value is counted instead."""
+    """The bases of all that are defined here lead to SrumError, but for a reply without a value, which is counted, and
+    a request to the server that is refused, which is answered."""
     folder = Path(__file__).parents[1]
     files = [path for house in ("srum", "grounding", "judging", "train") for path in (folder / house).rglob("*.py")]
     classes = [node for path in files for node in ast.parse(path.read_text()).body if isinstance(node, ast.ClassDef)]

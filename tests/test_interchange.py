@@ -12,8 +12,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from srum import open_run
-from srum.evaluation.released import reference_record
+from srum.evaluation.released import GLOBAL_ENTRY, reference_record
 from srum.interchange import import_round, read_lines, write_lines
+from srum.models.blip3o.images import crop_box, cropped
 from srum.records import Candidate, Failure, Grounding, Judgement, Prompt
 from srum.reward_map import Skipped, rasterize
 from srum.run_dir import RunError, read_records
@@ -209,3 +210,29 @@ def test_files_without_a_usable_line(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="cannot read"):
         read_lines(tmp_path / "b.jsonl")
     assert not (tmp_path / "round").exists()
+
+
+class MiddleSquare(FakeModel):
+    """Encodes the middle square of an image alone."""
+
+    abilities = FakeModel.abilities | {"frames"}
+
+    def resized(self, image: Image.Image) -> Image.Image:
+        return cropped(image, 64)
+
+    def crop_box(self, size: tuple[int, int]) -> tuple[float, float, float, float]:
+        return crop_box(size)
+
+
+def test_boxes_move_along_with_the_part_that_is_encoded(tmp_path: Path) -> None:
+    """Of an image of 64x128 the middle square of 64 is kept: 32 pixels to the left go."""
+    Image.new("RGB", (128, 64)).save(tmp_path / "a.png")
+    entries = [
+        {"object": "cup", "bbox": box, "score": 0.5, "reason": "so"} for box in ([40, 8, 60, 24], [0, 0, 30, 30])
+    ]
+    layout = {"object": GLOBAL_ENTRY, "bbox": [0, 0, 0, 0], "score": 0.5, "reason": "so"}
+    line = {"prompt": "a cup", "bad_image_file": "a.png", "good_image_file": "a.png", "vlm_rewards": [layout, *entries]}
+    (tmp_path / "lines.jsonl").write_text(json.dumps(line) + "\n")
+    import_round(tmp_path / "lines.jsonl", tmp_path, MiddleSquare(), tmp_path / "round")
+    (grounding,) = read_records(tmp_path / "round" / "regions.jsonl", Grounding)
+    assert [region.box for region in grounding.regions] == [(8, 8, 28, 24)]

@@ -5,16 +5,28 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 
+from srum.evaluation import detection
 from srum.evaluation.benchmarks.geneval import Geneval, faults, relations, selected
 from srum.evaluation.data import DataError
-from srum.evaluation.detection import Detection, _alone, _clip_pixels, detections, prepared
+from srum.evaluation.detection import (
+    COLOURS,
+    LEAST,
+    Detection,
+    Mask2FormerClip,
+    _alone,
+    _clip_pixels,
+    detections,
+    prepared,
+)
 from tests.golden_cases import cases
 
 
@@ -90,3 +102,56 @@ def test_a_checkout_of_another_revision_is_refused(tmp_path: Path) -> None:
         Geneval(checkout=tmp_path).items(4)
     with pytest.raises(DataError, match=r"evaluation_metadata_long.jsonl is not in"):
         Geneval("rewritten", tmp_path).items(4)
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A Mask2Former and a CLIP of small random weights, as transformers writes them."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("geneval")
+    swin = transformers.SwinConfig(
+        image_size=32,
+        embed_dim=8,
+        depths=[1, 1, 1, 1],
+        num_heads=[1, 1, 2, 2],
+        window_size=4,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )
+    small = {"feature_size": 32, "mask_feature_size": 32, "hidden_dim": 32, "num_attention_heads": 2, "num_queries": 6}
+    small |= {"encoder_layers": 1, "decoder_layers": 2, "encoder_feedforward_dim": 16, "dim_feedforward": 16}
+    config = transformers.Mask2FormerConfig(backbone_config=swin, num_labels=80, **small)
+    detector = transformers.Mask2FormerForUniversalSegmentation(config)
+    detector.class_predictor.weight.data.mul_(60)  # sure of what it sees
+    detector.save_pretrained(folder / "mask2former")
+    part = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {"vocab_size": 64, "max_position_embeddings": 77, "eos_token_id": 1, "bos_token_id": 0}
+    clip = transformers.CLIPConfig(
+        text_config=part | text, vision_config=part | {"image_size": 224, "patch_size": 56}, projection_dim=8
+    )
+    transformers.CLIPModel(clip).save_pretrained(folder / "clip")
+    letters = [*ascii_lowercase, *(f"{letter}</w>" for letter in ascii_lowercase), "-</w>"]
+    pieces = ["<|startoftext|>", "<|endoftext|>", *letters]
+    tokenizer = transformers.CLIPTokenizer(vocab={piece: index for index, piece in enumerate(pieces)}, merges=[])
+    tokenizer.save_pretrained(folder / "clip")
+    return folder / "mask2former", folder / "clip"
+
+
+def test_the_networks_find_objects_and_tell_colours(
+    networks: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(detection, "SHORT", 96)
+    evaluator = Mask2FormerClip("cpu", str(networks[0]), str(networks[1]))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8))
+    things = evaluator.detect(image)
+    assert things and all(LEAST < thing.score <= 1 for thing in things)
+    assert [thing.score for thing in things] == sorted((thing.score for thing in things), reverse=True)
+    for thing in things:
+        assert thing.mask is not None and thing.mask.shape == (90, 120)
+        rows, columns = np.nonzero(thing.mask)
+        assert thing.box == (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+    told = evaluator.colours(image, things[:2], "cup")
+    assert len(told) == len(things[:2]) and set(told) <= set(COLOURS)
+    alone = [evaluator.colours(image, [thing], "cup")[0] for thing in things[:2]]
+    assert alone == told
+    features = evaluator._colours_of("cup")
+    assert features.shape == (10, 8) and torch.allclose(features.norm(dim=1), torch.ones(10))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import chain, islice
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -338,15 +339,11 @@ class Blip3o:
         self.known.clear()
         if self.network.latent_queries.requires_grad:
             return
-        contexts: dict[bytes, Sequence[Segment] | None] = {_key(None): None}
-        for example in examples:
-            whole = _context(example)
-            texts = [segment for segment in whole if segment.kind == "text"]
-            images = [segment for segment in whole if segment.kind != "text"]
-            contexts |= {_key(context): context for context in (whole, texts, images) if context}
-        for some in _batches(list(contexts.items()), AT_ONCE):
-            states = self.queried([context for _, context in some]).cpu()
-            self.known |= zip((key for key, _ in some), states, strict=True)
+        contexts = chain([None], (context for example in examples for context in _variants(example)))
+        while some := list(islice(contexts, AT_ONCE)):
+            missing = {key: context for context in some if (key := _key(context)) not in self.known}
+            if missing:
+                self.known |= zip(missing, self.queried(list(missing.values())).cpu(), strict=True)
         del self.language
 
     # ---------------------------------------------------------------- reading and writing
@@ -548,6 +545,14 @@ class Blip3o:
 def _context(example: Sequence[Segment]) -> list[Segment]:
     """What the image of an example is drawn after."""
     return [segment for segment in example if segment.kind != "noisy" and not segment.dropped]
+
+
+def _variants(example: Sequence[Segment]) -> Iterator[Sequence[Segment] | None]:
+    """The contexts that dropout leaves of an example's own: all of it, its texts, its images."""
+    whole = _context(example)
+    texts = [segment for segment in whole if segment.kind == "text"]
+    images = [segment for segment in whole if segment.kind != "text"]
+    yield from (context for context in (whole, texts, images) if context)
 
 
 def _key(context: Sequence[Segment] | None) -> bytes:
