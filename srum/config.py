@@ -456,7 +456,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
             raise ConfigError(f"{name}: {section} is not a section")
     try:
         values[key] = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):  # or no date
         raise ConfigError(f"{name}: {text!r} is not a YAML value") from None
 
 
