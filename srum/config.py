@@ -456,23 +456,23 @@ def _apply(values: dict[str, Any], override: str) -> None:
             raise ConfigError(f"{name}: {section} is not a section")
     try:
         values[key] = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):  # or no date
         raise ConfigError(f"{name}: {text!r} is not a YAML value") from None
 
 
 def _explain(detail: Any, kind: type[RunConfig]) -> str:
     name = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
-        return f"unknown key {name}{_suggest(name, kind)}"
+        return f"unknown key {name}{_suggest([str(part) for part in detail['loc']], kind)}"
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "value_error":  # ours: the message names the field within its section
         return f"{name}.{message}" if name else message
     return f"{name}: {message}, got {detail['input']!r}"
 
 
-def _suggest(name: str, kind: type[RunConfig]) -> str:
+def _suggest(place: Sequence[str], kind: type[RunConfig]) -> str:
     """The nearest known key: one that is spelled alike in the same section, else of that name in another."""
-    *sections, key = name.split(".")
+    *sections, key = place
     siblings: Any = kind().model_dump()
     for section in sections:
         siblings = siblings[section]
