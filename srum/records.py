@@ -30,7 +30,7 @@ def _names_a_file(text: str) -> str:
 
 def _leads_down(text: str) -> str:
     path = PurePosixPath(text)
-    if not path.parts or path.is_absolute() or ".." in path.parts or re.search(r"[\\:\x00-\x1f]", text):
+    if not path.parts or path.is_absolute() or ".." in path.parts or re.search(r"[\\:\x00-\x1f\ud800-\udfff]", text):
         raise ValueError(f"{text[:200]!r} is not the path of a file inside the round's folder")
     return text
 
