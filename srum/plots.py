@@ -46,6 +46,8 @@ WEIGHT_RANGE = Normalize(-1.5, 1.5)  # alpha R + lambda_c with the paper's lambd
 TIME_COLOURS = colormaps["viridis"]
 LABEL_ROOM = 0.1  # of the height of an image: what the label of a region takes
 BASE_COLOUR = "#8c8c8c"
+Colours = Mapping[str, str]  # of arms that are not shipped methods, by name
+NO_COLOURS: Colours = {}
 OTHER_COLOURS = ("#009e73", "#cc79a7", "#d55e00", "#b8a800")
 
 
@@ -222,7 +224,7 @@ def strips_figure(chains: Sequence[ChainRecord], folder: Path) -> Figure:
     return figure
 
 
-def accuracy_figure(summary: Mapping[str, Mapping[str, Accuracy]]) -> Figure:
+def accuracy_figure(summary: Mapping[str, Mapping[str, Accuracy]], colours: Colours = NO_COLOURS) -> Figure:
     """Accuracy in percent with 95% intervals: a bar per category and arm, ``summary[arm][category]``."""
     categories = list(dict.fromkeys(category for arm in summary.values() for category in arm))
     thickness = 0.8 / max(1, len(summary))
@@ -236,7 +238,7 @@ def accuracy_figure(summary: Mapping[str, Mapping[str, Accuracy]]) -> Figure:
             height=0.9 * thickness,
             xerr=_whiskers([value for _, value in shown]),
             error_kw={"ecolor": INK, "elinewidth": 0.9, "capsize": 1.5},
-            color=arm_colour(arm, index),
+            color=colours.get(arm) or arm_colour(arm, index),
             label=arm,
         )
     axes.set_yticks(range(len(categories)), [category.replace("_", " ") for category in categories])
@@ -247,13 +249,13 @@ def accuracy_figure(summary: Mapping[str, Mapping[str, Accuracy]]) -> Figure:
     return _finish(figure, axes)
 
 
-def loss_figure(metrics: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
+def loss_figure(metrics: Mapping[str, Sequence[Mapping[str, float]]], colours: Colours = NO_COLOURS) -> Figure:
     """Training loss over optimiser steps, one line per arm; each row has at least ``step`` and ``loss``."""
     figure = Figure(figsize=(4.6, 3.0), layout="constrained")
     axes = figure.add_subplot()
     for index, (arm, rows) in enumerate(metrics.items()):
         steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]
-        axes.plot(steps, losses, color=arm_colour(arm, index), linewidth=1.3, label=arm)
+        axes.plot(steps, losses, color=colours.get(arm) or arm_colour(arm, index), linewidth=1.3, label=arm)
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
     _legend(figure, axes, len(metrics))
@@ -299,7 +301,7 @@ def score_figure(scores: Mapping[str, Sequence[float]]) -> Figure:
     return figure
 
 
-def rounds_figure(rounds: Mapping[str, Mapping[int, Accuracy]]) -> Figure:
+def rounds_figure(rounds: Mapping[str, Mapping[int, Accuracy]], colours: Colours = NO_COLOURS) -> Figure:
     """Accuracy in percent with 95% intervals over the rounds, one line per arm (``rounds[arm][round]``).
 
     Round 0 is the model before any training.
@@ -312,7 +314,7 @@ def rounds_figure(rounds: Mapping[str, Mapping[int, Accuracy]]) -> Figure:
             numbers,
             [point.accuracy for point in points],
             yerr=_whiskers(points),
-            color=arm_colour(arm, index),
+            color=colours.get(arm) or arm_colour(arm, index),
             marker="o",
             markersize=4,
             linewidth=1.3,

@@ -67,19 +67,21 @@ def _contents(run: Path) -> dict[str, Any]:
     rounds = round_dirs(run)
     opened = Run(run, load_config(run / CONFIG))
     names = [BASE, *opened.arms]
+    colours = {name: arm.method.colour for name, arm in opened.arms.items()}
     arms = _in_order(_arms(run / "eval"), names)
     accuracy = _accuracy(arms)
     groups = _groups(folder for folder in rounds if (folder / "candidates.jsonl").exists())
     return {
         "name": run.resolve().name,
+        "labels": {name: arm.method.label for name, arm in opened.arms.items()},
         "rounds": len(rounds),
         "to_come": to_come(opened),
         "accuracy": accuracy,
         "gains": _gains(arms),
         "categories": sorted({category for row in accuracy.values() for category in row if category != "overall"}),
-        "accuracy_svg": _svg(plots.accuracy_figure(accuracy)),
-        "rounds_svg": _rounds_svg(rounds, arms, names),
-        "losses": list(_losses(rounds, names)),
+        "accuracy_svg": _svg(plots.accuracy_figure(accuracy, colours)),
+        "rounds_svg": _rounds_svg(rounds, arms, names, colours),
+        "losses": list(_losses(rounds, names, colours)),
         "samples": list(_samples(rounds, names)),
         "timings": list(_flatten(_read_json(run / "timings.json"))),
         "config": _read_text(inside(run, "config.yaml")),
@@ -139,7 +141,12 @@ def _gains(arms: Mapping[str, list[CheckedImage]]) -> dict[str, Estimate]:
     }
 
 
-def _rounds_svg(rounds: list[Path], final: Mapping[str, list[CheckedImage]], names: Sequence[str]) -> str:
+def _rounds_svg(
+    rounds: list[Path],
+    final: Mapping[str, list[CheckedImage]],
+    names: Sequence[str],
+    colours: Mapping[str, str],
+) -> str:
     """Accuracy over the rounds, from the evaluations that were made after single rounds; empty where there are none."""
     evaluated = {number: _arms(folder / "eval") for number, folder in enumerate(rounds, start=1)}
     if not any(evaluated.values()):
@@ -151,14 +158,14 @@ def _rounds_svg(rounds: list[Path], final: Mapping[str, list[CheckedImage]], nam
         for arm in overall if BASE in overall else ():
             points.setdefault(arm, {0: overall[BASE]})[number] = overall[arm]
     points.pop(BASE, None)
-    return _svg(plots.rounds_figure(_in_order(points, names)))
+    return _svg(plots.rounds_figure(_in_order(points, names), colours))
 
 
-def _losses(rounds: list[Path], names: Sequence[str]) -> Iterator[tuple[str, str]]:
+def _losses(rounds: list[Path], names: Sequence[str], colours: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     for folder in rounds:
         metrics = {path.parent.name: _read_lines(path) for path in sorted(folder.glob("train/*/metrics.jsonl"))}
         if metrics:
-            yield folder.name, _svg(plots.loss_figure(_in_order(metrics, names)))
+            yield folder.name, _svg(plots.loss_figure(_in_order(metrics, names), colours))
 
 
 def _samples(rounds: list[Path], names: Sequence[str]) -> Iterator[dict[str, Any]]:
