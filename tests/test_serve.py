@@ -229,13 +229,21 @@ def test_a_full_line_says_when_to_come_back() -> None:
         ("/v1/images/generations", drawing(timesteps="many"), "timesteps: "),
         ("/v1/images/generations", drawing(response_format="url"), "b64_json alone"),
         ("/v1/images/edits", drawing(image="http://example.com/a.png"), "data:image/png;base64"),
-        ("/v1/images/edits", drawing(image=chat.data_uri(RED)), "needs a model with the ability edit"),
     ],
 )
 def test_what_is_refused_is_said_in_one_line(path: str, body: Any, message: str) -> None:
     with serving(FakeModel()) as address:
         status, answer = post(address, path, body)
     assert status == 400 and message in answer["error"]["message"] and "\n" not in answer["error"]["message"]
+
+
+def test_a_model_that_cannot_edit_says_so() -> None:
+    class Drawing(FakeModel):
+        abilities = FakeModel.abilities - {"edit"}
+
+    with serving(Drawing()) as address:
+        status, answer = post(address, "/v1/images/edits", drawing(image=chat.data_uri(RED)))
+    assert status == 400 and "needs a model with the ability edit" in answer["error"]["message"]
 
 
 def test_a_key_is_wanted_where_one_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
