@@ -23,7 +23,7 @@ from srum import models
 from srum.config import ConfigError, RunConfig, config_of
 from srum.evaluation.accuracy import EvalResult, evaluate, require_metadata
 from srum.evaluation.comparison import summarize, summary_table
-from srum.models.base import require
+from srum.models.base import UnifiedModel, require
 from srum.plugins import resolve
 from srum.processes import Processes
 from srum.records import Prompt
@@ -94,8 +94,9 @@ def check_inputs(config: RunConfig) -> None:
     if config.eval.count:
         require_metadata(eval_prompts(config))
     models.require_settings(config)
-    require_abilities(config)
-    require_sizes(config)
+    empty = models.load(config.model, config.device, empty=True)  # it knows its abilities and its grid
+    require_abilities(config, empty)
+    require_sizes(config, empty)
     load_grounder(config.ground.grounder, load_model(config, config.model), **config.ground.options)
     load_judging(config, config.model, config.seed)
     make_optimizer({"": Parameter(torch.zeros(1))}, config.train)
@@ -115,17 +116,15 @@ def require_arms(config: RunConfig) -> None:
             raise ConfigError(f"compare: {other} and {method} are both named {find_method(method).name}")
 
 
-def require_abilities(config: RunConfig) -> None:
+def require_abilities(config: RunConfig, model: UnifiedModel) -> None:
     """MissingAbility for a model that cannot do what a method needs."""
-    model = models.load(config.model, config.device, empty=True)
     for name in dict.fromkeys((*config.compare, config.method)):
         method = find_method(name)
         require(model, method.needs, f"method {method.name}")
 
 
-def require_sizes(config: RunConfig) -> None:
+def require_sizes(config: RunConfig, model: UnifiedModel) -> None:
     """RunError for images that the model's latent grid does not divide."""
-    model = models.load(config.model, config.device, empty=True)  # it only knows its grid
     sizes = {"rollout.size": config.rollout.size} | ({"eval.size": config.eval.size} if config.eval.count else {})
     for name, size in sizes.items():
         try:

@@ -20,6 +20,7 @@ from srum.models.base import Written
 from srum.run_dir import alone_in
 from tests.fakes import FakeModel
 
+METHODS = "give one of sft, srum, region_nft, reca, rvr, flow_grpo, r3, process or module:Name"
 SMALL = [
     "rounds=1",
     "prompt_count=3",
@@ -324,7 +325,10 @@ def test_a_users_method_with_stages_and_examples_of_its_own() -> None:
     ("arguments", "message"),
     [
         (["run", "--set", "train.lrr=1"], "unknown key train.lrr; did you mean train.lr?"),
-        (["run", "--method", "ppo"], "method: no method 'ppo': give one of sft, srum, region_nft"),
+        (
+            ["run", "--method", "ppo"],
+            f"method: no method 'ppo': {METHODS}",
+        ),
         (["run", "--method", "not_there:It"], "method: method 'not_there:It': no module 'not_there' here or installed"),
         (["run", "--set", "compare=[ppo]"], "compare: ppo: no method 'ppo'"),
         (["run", "--config", "nowhere.yaml"], "cannot read the config nowhere.yaml"),

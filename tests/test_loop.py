@@ -33,6 +33,7 @@ from tests.fakes import FakeModel, run_on_fakes
 from train import tracking
 from train.trainer import train as train_arm
 
+METHODS = "give one of sft, srum, region_nft, reca, rvr, flow_grpo, r3, process or module:Name"
 SMALL = [
     "rounds=2",
     "prompt_count=5",
@@ -446,7 +447,10 @@ SAME_NAME = "from train.methods.srum import Srum\n\nclass Mine(Srum):\n    pass\
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["compare=[ppo]"], "compare: ppo: no method 'ppo': give one of sft, srum, region_nft"),
+        (
+            ["compare=[ppo]"],
+            f"compare: ppo: no method 'ppo': {METHODS}",
+        ),
         (
             ["method=sft", "compare=[region_nft]", "candidates_per_prompt=1"],
             "compare: region_nft: .*candidates_per_prompt: region_nft compares",
