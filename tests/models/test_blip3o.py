@@ -61,8 +61,14 @@ def test_a_prompt_is_drawn_the_same_alone_and_among_others(model: Blip3o) -> Non
 
 def test_images_follow_from_their_seeds(model: Blip3o) -> None:
     first, again, other = model.draw(texts("a cat", "a cat", "a cat"), QUICK, [1, 1, 2])
-    assert torch.equal(first.latent, again.latent) and first.image.tobytes() == again.image.tobytes()
-    assert not torch.equal(first.latent, other.latent)
+    pixels, again_pixels = (np.asarray(drawing.image, dtype=int) for drawing in (first, again))
+    assert torch.allclose(first.latent, again.latent, atol=1e-4)
+    assert np.abs(pixels - again_pixels).max() <= 1  # on some processors the rows of a batch round differently
+    assert not torch.allclose(first.latent, other.latent, atol=1e-1)
+    repeated = model.draw(texts("a cat", "a cat", "a cat"), QUICK, [1, 1, 2])
+    assert [drawing.image.tobytes() for drawing in repeated] == [
+        drawing.image.tobytes() for drawing in (first, again, other)
+    ]
 
 
 def test_images_of_several_sizes_in_one_call(model: Blip3o) -> None:
