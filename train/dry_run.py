@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 from unittest.mock import patch
 
@@ -40,20 +41,19 @@ from srum.models.bagel.sequence import Batch
 from srum.models.base import Decoding, Sampling
 from srum.models.texts import Row
 from srum.processes import Processes
-from srum.records import Candidate, Region
+from srum.records import Region
 from srum.run import find_method
 from train import lora
-from train.data import TrainingRecord, candidate_mix
+from train.dry_examples import PROMPT, examples_of
 from train.examples import Mix
 from train.feed import ExampleFeed, Step
-from train.methods.base import CandidateMethod, Method
 from train.optimizer import start_optimizer
 from train.packs import Pack
+from train.reinforced import PolicyMethod
 from train.trainer import DTYPES, Trainer
 from train.weights import recomputed, trainable_parameters
 
 T = TypeVar("T")
-PROMPT = "two red cups on a wooden table beside a window, in the morning light"
 LETTERS = 4  # of a token, about
 BOS = "<|im_start|>"
 MARKERS = {BOS: 151644, "<|im_end|>": 151645, "<|vision_start|>": 151652, "<|vision_end|>": 151653}
@@ -112,6 +112,14 @@ class Sketch(Bagel):
 
     def read_weights(self) -> None:
         """There are none."""
+
+    def empty_context(self, rows: int) -> Cache:
+        """Of keys and values without numbers, which what is written to them would not make them."""
+        cache = super().empty_context(rows)
+        cache.keys, cache.values = (
+            [torch.empty(x.shape, dtype=x.dtype) for x in of] for of in (cache.keys, cache.values)
+        )
+        return cache
 
     def decode_tokens(
         self,
@@ -304,7 +312,9 @@ class DryRun:
         with ExitStack() as stack:
             stack.enter_context(imagined_group(processes))
             model = sketch(self.config, ledger, DTYPES[config.memory.frozen], Reader(self.words))
-            mix = examples_of(method, model, self.run, config)
+            folder = Path(stack.enter_context(TemporaryDirectory()))
+            mix = examples_of(method, model, self.run, config, folder)
+            judge = self.loaded(ledger) if isinstance(method, PolicyMethod) else None  # beside what is trained
             trained = list(stack.enter_context(trainable_parameters(model, config.trainable)))
             if config.lora.rank:
                 trained = stack.enter_context(lora.adapted(model, trained, config.lora))
@@ -317,12 +327,13 @@ class DryRun:
             resident = ledger.held
             ledger.start()
             trainer.step(0)
+            del judge
             stage = f"train, {'LoRA' if config.lora.rank else config.trainable}"
             return Cost(stage, feed.said, processes, feed.tokens, resident, ledger.peak, *feed.whole_step())
 
     def loaded(self, ledger: Ledger, reply: str = "") -> Sketch:
-        """The model as a stage before training loads it. What the autocast of a stage keeps is not there yet."""
-        model = sketch(self.config, ledger, torch.float32, Reader(self.words, reply))
+        """The model as a stage before training loads it on a GPU (``srum.models.held_dtype``)."""
+        model = sketch(self.config, ledger, torch.bfloat16, Reader(self.words, reply))
         with ledger:
             model.network.to_empty(device="cpu")
         return model
@@ -420,23 +431,3 @@ def as_trained(config: TrainConfig) -> TrainConfig:
     """The settings as a GPU has them, nothing held out."""
     precision = "bf16" if config.precision == "auto" else config.precision
     return config.model_copy(update={"precision": precision, "validation": ValidationConfig(), "text_dropout": 0.0})
-
-
-def examples_of(method: Method, model: Sketch, run: RunConfig, config: TrainConfig) -> Mix:
-    """A batch of what the method learns from. Raises ModelError for a method whose examples are not known here."""
-    if not isinstance(method, CandidateMethod):
-        raise ModelError(f"--dry-run: the training of {method.name} is not known here, only that of judged candidates")
-    records = [_record(model, number, run.rollout.size) for number in range(config.batch_size)]
-    return candidate_mix(records, method.credits(records, run), config, 0)
-
-
-def _record(model: Sketch, number: int, size: tuple[int, int]) -> TrainingRecord:
-    """A candidate of one prompt, every other one judged well."""
-    name, score = str(number), 1.0 - 2.0 * (number % 2)
-    candidate = Candidate(
-        id=name, prompt_id="0", prompt=PROMPT, index=number, seed=number, image=name, latent=name, size=size
-    )
-    h, w = model.latent_grid(size)
-    patch_side, channels = model.config.latent_patch_size, model.config.autoencoder.z_channels
-    latent = torch.zeros(channels, h * patch_side, w * patch_side)
-    return TrainingRecord(candidate, latent, torch.full((h, w), score), mapping="signed", alpha=1.0, sample_score=score)
