@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
+from typing import get_args
 
 import torch
 from rich.console import Console
@@ -40,6 +41,7 @@ from srum.models.blip3o.checkpoint import GENERATOR, QWEN, empty_generator, empt
 from srum.models.blip3o.config import HEAD_WIDTH, TransformerSizes, read_sizes
 from srum.models.blip3o.generator import Generator
 from srum.models.blip3o.headers import Headers
+from srum.models.precision import Precision
 from srum.shapes.prompts import prompt_set
 from train.weights import trainable_parameters
 
@@ -179,11 +181,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", type=Path, default=Path("tests/golden/blip3o/checkpoint"))
     parser.add_argument("--items", type=int, default=8, help="prompts, questions, examples of a step")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--precision", choices=["fp32", "bf16"], help="default: bf16 where the device multiplies it")
+    parser.add_argument("--precision", choices=get_args(Precision), help="default: bf16 where the device multiplies it")
     parser.add_argument("--work", nargs="+", choices=WORK, default=WORK)
     args = parser.parse_args(argv)
     device = find_device()
-    precision = args.precision or ("bf16" if native_bfloat16(device) else "fp32")
+    precision: Precision = args.precision or ("bf16" if native_bfloat16(device) else "fp32")
     model = Blip3o.load(args.model, device, precision)
     prompts = [prompt.text for prompt in prompt_set("train", args.items, 0)]
     table = Table("work", "plain", "ours", "ratio", title=f"{args.items} items, {device}, {precision}")
