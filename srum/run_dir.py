@@ -143,6 +143,17 @@ def claim_run(folder: Path, config: RunConfig, resume: bool = False) -> None:
         write_text(folder / CONFIG, dump(config))
 
 
+def claim_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Keep in ``folder`` what its images are made with. Raises RunError where that is something else."""
+    held = folder / "settings.json"
+    if not held.exists():
+        write_json(held, settings)
+    elif json.loads(held.read_text()) != json.loads(json.dumps(settings)):
+        raise RunError(
+            f"{folder} holds images of other settings or weights ({held.name}); choose another, or delete it"
+        )
+
+
 def _lacking(values: Mapping[str, Any], complete: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     """``reward.binary: False`` for every field of a complete config that the ``values`` of a file lack."""
     for key, value in complete.items():

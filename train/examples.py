@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -65,10 +65,15 @@ class Part:
 
 @dataclass(frozen=True)
 class Mix:
-    """Examples of several kinds, exactly so many of each in every step."""
+    """Examples of several kinds, exactly so many of each in every step.
+
+    ``compared``: examples by what they are called, of which nothing is learned; before the first step their losses are
+    told to the method (``Method.remark``).
+    """
 
     parts: Sequence[Part]
     held_out: Sequence[Example] = ()
+    compared: Mapping[str, Sequence[Example]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for part in self.parts:

@@ -50,6 +50,10 @@ class Feed(Protocol):
         """What is held out, the same every time; nothing where nothing is."""
         ...
 
+    def compared(self) -> Mapping[str, Iterator[Step]]:
+        """What is measured before the first step and never learned (``train.examples.Mix``)."""
+        ...
+
 
 class Source(Protocol):
     """What is learned: examples (``train.examples.Mix``), or what else can be made a feed of."""
@@ -72,7 +76,8 @@ class ExampleFeed:
         self.model, self.mix, self.config, self.seed, self.processes = model, mix, config, seed, processes
         if "prepare" in model.abilities:
             preparing: Any = model
-            examples = (*(example for part in mix.parts for example in part.examples), *mix.held_out)
+            others = (*mix.held_out, *(example for kind in mix.compared.values() for example in kind))
+            examples = (*(example for part in mix.parts for example in part.examples), *others)
             preparing.prepare(opened(model, one).segments for example in examples for one in in_all_words(example))
 
     def step(self, number: int) -> Step:
@@ -85,8 +90,15 @@ class ExampleFeed:
 
     def validation(self) -> Iterator[Step]:
         """Every example that is held out, at one timestep of every bin, by batches."""
-        held_out = [opened(self.model, example) for example in self.mix.held_out]
-        samples = [s for e in held_out for s in at_every_timestep(self.model, e, self.config, self.seed)]
+        yield from self._whole(self.mix.held_out)
+
+    def compared(self) -> Mapping[str, Iterator[Step]]:
+        """The same of what is compared; examples of one id have the same noise."""
+        return {name: self._whole(examples) for name, examples in self.mix.compared.items()}
+
+    def _whole(self, examples: Sequence[Example]) -> Iterator[Step]:
+        read = [opened(self.model, example) for example in examples]
+        samples = [s for e in read for s in at_every_timestep(self.model, e, self.config, self.seed)]
         for start in range(0, len(samples), self.config.batch_size):
             batch = samples[start : start + self.config.batch_size]
             packs = self.own_packs([self.model.length(sample.segments) for sample in batch])
