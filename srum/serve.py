@@ -70,7 +70,8 @@ class Job:
     context: list[Segment]
     seed: int
     size: tuple[int, int] | None = None
-    prompt: str | None = None  # of an image that is drawn after a plan
+    prompt: str = ""  # of an image that is drawn after a plan
+    plan_seed: int = 0
     result: Future[Any] = field(default_factory=Future)
 
 
@@ -138,12 +139,14 @@ class Line:
         contexts, seeds = [job.context for job in jobs], [job.seed for job in jobs]
         if kind == "write":
             return self.model.write(contexts, settings, seeds)
+        plans: list[str | None] = [None] * len(jobs)
         if kind == "plan":
-            prompts = [job.prompt or "" for job in jobs]
-            plans = write_plans(self.model, prompts, settings, seeds)
+            prompts = [job.prompt for job in jobs]
+            plans = [*write_plans(self.model, prompts, settings, [job.plan_seed for job in jobs])]
             contexts = contexts_of(self.model, prompts, plans)
         sizes = [job.size or settings.size for job in jobs]
-        return self.model.draw(contexts, settings, seeds, sizes=sizes)
+        made = self.model.draw(contexts, settings, seeds, sizes=sizes)
+        return [(one.image, plan) for one, plan in zip(made, plans, strict=True)]
 
 
 # --- requests
@@ -199,7 +202,8 @@ class Service:
         }
 
     def generate(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Images of a prompt; beside OpenAI's fields ``seed``, ``plan`` and those of ``Sampling``."""
+        """Images of a prompt; beside OpenAI's fields ``seed``, ``plan``, ``plan_seed`` (default: the image's) and those
+        of ``Sampling``. A plan is in the response as ``revised_prompt``."""
         sampling, prompt = self._sampling(body), _text(body, "prompt")
         try:
             self.model.latent_grid(sampling.size)
@@ -207,8 +211,11 @@ class Service:
             raise Refused(400, f"size: {error}") from None
         planned = _typed(body, "plan", bool, False)
         (context,) = contexts_of(self.model, [prompt], [None])
-        kind = "plan" if planned else "draw"
-        return self._drawn(body, [Job((kind, sampling), context, seed, prompt=prompt) for seed in self._seeds(body)])
+        alike = ("plan" if planned else "draw", sampling)
+        seeds = self._seeds(body)
+        first = _number(body, "plan_seed", seeds[0])
+        jobs = [Job(alike, context, seed, None, prompt, first + k) for k, seed in enumerate(seeds)]
+        return self._drawn(body, jobs)
 
     def edit(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """An image, changed as the prompt says; it keeps the size at which the model sees it."""
@@ -224,7 +231,8 @@ class Service:
     def _drawn(self, body: Mapping[str, Any], jobs: list[Job]) -> dict[str, Any]:
         if body.get("response_format") not in (None, "b64_json"):
             raise Refused(400, "response_format: b64_json alone")
-        data = [{"b64_json": _png(result.image)} for result in self.line.add(jobs)]
+        made = self.line.add(jobs)
+        data = [{"b64_json": _png(image)} | ({"revised_prompt": plan} if plan else {}) for image, plan in made]
         return {"created": 0, "data": data}
 
     def _seeds(self, body: Mapping[str, Any]) -> list[int]:

@@ -11,9 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -32,22 +30,10 @@ from srum.models.base import Decoding, Generated, Sampling, Segment, Written, to
 from srum.run import Run
 from srum.serve import Http, Limits, ServeError, Service
 from tests.fakes import FakeModel
+from tests.servers import serving
 
 SMALL = Sampling(size=(64, 64), timesteps=4)
 RED = Image.new("RGB", (64, 64), "red")
-
-
-@contextmanager
-def serving(model: Any, limits: Limits | None = None, key: str = "") -> Iterator[str]:
-    with pytest.MonkeyPatch.context() as patch, Http(Service(model, "m", limits), port=0, key=key) as server:
-        patch.setenv("no_proxy", "*")
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield server.address
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 def post(address: str, path: str, body: Any, **headers: str) -> tuple[int, Any]:
@@ -124,12 +110,13 @@ def test_a_plan_comes_first_where_it_is_asked_for() -> None:
     assert image_of(body["data"][0]).tobytes() == expected.image.tobytes()
 
 
-def test_judging_through_it_gives_the_same_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drawing_and_judging_through_it_gives_the_same_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "load", FakeModel.load)
-    small = ["prompt_count=3", "candidates_per_prompt=2", "judge.soft=false", "judge.retries=0"]
+    small = ["rounds=1", "prompt_count=3", "candidates_per_prompt=2", "judge.soft=false", "judge.retries=0"]
     runs = []
     with serving(FakeModel()) as address:
-        for name, fields in {"here": [], "there": [f"judge.server.url={address}", "judge.server.model=m"]}.items():
+        named = [f"{part}.server.{field}" for part in ("rollout", "judge") for field in (f"url={address}", "model=m")]
+        for name, fields in {"here": [], "there": named}.items():
             runs.append(Run(tmp_path / name, load_config(None, [*small, *fields])))
             for stage in ("rollout", "ground", "judge"):
                 perform(runs[-1], stage, 0)
