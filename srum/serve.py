@@ -355,12 +355,23 @@ class Handler(BaseHTTPRequestHandler):
     key: ClassVar[str] = ""
 
     def do_GET(self) -> None:
+        try:
+            self._send(200, self._told())
+        except Refused as error:
+            self._refuse(error)
+
+    def _told(self) -> Mapping[str, Any]:
         if self.path == "/health":
-            self._send(200, {"status": "ok"})
-        elif self.path == "/v1/models":
-            self._send(200, {"object": "list", "data": [{"id": self.service.name, "object": "model"}]})
-        else:
-            self._refuse(Refused(404, f"no {self.path} here"))
+            return {"status": "ok"}
+        self._require_key()
+        if self.path != "/v1/models":
+            raise Refused(404, f"no {self.path} here")
+        return {"object": "list", "data": [{"id": self.service.name, "object": "model"}]}
+
+    def _require_key(self) -> None:
+        given = self.headers.get("Authorization", "")
+        if self.key and not compare_digest(given.encode(), f"Bearer {self.key}".encode()):
+            raise Refused(401, "a key is needed")
 
     def do_POST(self) -> None:
         try:
@@ -378,9 +389,7 @@ class Handler(BaseHTTPRequestHandler):
         if int(length) > most:
             self._pass_over(min(int(length), 4 * most))
             raise Refused(413, f"at most {most} bytes")
-        given = self.headers.get("Authorization", "")
-        if self.key and not compare_digest(given.encode(), f"Bearer {self.key}".encode()):
-            raise Refused(401, "a key is needed")
+        self._require_key()
         content = self.rfile.read(int(length))
         if len(content) < int(length):
             raise Refused(400, "the body ends early")
