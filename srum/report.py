@@ -274,7 +274,8 @@ def _counts(rounds: list[Path]) -> dict[str, dict[str, float]]:
     """What became of the candidates, ``counts[outcome][round]``, of the rounds that have been counted."""
     counts: dict[str, dict[str, float]] = {}
     for folder in rounds:
-        for outcome, count in _flatten(_read_json(folder / "counts.json")):
+        told = _read_json(folder / "rollout_counts.json") | _read_json(folder / "counts.json")
+        for outcome, count in _flatten(told):
             counts.setdefault(outcome, {})[folder.name] = count
     return counts
 

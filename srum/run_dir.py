@@ -30,7 +30,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import yaml
@@ -344,11 +344,16 @@ def open_image(path: Path) -> Image.Image:
 
     Raises ImageError, naming the file, where it cannot be read.
     """
+    return read_image(path, str(path))
+
+
+def read_image(file: Path | BinaryIO, name: str) -> Image.Image:
+    """The same of a path or of bytes, which are called ``name`` in the ImageError."""
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             return to_rgb(ImageOps.exif_transpose(image))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all that Pillow's readers raise
-        raise ImageError(f"{path} is not a readable image: {error}") from None
+        raise ImageError(f"{name} is not a readable image: {error}") from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
