@@ -34,10 +34,10 @@ from judging.soft_score import score_logprobs
 from srum.models import find_device, native_bfloat16
 from srum.models.base import Decoding, Sampling, Segment
 from srum.models.blip3o import Blip3o
-from srum.models.blip3o.checkpoint import GENERATOR, QWEN, empty_generator, empty_qwen, official_name
+from srum.models.blip3o.checkpoint import GENERATOR, QWEN, empty_generator, empty_qwen, official_name, read_headers
 from srum.models.blip3o.config import HEAD_WIDTH, TransformerSizes, read_sizes
 from srum.models.blip3o.generator import Generator
-from srum.models.blip3o.headers import Headers
+from srum.models.checkpoints import Headers
 from srum.shapes.prompts import prompt_set
 from train.weights import trainable_parameters
 
@@ -100,7 +100,7 @@ def proportioned(source: Path, folder: Path) -> Path:
     raw |= {"intermediate_size": 2368, "rope_scaling": {"type": "default", "mrope_section": [8, 12, 12]}}
     raw["vision_config"] |= {"out_hidden_size": 448}
     (folder / "config.json").write_text(json.dumps(raw))
-    headers = Headers.of(source)
+    headers = read_headers(source)
     channels = headers.shapes[FEATURES][1]
     transformer = TransformerSizes(channels, width=224, layers=12, heads=28, kv_heads=28, condition=448)
     config = replace(read_sizes(source, raw, headers, 1), transformer=transformer, tower=None)

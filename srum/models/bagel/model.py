@@ -27,7 +27,6 @@ from srum.models.bagel.checkpoint import (
     empty_network,
     load_autoencoder,
     load_network,
-    load_tokenizer,
     official_weights,
     read_weights,
     save_checkpoint,
@@ -53,6 +52,7 @@ from srum.models.base import (
     without_images,
     without_text,
 )
+from srum.models.checkpoints import load_tokenizer
 
 T = TypeVar("T")
 Precision = Literal["fp32", "bf16"]
