@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import html
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -235,12 +235,12 @@ def read_round(folder: Path) -> Iterator[CandidateView]:
 
     A candidate that ``prompts.jsonl`` does not know has a prompt without metadata.
     """
-    candidates = read_records(folder / "candidates.jsonl", Candidate)
+    candidates = read_by_id(folder / "candidates.jsonl", Candidate)
     prompts = _by_id(folder / "prompts.jsonl", Prompt)
     groundings = _by_id(folder / "regions.jsonl", Grounding)
     judgements = _by_id(folder / "judgements.jsonl", Judgement)
     rewards = _by_id(folder / "rewards.jsonl", RewardMap)
-    for record in candidates:
+    for record in candidates.values():
         yield CandidateView(
             round=int(folder.name.removeprefix("round-")),
             folder=folder,
@@ -252,7 +252,7 @@ def read_round(folder: Path) -> Iterator[CandidateView]:
         )
 
 
-def _by_id(path: Path, kind: type[R]) -> dict[str, R]:
+def _by_id(path: Path, kind: type[R]) -> Mapping[str, R]:
     """The records of a stage by the id of what they are about; none where the stage has not finished."""
     return read_by_id(path, kind) if path.exists() else {}
 

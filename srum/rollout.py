@@ -49,7 +49,7 @@ def choose_prompts(source: str, count: int, seed: int) -> list[Prompt]:
 
 def rollout(
     model: UnifiedModel, prompts: Sequence[Prompt], config: RunConfig, round_index: int, folder: Path
-) -> list[Candidate]:
+) -> Sequence[Candidate]:
     """``candidates_per_prompt`` images of each prompt: ``candidates.jsonl``, ``images/``, ``latents/`` in ``folder``.
 
     The first ``rollout.planned`` of a prompt's candidates plan. A candidate's noise and plan have a seed each, of the
