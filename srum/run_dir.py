@@ -30,12 +30,12 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, overload
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import yaml
 from filelock import FileLock, Timeout
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from pydantic import ValidationError
 from tqdm import tqdm
 
@@ -43,6 +43,7 @@ from srum.config import CONFIG, FREE, RunConfig, differing_fields, dump, load_co
 from srum.disk import DiskFullError, writing
 from srum.errors import SrumError
 from srum.json_files import as_unicode, read_json
+from srum.lazy import Lazy
 from srum.processes import Processes
 from srum.provenance import next_entry, read_entries
 from srum.records import FILE_SAFE, SCHEMA_VERSION, Prompt, Record
@@ -64,6 +65,7 @@ STAGE_OF = {
 }  # the command that writes a file of this name
 VERSIONED = f'{{"schema": {SCHEMA_VERSION}, '.encode()  # how a line begins
 SECOND_VALUE = re.compile(rb'\{"schema": \d+, "\w+": "([A-Za-z0-9._-]+)"')
+UPRIGHT = 4  # EXIF orientations above turn width into height
 LARGEST_FILE = 2**44  # bytes of a file of records
 NAMED = 3  # ids that an error names
 LONGEST_PROMPT_ID = 100  # characters; the ids of candidates are longer
@@ -274,30 +276,6 @@ def _write_lines(path: Path, lines: Iterable[bytes]) -> None:
         file.writelines(lines)
 
 
-class Lazy(Sequence[T]):
-    """Items that are made whenever they are asked for, and not kept: ``make`` of each of the ``places``."""
-
-    def __init__(self, places: Sequence[Any], make: Callable[[Any], T]) -> None:
-        self.places, self.make = places, make
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    @overload
-    def __getitem__(self, index: int) -> T: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[T]: ...
-
-    def __getitem__(self, index: int | slice) -> T | Sequence[T]:
-        if isinstance(index, slice):
-            return Lazy(self.places[index], self.make)
-        return self.make(self.places[index])
-
-    def __iter__(self) -> Iterator[T]:
-        return map(self.make, self.places)
-
-
 class Records(Mapping[str, R]):
     """Records by the id of what they are about, in the order of their lines.
 
@@ -486,6 +464,16 @@ def open_image(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             return to_rgb(ImageOps.exif_transpose(image))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all that Pillow's readers raise
+        raise ImageError(f"{path} is not a readable image: {error}") from None
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(width, height) of the image that ``open_image`` gives; only where it begins is read. Raises ImageError."""
+    try:
+        with Image.open(path) as image:
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) > UPRIGHT
+            return (image.height, image.width) if turned else image.size
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all that Pillow's readers raise
         raise ImageError(f"{path} is not a readable image: {error}") from None
 
