@@ -58,7 +58,7 @@ class Work:
 
 
 def stage(folder: Path, work: Work, batch_size: int = 3) -> list[Prompt]:
-    return run_stage(folder, "things", Prompt, ITEMS, batch_size, work, gaps=bool(work.skip))
+    return list(run_stage(folder, "things", Prompt, ITEMS, batch_size, work, gaps=bool(work.skip)))
 
 
 def test_a_stage_writes_one_file_and_is_not_done_again(tmp_path: Path) -> None:
