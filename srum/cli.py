@@ -265,6 +265,23 @@ def export(
 
 
 @app.command()
+def publish(
+    run: RunFolder,
+    arm: Annotated[str, typer.Argument(metavar="ARM", help="The arm whose newest weights are published.")],
+    destination: Annotated[str, typer.Argument(metavar="DIR|OWNER/NAME", help="A new folder, or a name on the hub.")],
+    adapter: Annotated[bool, typer.Option("--adapter", help="The LoRA adapter alone, with its base named.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="On the hub, where only its owner sees it.")] = False,
+) -> None:
+    """Publish weights with a model card written from the run, once they have been loaded back and draw the same."""
+    from srum import open_run
+    from srum.run import Run
+    from train.publishing import publish as publish_arm
+
+    view = open_run(run)
+    typer.echo(publish_arm(Run(view.folder, view.config), arm, destination, adapter, private))
+
+
+@app.command()
 def doctor(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder, hub id or shipped name.")],
     size: Annotated[
