@@ -678,10 +678,10 @@ PROMPT_FILES = (".jsonl", ".txt")  # how their names end
 def read_prompts(path: Path) -> list[Prompt]:
     """The prompts of a user's file, in order; blank lines are passed over.
 
-    ``.txt``: a prompt per line. ``.jsonl``: an object per line with ``prompt`` or ``text``, and perhaps an ``id``
-    (letters, digits and ``._-``; else it is ``line-0007``) and ``metadata``; other fields (GenEval's ``tag`` and
-    ``include``) are metadata themselves. A line with half of a surrogate pair, which JSON can hold and no file in
-    UTF-8, is left out with a warning that names it. Raises RunError, naming the line.
+    ``.txt``: a prompt per line; one that begins with # is a comment. ``.jsonl``: an object per line with ``prompt`` or
+    ``text``, and perhaps an ``id`` (letters, digits and ``._-``; else it is ``line-0007``) and ``metadata``; other
+    fields (GenEval's ``tag`` and ``include``) are metadata themselves. A line with half of a surrogate pair, which JSON
+    can hold and no file in UTF-8, is left out with a warning that names it. Raises RunError, naming the line.
     """
     parse = _text_prompt if path.suffix == ".txt" else _json_prompt
     try:
@@ -692,7 +692,7 @@ def read_prompts(path: Path) -> list[Prompt]:
         raise RunError(f"{path}: not UTF-8 at byte {error.start}") from None
     prompts: dict[str, Prompt] = {}
     for number, line in enumerate(lines, start=1):
-        if not line.strip():
+        if not line.strip() or (path.suffix == ".txt" and line.lstrip().startswith("#")):
             continue
         prompt = parse(line.strip(), number, f"{path}:{number}")
         if prompt is None:

@@ -421,10 +421,11 @@ def test_a_run_killed_before_its_config_was_there_starts(tmp_path: Path) -> None
 
 
 def test_prompts_of_a_text_file(tmp_path: Path) -> None:
-    (tmp_path / "p.txt").write_bytes("\ufeffa red square\r\n\r\n  two é  \n".encode())
+    (tmp_path / "p.txt").write_bytes("\ufeffa red square\r\n\r\n  two é  \n # not #3\na #4\n".encode())
     assert [(p.id, p.text) for p in read_prompts(tmp_path / "p.txt")] == [
         ("line-0001", "a red square"),
         ("line-0003", "two é"),
+        ("line-0005", "a #4"),
     ]
 
 
