@@ -70,7 +70,8 @@ class Job:
     context: list[Segment]
     seed: int
     size: tuple[int, int] | None = None
-    prompt: str | None = None  # of an image that is drawn after a plan
+    prompt: str = ""  # of an image that is drawn after a plan
+    plan_seed: int = 0
     result: Future[Any] = field(default_factory=Future)
 
 
@@ -138,12 +139,14 @@ class Line:
         contexts, seeds = [job.context for job in jobs], [job.seed for job in jobs]
         if kind == "write":
             return self.model.write(contexts, settings, seeds)
+        plans: list[str | None] = [None] * len(jobs)
         if kind == "plan":
-            prompts = [job.prompt or "" for job in jobs]
-            plans = write_plans(self.model, prompts, settings, seeds)
+            prompts = [job.prompt for job in jobs]
+            plans = [*write_plans(self.model, prompts, settings, [job.plan_seed for job in jobs])]
             contexts = contexts_of(self.model, prompts, plans)
         sizes = [job.size or settings.size for job in jobs]
-        return self.model.draw(contexts, settings, seeds, sizes=sizes)
+        made = self.model.draw(contexts, settings, seeds, sizes=sizes)
+        return [(one.image, plan) for one, plan in zip(made, plans, strict=True)]
 
 
 # --- requests
@@ -199,7 +202,8 @@ class Service:
         }
 
     def generate(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Images of a prompt; beside OpenAI's fields ``seed``, ``plan`` and those of ``Sampling``."""
+        """Images of a prompt; beside OpenAI's fields ``seed``, ``plan``, ``plan_seed`` (default: the image's) and those
+        of ``Sampling``. A plan is in the response as ``revised_prompt``."""
         sampling, prompt = self._sampling(body), _text(body, "prompt")
         try:
             self.model.latent_grid(sampling.size)
@@ -207,8 +211,11 @@ class Service:
             raise Refused(400, f"size: {error}") from None
         planned = _typed(body, "plan", bool, False)
         (context,) = contexts_of(self.model, [prompt], [None])
-        kind = "plan" if planned else "draw"
-        return self._drawn(body, [Job((kind, sampling), context, seed, prompt=prompt) for seed in self._seeds(body)])
+        alike = ("plan" if planned else "draw", sampling)
+        seeds = self._seeds(body)
+        first = _number(body, "plan_seed", seeds[0])
+        jobs = [Job(alike, context, seed, None, prompt, first + k) for k, seed in enumerate(seeds)]
+        return self._drawn(body, jobs)
 
     def edit(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """An image, changed as the prompt says; it keeps the size at which the model sees it."""
@@ -224,7 +231,8 @@ class Service:
     def _drawn(self, body: Mapping[str, Any], jobs: list[Job]) -> dict[str, Any]:
         if body.get("response_format") not in (None, "b64_json"):
             raise Refused(400, "response_format: b64_json alone")
-        data = [{"b64_json": _png(result.image)} for result in self.line.add(jobs)]
+        made = self.line.add(jobs)
+        data = [{"b64_json": _png(image)} | ({"revised_prompt": plan} if plan else {}) for image, plan in made]
         return {"created": 0, "data": data}
 
     def _seeds(self, body: Mapping[str, Any]) -> list[int]:
@@ -347,12 +355,23 @@ class Handler(BaseHTTPRequestHandler):
     key: ClassVar[str] = ""
 
     def do_GET(self) -> None:
+        try:
+            self._send(200, self._told())
+        except Refused as error:
+            self._refuse(error)
+
+    def _told(self) -> Mapping[str, Any]:
         if self.path == "/health":
-            self._send(200, {"status": "ok"})
-        elif self.path == "/v1/models":
-            self._send(200, {"object": "list", "data": [{"id": self.service.name, "object": "model"}]})
-        else:
-            self._refuse(Refused(404, f"no {self.path} here"))
+            return {"status": "ok"}
+        self._require_key()
+        if self.path != "/v1/models":
+            raise Refused(404, f"no {self.path} here")
+        return {"object": "list", "data": [{"id": self.service.name, "object": "model"}]}
+
+    def _require_key(self) -> None:
+        given = self.headers.get("Authorization", "")
+        if self.key and not compare_digest(given.encode(), f"Bearer {self.key}".encode()):
+            raise Refused(401, "a key is needed")
 
     def do_POST(self) -> None:
         try:
@@ -370,9 +389,7 @@ class Handler(BaseHTTPRequestHandler):
         if int(length) > most:
             self._pass_over(min(int(length), 4 * most))
             raise Refused(413, f"at most {most} bytes")
-        given = self.headers.get("Authorization", "")
-        if self.key and not compare_digest(given.encode(), f"Bearer {self.key}".encode()):
-            raise Refused(401, "a key is needed")
+        self._require_key()
         content = self.rfile.read(int(length))
         if len(content) < int(length):
             raise Refused(400, "the body ends early")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -262,6 +262,10 @@ class PretrainingFeed:
         packs = [TrainerPack([name], batch, *ones) for batch, *ones in completed(step, self.model)]
         images, texts = (sum(len(x) for x in own) for own in zip(*map(_predicted, step.packs), strict=True))
         return TrainerStep([(pack, True) for pack in packs], images, texts, ids=[name])
+
+    def compared(self) -> Mapping[str, Iterator[TrainerStep]]:
+        """Nothing."""
+        return {}
 
     def validation(self) -> Iterator[TrainerStep]:
         """None."""

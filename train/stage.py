@@ -52,6 +52,7 @@ def train_arm(run: Run, k: int, name: str, arm: Arm) -> None:
         run.seed(k, "train"),
         sys.stderr.isatty(),
         candidates,
+        remark=lambda losses: console.print(arm.method.remark(losses), soft_wrap=True),
         reproduces=name == run.method.name or k == 0,  # these weights made the candidates
     )
 

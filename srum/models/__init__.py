@@ -127,7 +127,7 @@ def _marks(marker: str, folder: Path) -> bool:
     name, _, kind = marker.partition(":")
     if not (folder / name).is_file():
         return False
-    return not kind or str(json.loads((folder / name).read_text()).get("model_type")).startswith(kind)
+    return not kind or str(read_json(folder / name).get("model_type")).startswith(kind)
 
 
 def _located(name: str | Path) -> tuple[Any, Path | None]:
