@@ -22,6 +22,7 @@ from srum.chat import Message, NoReply, Reply
 from srum.evaluation.data import Data, Origin
 from srum.models.base import Sampling
 from srum.records import Name, Record, RunPath
+from srum.seeding import seed_for
 
 Values = dict[str, list[float]]  # column -> what enters its mean
 
@@ -137,6 +138,10 @@ class Benchmark:
     def items(self, samples: int) -> list[Item]:
         """The images of the benchmark, ``samples`` of each prompt. Raises DataError."""
         raise NotImplementedError
+
+    def seed(self, seed: int, item: Item, *purpose: str | int) -> int:
+        """The seed of an item's noise or plan, whichever the ``purpose`` names, in a run with this ``seed``."""
+        return seed_for(seed, self.name, item.id, *purpose)
 
     def side_files(self, items: Sequence[Item]) -> dict[str, str]:
         """What the official scorer reads beside the images: path -> text."""

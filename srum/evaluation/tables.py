@@ -49,12 +49,15 @@ def table_of(benchmark: Benchmark, verdicts: Sequence[Verdict], official: bool =
         estimates = stratified(sums, counts, strata, rows)
     else:
         estimates = []
+    own = {
+        name: _of_share(benchmark, sums[:, place], counts[:, place], estimate)
+        for place, (name, estimate) in enumerate(zip(columns, estimates, strict=False))
+    }
+    alone = {name: next(iter(parts)) for name, parts in benchmark.figures().items() if list(parts.values()) == [1.0]}
+    figures = zip(weights, estimates[len(columns) :], strict=True)
     return Table(
-        {
-            name: _of_share(benchmark, sums[:, place], counts[:, place], estimate)
-            for place, (name, estimate) in enumerate(zip(columns, estimates, strict=False))
-        },
-        dict(zip(weights, estimates[len(columns) :], strict=True)),
+        own,
+        {name: own[alone[name]] if name in alone else estimate for name, estimate in figures},
         dict(zip(columns, map(int, counts.sum(axis=0)), strict=True)),
         len(verdicts),
         dict(Counter(verdict.failure.value for verdict in verdicts if verdict.failure)),

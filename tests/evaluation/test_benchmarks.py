@@ -13,8 +13,9 @@ from PIL import Image
 
 from srum import models
 from srum.chat import Server
-from srum.config import ConfigError, ServerConfig
+from srum.config import ConfigError, EvalConfig, ServerConfig
 from srum.evaluation import bench, bench_tables, judges
+from srum.evaluation.accuracy import evaluate
 from srum.evaluation.benchmark import Benchmark, Failure, Unreadable, Verdict
 from srum.evaluation.benchmarks import (
     compbench,
@@ -32,6 +33,7 @@ from srum.evaluation.tables import combined, published_rows
 from srum.models.base import to_edit
 from srum.plugins import SHIPPED, find
 from srum.run_dir import RunError, read_records
+from srum.shapes.prompts import prompt_set
 from tests.checkouts import FILES, checkout
 from tests.fakes import FakeModel
 from tests.golden_cases import cases
@@ -359,6 +361,24 @@ def test_a_dpg_image_is_a_square_of_four_and_each_tile_is_asked_about(tmp_path: 
     values = json.loads(next((tmp_path / "run").rglob("table-judge.json")).read_text())
     assert values["ours"]["columns"]["entity"][0] == 100 and values["ours"]["columns"]["attribute"][0] == 0
     assert values["official"]["figures"] == {}  # the first row is dropped there, and the first prompt fails
+
+
+def test_shapes_are_the_evaluation_of_a_run(tmp_path: Path) -> None:
+    """The same images by the same seeds, the same verdicts, the same accuracy and interval."""
+    prompts = prompt_set("held_out", 14)  # two of each category
+    config = EvalConfig(plan=True, plan_temperature=0.5)
+    result = evaluate(Drawing(), prompts, config, tmp_path / "eval", seed=3)
+    plan = ("plan_temperature=0.5",)
+    bench.run(request("shapes", tmp_path / "run", None, seed=3, think=True, overrides=plan))
+    (folder,) = (tmp_path / "run/bench/shapes").iterdir()
+    for prompt in prompts:
+        name = f"images/{prompt.id}.png"
+        assert (folder / name).read_bytes() == (tmp_path / "eval" / name).read_bytes()
+    values = [verdict.values["all"] for verdict in verdicts_of(tmp_path / "run")]
+    assert values == [[100.0 * correct] for correct in result.correct] and 0 < sum(result.correct) < 14
+    (table,) = folder.glob("table-*.json")
+    accuracy = json.loads(table.read_text())["ours"]["figures"]["accuracy"]
+    assert accuracy == pytest.approx([result.overall.accuracy, *result.overall.interval])
 
 
 def test_an_edit_is_drawn_from_its_source(tmp_path: Path) -> None:
