@@ -117,7 +117,8 @@ class Judge(Protocol):
 class Benchmark:
     """A page. ``variants`` are sets of prompts, or versions, of which the first is usual; ``samples`` per prompt.
 
-    ``figures``: name -> weights of columns, or of figures before it. ``published``: what its rows are called there.
+    ``figures``: name -> weights of columns, or of figures before it. ``published``: what its rows are called there;
+    ``printed``: what these call some of its figures.
     """
 
     name: ClassVar[str]
@@ -129,6 +130,7 @@ class Benchmark:
     evaluators: ClassVar[Sequence[str]] = ("chat",)
     samples: ClassVar[int] = 1
     presets: ClassVar[Mapping[str, Sampling]] = {"bagel": BAGEL, "srum": SRUM}
+    printed: ClassVar[Mapping[str, str]] = {}
     digits: ClassVar[int] = 2  # of figures in tables
     top: ClassVar[float] = 1.0  # the best value of a column
 

@@ -86,8 +86,8 @@ def differences(
 
 
 def combined(benchmark: Benchmark, values: Mapping[str, float]) -> dict[str, float]:
-    """The benchmark's figures of given columns, or of given figures, such as a published row."""
-    known = dict(values)
+    """The benchmark's figures of the columns and figures of a published row."""
+    known = {benchmark.printed.get(name, name): value for name, value in values.items()}
     for name, parts in benchmark.figures().items():
         if name not in known and parts.keys() <= known.keys():
             known[name] = sum(weight * known[part] for part, weight in parts.items())
