@@ -280,7 +280,8 @@ from srum.models.base import Segment
 from srum.records import Candidate
 from srum.run_dir import read_records
 from srum.stages import ROLLOUT
-from train.examples import Example, Mix, Part
+from train.examples import Example
+from train.feed import Mix, Part
 from train.methods.base import Method, cross_entropy
 
 

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from srum.models.base import TrainableModel
     from srum.run import Run
     from train.data import TrainingRecord
-    from train.examples import Mix
-    from train.feed import Source
+    from train.feed import Mix, Source
 
 
 class Method:
