@@ -289,9 +289,28 @@ def doctor(
     ] = None,
     check: Annotated[bool, typer.Option(help="Load the weights and compare training with sampling.")] = True,
     device: Annotated[str, typer.Option(help="As device in a config: auto, spread, cpu, cuda, cuda:1, ...")] = "auto",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Run a step of each stage at its size, without weights or a GPU.")
+    ] = False,
+    processes: Annotated[
+        list[int] | None, typer.Option(min=1, help="Of the dry run's training; may be repeated (default: 1, 8, 64).")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="Settings of the dry run (default: three usual trainings).")
+    ] = None,
+    overrides: Overrides = None,
 ) -> None:
-    """Say what a checkpoint holds, what of it fits on this machine, and whether it computes as it should."""
+    """Say what a checkpoint holds, what of it fits on this machine, and whether it computes as it should; with
+    --dry-run what each stage would take of a GPU, of a published model without its weights, too."""
     from rich.console import Console
+
+    if dry_run:
+        from srum.config import load_config
+        from train.dry_run import costs, table_of
+
+        run = load_config(config, overrides or ()) if config or overrides else None
+        Console().print(table_of(costs(model, run, processes or (1, 8, 64))))
+        return
 
     from srum import models
     from srum.doctor import Machine, self_check, tables, usual_side
