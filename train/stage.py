@@ -29,7 +29,8 @@ def train_stage(run: Run, k: int) -> None:
         for arm in missing.values():
             arm.method.examples(run, k, arm.config)
     for name, arm in missing.items():
-        train_arm(run, k, name, arm)
+        with run.timed(f"{run.round(k).name}/train/{name}"):
+            train_arm(run, k, name, arm)
     if processes.rank == 0 and not run.config.train.keep_checkpoints:
         for name in run.arms:
             shutil.rmtree(run.train_dir(name, k) / "checkpoints", ignore_errors=True)

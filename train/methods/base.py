@@ -59,6 +59,10 @@ class Method:
         """What is written down beside the terms, per token: their means are in the metrics."""
         return {}
 
+    def drawn(self, config: Any) -> int:
+        """How many images its training draws in a round, beside those of the stages."""
+        return 0
+
     def draw(self, model: TrainableModel, config: Any, seed: int) -> Draw | None:
         """How its weights draw in an evaluation, in more than one step; None: once, which is always measured."""
         return None
