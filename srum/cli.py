@@ -208,19 +208,24 @@ def show(
 @app.command()
 def compare(
     run: RunFolder,
-    other: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the other run.")],
+    other: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="Folder of another run.")] = None,
     image: Annotated[Path | None, typer.Option(help="Save the first 24 held-out images whose verdicts differ.")] = None,
     arm: Annotated[
         str | None, typer.Option(help="Arm whose images are saved (default: the first run's method).")
     ] = None,
 ) -> None:
-    """Print two runs side by side: configs, rounds, accuracies by the exact checker."""
+    """Print what the arms of a run took and how accurate they are at equal compute; of two runs, side by side, also
+    their configs, rounds and accuracies."""
     from rich.console import Console
 
     from srum import open_run
+    from srum.evaluation.compute import compute_tables
     from srum.plots import before_after_figure
     from srum.show import changed_images, comparison_tables
 
+    if other is None:
+        Console().print(*compute_tables([open_run(run)]))
+        return
     views = open_run(run), open_run(other)
     Console().print(*comparison_tables(*views))
     if image is not None:
@@ -488,6 +493,37 @@ def _method_name(answer: str) -> str:
     except SrumError as error:
         raise typer.BadParameter(str(error)) from None
     return answer
+
+
+@app.command()
+def sweep(
+    out: Annotated[Path, typer.Option(help="Folder of the runs: SETTING/seed-S.")] = Path("runs/sweep"),
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(metavar="A.B=VALUE,VALUE", help="A field and its values; several fields are combined."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="So many seeds, from that of the config on.")] = 3,
+) -> None:
+    """Run every setting with several seeds, and print one table with intervals over seeds and prompts.
+
+    Interrupted, the same command goes on.
+    """
+    from srum.config import load_config
+
+    wanted = load_config(config, overrides or [])
+
+    from srum.loop import console
+    from srum.processes import connected
+    from srum.sweep import sweep as sweep_runs
+    from srum.sweep import sweep_table
+
+    with connected() as processes:
+        numbers = range(wanted.seed, wanted.seed + seeds)
+        rows = sweep_runs(wanted, vary or [], numbers, out, shlex.join(["srum", *sys.argv[1:]]))
+        if processes.rank == 0:
+            console.print(sweep_table(rows))
 
 
 @app.command()

@@ -744,7 +744,8 @@ def _is_unicode(values: Any) -> bool:
 
 
 class StageTimer:
-    """Seconds per stage, added up over errors and interruptions short of a kill, in ``timings.json``."""
+    """Seconds per stage, added up over errors and interruptions short of a kill, in ``timings.json``; what is timed
+    within a stage is not counted to it again."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -752,18 +753,21 @@ class StageTimer:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Add the time that the block takes to ``name``."""
-        start = time.perf_counter()
+        start, before = time.perf_counter(), sum(self._seconds().values())
         try:
             yield
         except DiskFullError:
             raise  # and no room for this
         except BaseException:
-            self._add(name, start)
+            self._add(name, start, before)
             raise
-        self._add(name, start)
+        self._add(name, start, before)
 
-    def _add(self, name: str, start: float) -> None:
+    def _add(self, name: str, start: float, before: float) -> None:
+        seconds = self._seconds()
+        own = time.perf_counter() - start - (sum(seconds.values()) - before)
+        write_json(self.path, seconds | {name: round(seconds.get(name, 0.0) + max(0.0, own), 3)})
+
+    def _seconds(self) -> dict[str, float]:
         kept = read_json(self.path).items() if self.path.exists() else ()
-        seconds = {as_unicode(stage): value for stage, value in kept if isinstance(value, int | float)}
-        seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - start, 3)
-        write_json(self.path, seconds)
+        return {as_unicode(stage): value for stage, value in kept if isinstance(value, int | float)}
