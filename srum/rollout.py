@@ -74,7 +74,7 @@ class Made:
 
 def rollout(
     model: UnifiedModel, prompts: Sequence[Prompt], config: RunConfig, round_index: int, folder: Path
-) -> list[Candidate]:
+) -> Sequence[Candidate]:
     """``candidates_per_prompt`` images of each prompt: ``candidates.jsonl``, ``images/``, ``latents/`` in ``folder``.
 
     The first ``rollout.planned`` of a prompt's candidates plan. A candidate's noise and plan have a seed each, of the

@@ -83,7 +83,7 @@ def make_images(
             drawn.append(Drawn(item_id=item.id, path=item.path, prompt=item.prompt, seed=seed, plan=plan))
         return drawn
 
-    return run_stage(folder, "images", Drawn, {item.id: item for item in items}, batch_size, work)
+    return list(run_stage(folder, "images", Drawn, {item.id: item for item in items}, batch_size, work))
 
 
 def _write_side_files(benchmark: Benchmark, items: Sequence[Item], folder: Path) -> None:
@@ -164,7 +164,7 @@ def judge_images(
             evaluator.require_answers(verdicts)
         return verdicts
 
-    verdicts = run_stage(folder, name, Verdict, {item.id: item for item in items}, batch_size, work)
+    verdicts = list(run_stage(folder, name, Verdict, {item.id: item for item in items}, batch_size, work))
     others = {verdict.evaluator for verdict in verdicts} - {evaluator.name}
     if others:
         raise RunError(f"{folder / name}.jsonl has verdicts by {', '.join(others)}, not {evaluator.name}; delete it")
