@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from srum.models.base import Segment
     from srum.records import Picture
     from srum.run import Run
-    from train.examples import Example, Mix
+    from train.examples import Example
+    from train.feed import Mix
 
 TEMPLATES = {name: Path(__file__).parents[1] / "templates" / f"{name}.txt" for name in ("full", "tiny")}
 OF_THE_ROUND = (ROLLOUT, GROUND, JUDGE, RASTERIZE)
@@ -80,10 +81,13 @@ class Reca(Method):
     def examples(self, run: Run, k: int, config: RecaConfig) -> Mix:
         """The pictures that could be read, and the shares of the round's candidates and replies; beside them the first
         pictures, as they are learned and from a text alone."""
+        import torch
+
         from srum.records import Candidate
         from srum.run_dir import read_records
         from train.data import candidate_examples, load_replies, load_training_records
-        from train.examples import Mix, hold_out
+        from train.examples import hold_out
+        from train.feed import Mix
 
         folder = run.round(k)
         pictures, prompts = reconstructions(folder, config), {}
@@ -93,7 +97,7 @@ class Reca(Method):
         kinds: dict[str, Sequence[Example]] = {"": training, "t2i": (), "replies": ()}
         if config.mix[1]:
             records = load_training_records(run.round(k))
-            kinds["t2i"] = candidate_examples(records, [r.reward_map.new_ones(()) for r in records])
+            kinds["t2i"] = candidate_examples(records, [torch.ones(())] * len(records))
         if config.mix[2]:
             kinds["replies"] = load_replies(run.round(k), config.judge.instructions)
         shares = dict(zip(kinds, config.mix, strict=True))
