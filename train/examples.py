@@ -21,6 +21,7 @@ from srum.lazy import Lazy
 from srum.models.base import Segment, UnifiedModel
 from srum.processes import Processes
 from srum.seeding import seed_for
+from srum.tensors import tensor_shape
 
 if TYPE_CHECKING:
     from train.feed import ExampleFeed
@@ -109,11 +110,17 @@ class Mix:
         return f"{sum(len(part.examples) for part in self.parts)} examples"
 
     def digest(self) -> str:
-        """A checksum of the examples in order: ids, texts, credits."""
+        """A checksum of the examples in order: ids, texts, credits.
+
+        It reads these and looks whether the files of latents are whole: what is damaged is found before the first step.
+        """
         total = hashlib.sha256()
         for example in (*(e for part in self.parts for e in part.examples), *self.held_out):
             texts = [(s.kind, s.text or s.ids or s.texts or None, s.loss) for s in example.segments]
             total.update(repr((example.id, texts)).encode())
+            for segment in example.segments:
+                if segment.file:
+                    tensor_shape(segment.file)
             for credit in example.credit:
                 total.update(credit.numpy().tobytes())
         return total.hexdigest()
