@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from safetensors.torch import save_file
 from torch import Tensor
 
 from srum import models
+from srum.outcomes import count_outcomes, in_words
 from srum.processes import Processes
 from srum.records import Candidate, Grounding, Judgement, RewardMap
 from srum.reward_map import Skipped, binarized, centred, rasterize, sample_score
@@ -60,7 +59,7 @@ def rasterize_stage(run: Run, k: int) -> None:
         skipped = [str(outcome(candidate)) for name, candidate in candidates.items() if name not in rewarded]
         counts = count_outcomes(list(groundings.values()), list(judgements.values()), skipped)
         write_json(folder / "counts.json", counts)
-        console.print(f"{folder.name}: {json.dumps(counts)}")
+        console.print(f"{folder.name}: {in_words(counts)}", soft_wrap=True, highlight=False)
 
     processes.once(count)
 
@@ -79,23 +78,3 @@ def _keep_reward(
         alpha=alpha,
         sample_score=sample_score(judgement),
     )
-
-
-def count_outcomes(
-    groundings: Sequence[Grounding], judgements: Sequence[Judgement], skipped: Sequence[str]
-) -> dict[str, Any]:
-    """What became of a round's candidates: how many, and how many failed at what (``skipped``: why, each)."""
-    return {
-        "candidates": len(groundings),
-        "grounding_errors": sum(g.error is not None for g in groundings),
-        "without_regions": sum(g.error is None and all(region.id == 0 for region in g.regions) for g in groundings),
-        "regions_judged": sum(len(j.regions) for j in judgements),
-        "region_failures": _count(region.failure for j in judgements for region in j.regions),
-        "layout_failures": _count(j.layout.failure for j in judgements),
-        "skipped": _count(skipped),
-        "reward_maps": len(groundings) - len(skipped),
-    }
-
-
-def _count(kinds: Iterable[str | None]) -> dict[str, int]:
-    return {str(kind): number for kind, number in sorted(Counter(kind for kind in kinds if kind is not None).items())}

@@ -37,13 +37,13 @@ import yaml
 from filelock import FileLock, Timeout
 from PIL import Image, ImageOps
 from pydantic import ValidationError
-from tqdm import tqdm
 
 from srum.config import CONFIG, FREE, RunConfig, differing_fields, dump, load_config
 from srum.disk import DiskFullError, writing
 from srum.errors import SrumError
 from srum.json_files import as_unicode, read_json
 from srum.processes import Processes
+from srum.progress import counting
 from srum.provenance import next_entry, read_entries
 from srum.records import FILE_SAFE, SCHEMA_VERSION, Prompt, Record
 
@@ -393,14 +393,13 @@ def run_stage(
     batches = [dict(missing[start : start + batch_size]) for start in range(0, len(missing), batch_size)]
     own = range(len(batches))[processes.rank :: processes.count]
     made: list[R] = []
-    first = processes.rank == 0
     total = len(done) + sum(len(batches[number]) for number in own)
-    with tqdm(total=total, initial=len(done), desc=name, disable=None if first else True) as bar:
+    with counting(name, total, len(done), told=processes.rank == 0) as advance:
         for number in own:
             records = work(batches[number])
             write_records(_shard(parts, shards + number), records)
             made += records
-            bar.update(len(batches[number]))
+            advance(len(batches[number]), "")
     done |= {record_id(record): record for record in processes.joined(made)}
     merged = [done[key] for key in items if key in done]
     processes.once(lambda: _finish(final, parts, merged))
