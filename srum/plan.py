@@ -45,7 +45,7 @@ from srum.stages import IMAGES, JUDGE, ROLLOUT, TRAIN
 FEW = 4  # candidates of the first miniature, at least
 STEPS = 3  # of a training in a miniature; the first is warming up
 SHARE = 0.05  # of the foretold time that the second miniature may take
-LONGEST = 30.0  # seconds of the second miniature
+LONGEST = 10.0  # seconds of the second miniature
 WORTH = 32  # times as many images as the first miniature has: a run of fewer is not measured at its start
 KEPT = 2  # checkpoints of a training that are kept while it goes on
 STATE = 3  # times the weights that a checkpoint with the optimiser's averages takes
@@ -201,7 +201,7 @@ class Size:
             seconds = _scaled(small.of(f"eval {arm}"), share) if small else None
             yield Cost(EVAL.format(arm), self.tested, passes, seconds)
         yield from self._own(small)
-        if small and (timed := small.of(REPORT)):
+        if small and (timed := small.times.get(REPORT)):
             written = self.config.rounds * (self.config.rounds + 1) / 2 * len(self.run.stages) + self.config.rounds
             yield Cost(REPORT, seconds=timed.seconds * written * self.candidates / small.candidates)
 

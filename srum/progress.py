@@ -97,7 +97,7 @@ def expecting(seconds: Mapping[str, float]) -> Iterator[None]:
 
 @contextmanager
 def timing() -> Iterator[dict[str, Timed]]:
-    """Within the block the times of all parts are kept, by label."""
+    """Within the block the times of all parts are kept, by label, and nothing is told."""
     global _times
     _times = {}
     try:
@@ -132,7 +132,7 @@ def counting(name: str, total: int, done: int = 0, told: bool = True) -> Iterato
     marks = [] if _times is None else _times.setdefault(label, Timed()).marks
     before = marks[-1][0] - done if marks else 0  # of a part that counts twice
     marks.append((before + done, start))
-    count = done
+    count, told = done, told and _times is None
     silent = not told or not sys.stderr.isatty()
     with tqdm(total=total, initial=done, desc=label, disable=silent, bar_format=BAR) as bar:
 

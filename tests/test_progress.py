@@ -60,16 +60,16 @@ def test_another_process_says_nothing(clock: Clock, capsys: pytest.CaptureFixtur
     assert capsys.readouterr().out == ""
 
 
-def test_times_are_parted_into_what_grows_and_what_does_not(clock: Clock) -> None:
-    """5 s to load, a first step of 9 s, two of 2 s: each 2 s, and once the rest."""
+def test_times_are_parted_into_what_grows_and_what_does_not(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    """5 s to load, a first step of 90 s, two of 2 s: each 2 s, and once the rest. Nothing is told."""
     with timing() as times, part("round 1/1 - train sft"):
         clock.now += 5
         with counting("train", 3) as advance:
-            for seconds in (9, 2, 2):
+            for seconds in (90, 2, 2):
                 clock.now += seconds
                 advance(1, "")
     timed = times["round 1/1 - train sft"]
-    assert (timed.items, timed.each, timed.once) == (3, 2.0, 12.0)
+    assert (timed.items, timed.each, timed.once) == (3, 2.0, 93.0) and capsys.readouterr().out == ""
     assert (Timed(3.0).items, Timed(3.0, [(0, 0.0), (6, 3.0)]).each) == (0, 0.5)
 
 
