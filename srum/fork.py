@@ -18,7 +18,7 @@ from srum.run import Run
 from srum.run_dir import CONFIG, RunError, round_dir, write_json, write_text
 
 FILES = {  # of a round, by the stage that makes them, in order
-    "rollout": ("prompts.jsonl", "candidates.jsonl", "images", "latents"),
+    "rollout": ("prompts.jsonl", "candidates.jsonl", "images", "latents", "rollout_counts.json"),
     "ground": ("regions.jsonl",),
     "judge": ("judgements.jsonl",),
     "rasterize": ("rewards.jsonl", "rewards", "counts.json"),

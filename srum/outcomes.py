@@ -4,29 +4,41 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from srum.records import Grounding, Judgement
 
 
 def count_outcomes(
-    groundings: Sequence[Grounding], judgements: Sequence[Judgement], skipped: Sequence[str]
+    groundings: Iterable[Grounding], judgements: Iterable[Judgement], skipped: Sequence[str]
 ) -> dict[str, Any]:
     """What became of a round's candidates: how many, and how many failed at what (``skipped``: why, each)."""
+    grounded = Counter(_of_grounding(grounding) for grounding in groundings)
+    judged, regions, layouts = 0, Counter[str](), Counter[str]()
+    for judgement in judgements:
+        judged += len(judgement.regions)
+        regions.update(str(region.failure) for region in judgement.regions if region.failure)
+        layouts.update([str(judgement.layout.failure)] * (judgement.layout.failure is not None))
     return {
-        "candidates": len(groundings),
-        "grounding_errors": sum(g.error is not None for g in groundings),
-        "without_regions": sum(g.error is None and all(region.id == 0 for region in g.regions) for g in groundings),
-        "regions_judged": sum(len(j.regions) for j in judgements),
-        "region_failures": _count(region.failure for j in judgements for region in j.regions),
-        "layout_failures": _count(j.layout.failure for j in judgements),
-        "skipped": _count(skipped),
-        "reward_maps": len(groundings) - len(skipped),
+        "candidates": grounded.total(),
+        "grounding_errors": grounded["error"],
+        "without_regions": grounded["empty"],
+        "regions_judged": judged,
+        "region_failures": _in_order(regions),
+        "layout_failures": _in_order(layouts),
+        "skipped": _in_order(Counter(skipped)),
+        "reward_maps": grounded.total() - len(skipped),
     }
 
 
-def _count(kinds: Iterable[str | None]) -> dict[str, int]:
-    return {str(kind): number for kind, number in sorted(Counter(kind for kind in kinds if kind is not None).items())}
+def _of_grounding(grounding: Grounding) -> Literal["error", "empty", "found"]:
+    if grounding.error is not None:
+        return "error"
+    return "empty" if all(region.id == 0 for region in grounding.regions) else "found"
+
+
+def _in_order(counts: Counter[str]) -> dict[str, int]:
+    return dict(sorted(counts.items()))
 
 
 def in_words(counts: Mapping[str, Any]) -> str:
@@ -45,6 +57,12 @@ def in_words(counts: Mapping[str, Any]) -> str:
         counts["layout_failures"]
     )
     return ". ".join(sentence[0].upper() + sentence[1:] for sentence in said) + "."
+
+
+def undrawn_in_words(counts: Mapping[str, Any]) -> str:
+    """What a server of images made of its requests (``rollout_counts.json``)."""
+    kinds = f": {_kinds(counts['not_drawn'])}" if counts["not_drawn"] else ""
+    return f"Of {_of(counts['asked'], 'image')} asked of the server {counts['drawn']} drawn{kinds}."
 
 
 def _of(count: int, thing: str) -> str:

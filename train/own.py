@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from srum import plots
 from srum.evaluation.accuracy import drawn
@@ -18,7 +18,7 @@ from train.refining import image_judge
 DRAW, JUDGE = "own prompts - draw {}", "own prompts - judge {}"
 
 
-def judge_own(run: Run) -> dict[str, list[JudgedImage]]:
+def judge_own(run: Run) -> dict[str, Sequence[JudgedImage]]:
     """The images of base and of every arm after the last round, on the same prompts and seeds, with their scores.
 
     All are drawn before the first is judged, so that no two models are in memory at once.
@@ -46,7 +46,7 @@ def _draw(run: Run, arm: str, weights: str, prompts: Mapping[str, Prompt]) -> No
     run_stage(folder, "drawn", Drawn, prompts, config.eval.batch_size, work)
 
 
-def _judge(run: Run, arms: list[str], prompts: Mapping[str, Prompt]) -> dict[str, list[JudgedImage]]:
+def _judge(run: Run, arms: list[str], prompts: Mapping[str, Prompt]) -> dict[str, Sequence[JudgedImage]]:
     folders = {arm: run.folder / OWN / arm for arm in arms}
     if all(finished(folder, "scores") for folder in folders.values()):
         return {arm: read_records(folder / "scores.jsonl", JudgedImage) for arm, folder in folders.items()}
@@ -54,7 +54,7 @@ def _judge(run: Run, arms: list[str], prompts: Mapping[str, Prompt]) -> dict[str
     if frozen.judge.model == "start":  # the model that is loaded here, once
         frozen = frozen.model_copy(update={"judge": frozen.judge.model_copy(update={"model": "self"})})
     judge = image_judge(load_model(run.config, run.config.model), frozen, run.seed(OWN, "judge"))
-    scores = {}
+    scores: dict[str, Sequence[JudgedImage]] = {}
     for arm, folder in folders.items():
 
         def work(batch: Mapping[str, Prompt], place: str = arm) -> list[JudgedImage]:

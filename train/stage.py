@@ -35,21 +35,18 @@ def train_stage(run: Run, k: int) -> None:
         for name in trained:
             console.print(f"already trained: {run.train_dir(name, k)}", soft_wrap=True)
     missing = {name: arm for name, arm in run.arms.items() if name not in trained}
-    if len(missing) > 1:
-        for arm in missing.values():
-            arm.method.examples(run, k, arm.config)
+    sources = {name: arm.method.examples(run, k, arm.config) for name, arm in missing.items()}
     for name, arm in missing.items():
-        with part(run.named(k, f"train {name}")):
-            train_arm(run, k, name, arm)
+        with run.timed(f"{run.round(k).name}/train/{name}"), part(run.named(k, f"train {name}")):
+            train_arm(run, k, name, arm, sources.pop(name))
     if processes.rank == 0 and not run.config.train.keep_checkpoints:
         for name in run.arms:
             shutil.rmtree(run.train_dir(name, k) / "checkpoints", ignore_errors=True)
 
 
-def train_arm(run: Run, k: int, name: str, arm: Arm) -> None:
+def train_arm(run: Run, k: int, name: str, arm: Arm, source: Source) -> None:
     """train/ARM/: one arm goes on from its own weights."""
     config = arm.config.train
-    source = arm.method.examples(run, k, arm.config)
     if Processes.here().rank == 0:
         console.print(f"{run.round(k).name}: {name}, training on {source}", soft_wrap=True, highlight=False)
     with ExitStack() as stack:
@@ -72,6 +69,7 @@ def _train(run: Run, k: int, name: str, arm: Arm, source: Source, tracker: Track
         run.train_dir(name, k),
         run.seed(k, "train"),
         candidates=candidates,
+        remark=lambda losses: console.print(arm.method.remark(losses), soft_wrap=True),
         reproduces=name == run.method.name or k == 0,  # these weights made the candidates
         tracker=tracker,
     )
