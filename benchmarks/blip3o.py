@@ -37,10 +37,10 @@ from judging.soft_score import score_logprobs
 from srum.models import find_device, native_bfloat16
 from srum.models.base import Decoding, Sampling, Segment
 from srum.models.blip3o import Blip3o
-from srum.models.blip3o.checkpoint import GENERATOR, QWEN, empty_generator, empty_qwen, official_name
+from srum.models.blip3o.checkpoint import GENERATOR, QWEN, empty_generator, empty_qwen, official_name, read_headers
 from srum.models.blip3o.config import HEAD_WIDTH, TransformerSizes, read_sizes
 from srum.models.blip3o.generator import Generator
-from srum.models.blip3o.headers import Headers
+from srum.models.checkpoints import Headers
 from srum.models.precision import Precision
 from srum.shapes.prompts import prompt_set
 from train.weights import trainable_parameters
@@ -107,7 +107,7 @@ def proportioned(source: Path, folder: Path) -> Path:
     raw |= {"rope_scaling": {"type": "default", "mrope_section": [16, 24, 24]}}
     raw["vision_config"] |= {"out_hidden_size": raw["hidden_size"]}
     (folder / "config.json").write_text(json.dumps(raw))
-    headers = Headers.of(source)
+    headers = read_headers(source)
     channels = headers.shapes[FEATURES][1]
     heads = 28 // SCALE
     transformer = TransformerSizes(channels, 64 * heads, 24 // SCALE, heads, heads, condition=raw["hidden_size"])

@@ -17,7 +17,7 @@ from srum import models
 from srum.chat import NoReply, Picture, Server, Wish
 from srum.config import RunConfig
 from srum.disk import require_room
-from srum.drawing import contexts_of, write_plans
+from srum.drawing import draw_planned
 from srum.models.base import Sampling, UnifiedModel
 from srum.processes import Processes
 from srum.records import Candidate, Prompt
@@ -74,7 +74,7 @@ class Made:
 
 def rollout(
     model: UnifiedModel, prompts: Sequence[Prompt], config: RunConfig, round_index: int, folder: Path
-) -> list[Candidate]:
+) -> Sequence[Candidate]:
     """``candidates_per_prompt`` images of each prompt: ``candidates.jsonl``, ``images/``, ``latents/`` in ``folder``.
 
     The first ``rollout.planned`` of a prompt's candidates plan. A candidate's noise and plan have a seed each, of the
@@ -127,14 +127,9 @@ def rollout(
 
 def drawn(model: UnifiedModel, images: Sequence[Wanted], sampling: Sampling) -> list[Made]:
     """The images as ``model`` draws them, those that plan after their plans, all in one batch."""
-    planning = {n: image.plan_seed for n, image in enumerate(images) if image.plan_seed is not None}
-    asked = [images[n].prompt for n in planning]
-    written = write_plans(model, asked, sampling, list(planning.values())) if planning else []
-    by_image = dict(zip(planning, written, strict=True))
-    plans = [by_image.get(n) for n in range(len(images))]
-    contexts = contexts_of(model, [image.prompt for image in images], plans)
-    made = model.draw(contexts, sampling, [image.seed for image in images])
-    return [Made(one.image, one.latent, plan) for one, plan in zip(made, plans, strict=True)]
+    prompts, seeds = [image.prompt for image in images], [image.seed for image in images]
+    made = draw_planned(model, prompts, sampling, seeds, [image.plan_seed for image in images])
+    return [Made(one.image, one.latent, plan) for one, plan in made]
 
 
 def drawn_by(server: Server, model: UnifiedModel, images: Sequence[Wanted], sampling: Sampling) -> list[Made | NoReply]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +39,8 @@ from srum.run_dir import RunError, read_records
 from tests.fakes import FakeModel
 from train.data import TrainingRecord
 
-GOLDEN = Path(__file__).parent / "golden" / "bagel" / "checkpoint"
+ROOT = Path(__file__).parents[1]
+GOLDEN = ROOT / "tests" / "golden" / "bagel" / "checkpoint"
 SMALL = [
     "prompt_count=6",
     "candidates_per_prompt=2",
@@ -98,6 +102,43 @@ def test_the_gpu_check_at_a_toy_size(part: str, capsys: pytest.CaptureFixture[st
     for start in expected[part]:
         (line,) = [line for line in lines if line.startswith(start)]
         assert "Error" not in line and " 0.00 s an image" not in line
+
+
+STUB = """#!/bin/sh
+case "$*" in
+    *" decode"*) echo begun; exec sleep 60 ;;
+    *bf16*) echo MISS; exit 1 ;;
+esac
+echo "did $*"
+"""
+
+
+def run_check(results: Path, *args: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    command = ["bash", "benchmarks/gpu_check.sh", str(results), *args]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, **settings})
+
+
+def test_a_gpu_check_that_is_cut_reports_what_it_has(tmp_path: Path) -> None:
+    """A part that takes too long is ended and keeps its lines, those after it say that no time was left."""
+    stub = tmp_path / "python"
+    stub.write_text(STUB)
+    stub.chmod(0o755)
+    done = run_check(tmp_path / "results", PYTHON=str(stub), LIMIT="3")
+    said = {path.stem: path.read_text().splitlines() for path in (tmp_path / "results").iterdir()}
+    assert done.returncode == 1 and "SOMETHING DIFFERS" in done.stdout and "== parity-bf16\nMISS" in done.stdout
+    assert said["draw"][0] == "did -W ignore -m benchmarks.gpu_check draw" and "status 0" in said["draw"][1]
+    assert said["decode"][0] == "begun" and "status 124" in said["decode"][1]
+    assert said["compiled"] == ["no time left"] and said.keys() >= {"parity-fp32", "agree", "train"}
+
+
+@pytest.mark.slow
+def test_the_gpu_check_runs_from_end_to_end(tmp_path: Path) -> None:
+    """Every part at a toy size on the CPU: each ends well, and all that is compared agrees."""
+    done = run_check(tmp_path, "--tiny", PYTHON=sys.executable, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stdout
+    parts = {path.stem: path.read_text() for path in tmp_path.glob("*.txt")}
+    assert parts.keys() == {"parity-fp32", "parity-bf16", "agree", "draw", "train", "decode", "compiled"}
+    assert all("exit status 0" in text and "Error" not in text for text in parts.values())
 
 
 def test_operations_of_an_image_are_those_of_its_products() -> None:

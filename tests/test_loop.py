@@ -26,7 +26,7 @@ from srum.rasterize import count_outcomes
 from srum.reading import read_round
 from srum.records import Candidate, Failure, Grounding, Judgement, LayoutJudgement, Region, RegionJudgement, RewardMap
 from srum.report import to_come
-from srum.reward_map import Skipped, centred
+from srum.reward_map import Skipped, centred, usual_scores
 from srum.run import Run
 from srum.run_dir import RunError, read_records
 from tests.fakes import FakeModel, run_on_fakes
@@ -376,7 +376,9 @@ def test_no_field_of_grounding_and_rasterizing_is_lost_on_the_way(
         assert given == ground and isinstance(relevant, RelevanceFilter) and relevant.threshold == 0.25
     candidates = read_records(run.round(0) / "candidates.jsonl", Candidate)
     judgements = read_records(run.round(0) / "judgements.jsonl", Judgement)
-    assert list(made_of.values()) == centred(judgements, [candidate.prompt_id for candidate in candidates])
+    prompts = [candidate.prompt_id for candidate in candidates]
+    usual = usual_scores(judgements, prompts)
+    assert list(made_of.values()) == [centred(j, usual[p]) for j, p in zip(judgements, prompts, strict=True)]
 
 
 def test_layers_in_several_places_are_not_trained(tmp_path: Path) -> None:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from srum.lazy import Lazy
 from srum.models.base import Segment
 from srum.seeding import seed_for
 
@@ -31,8 +33,9 @@ class Example:
     """What is learned from one thing: ``segments``, any number of them with a loss.
 
     ``credit``: what the tokens of each segment with a loss are weighted with, in the order of the segments: a value per
-    token (on a latent per cell of its grid, row-major), or one for all; none at all stand for ones. ``id`` is unique
-    among the examples of a training and seeds what is drawn; ``group`` is what is held out together (a prompt).
+    token (on a latent per cell of its grid, row-major), or one for all; none at all stand for ones. They may be
+    ``Lazy``, and are then made at every visit. ``id`` is unique among the examples of a training and seeds what is
+    drawn; ``group`` is what is held out together (a prompt).
     ``sampled``: how each segment with a loss was drawn, where a policy drew them.
     """
 
@@ -50,28 +53,38 @@ def in_all_words(example: Example) -> Iterator[Example]:
         yield replace(example, segments=segments)
 
 
-def hold_out(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
+def hold_out(examples: Sequence[Example], share: float, seed: int) -> tuple[Sequence[Example], Sequence[Example]]:
     """The examples to train on, and those of a ``share`` of the groups, drawn by ``seed``, to validate with.
 
     A share above 0 is at least one group.
     """
-    groups = sorted({example.group for example in examples}, key=lambda name: seed_for(seed, "validation", name))
-    chosen = set(groups[: max(1, round(share * len(groups))) if share else 0])
-    kept, held = ([example for example in examples if (example.group in chosen) == out] for out in (False, True))
-    return kept, held
+    if not share:
+        return examples, ()
+    of = [example.group for example in examples]
+    groups = sorted(set(of), key=lambda name: seed_for(seed, "validation", name))
+    chosen = set(groups[: max(1, round(share * len(groups)))])
+    kept, held = ([place for place, group in enumerate(of) if (group in chosen) == out] for out in (False, True))
+    return Lazy(kept, examples.__getitem__), Lazy(held, examples.__getitem__)
 
 
 def draw_order(count: int, start: int, stop: int, seed: int, name: str = "") -> list[tuple[int, int]]:
     """(epoch, index) of places start <= k < stop in the endless stream ``name`` of seeded permutations of ``count``."""
     if start == stop:
         return []
-    epochs = range(start // count, (stop - 1) // count + 1)
-    stream = [
-        (epoch, int(index))
-        for epoch in epochs
-        for index in torch.randperm(count, generator=generator_for(seed, "order", epoch, *([name] if name else [])))
+    named = [name] if name else []
+    return [
+        (epoch, index)
+        for epoch in range(start // count, (stop - 1) // count + 1)
+        for index in _permutation(count, seed, "order", epoch, *named)[
+            max(0, start - epoch * count) : stop - epoch * count
+        ].tolist()
     ]
-    return stream[start - epochs[0] * count : stop - epochs[0] * count]
+
+
+@lru_cache(maxsize=8)
+def _permutation(count: int, *parts: int | str) -> Tensor:
+    """The numbers below ``count`` in the order that ``parts`` seed: kept, since every step of an epoch takes a few."""
+    return torch.randperm(count, generator=generator_for(*parts))
 
 
 def generator_for(*parts: int | str) -> torch.Generator:

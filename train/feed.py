@@ -17,7 +17,8 @@ from srum.errors import TrainingError
 from srum.models.base import UnifiedModel
 from srum.processes import Processes
 from train.examples import Example, draw_order, generator_for, in_all_words
-from train.packs import Pack, Sample, at_every_timestep, cut, draw, make_pack, opened
+from train.metrics import TIMESTEP_BINS
+from train.packs import Pack, Sample, at_timestep, cut, draw, make_pack, measured, opened, worded
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Feed(Protocol):
         ...
 
     def compared(self) -> Mapping[str, Iterator[Step]]:
-        """What is measured before the first step and never learned (``train.examples.Mix``)."""
+        """What is measured before the first step and never learned (``Mix``)."""
         ...
 
 
@@ -148,15 +149,16 @@ class ExampleFeed:
             preparing: Any = model
             others = (*mix.held_out, *(example for kind in mix.compared.values() for example in kind))
             examples = (*(example for part in mix.parts for example in part.examples), *others)
-            preparing.prepare(opened(model, one).segments for example in examples for one in in_all_words(example))
+            preparing.prepare(
+                opened(model, worded(one)).segments for example in examples for one in in_all_words(example)
+            )
 
     def step(self, number: int) -> Step:
         """The examples of the step with their dropout, timesteps and noise."""
-        visits = self.mix.at(number, self.seed)
-        drawn = [(epoch, opened(self.model, example, self.seed, epoch)) for epoch, example in visits]
-        packs = self.own_packs([self.model.length(example.segments) for _, example in drawn])
-        samples = [([self.draw(*drawn[place]) for place in members], counted) for members, counted in packs]
-        return self._step(samples, [example for _, example in drawn])
+        visits = [(epoch, worded(example, self.seed, epoch)) for epoch, example in self.mix.at(number, self.seed)]
+        packs = self.own_packs([measured(self.model, example) for _, example in visits])
+        samples = [([self.draw(*visits[place]) for place in members], counted) for members, counted in packs]
+        return self._step(samples, [example for _, example in visits])
 
     def validation(self) -> Iterator[Step]:
         """Every example that is held out, at one timestep of every bin, by batches."""
@@ -167,17 +169,21 @@ class ExampleFeed:
         return {name: self._whole(examples) for name, examples in self.mix.compared.items()}
 
     def _whole(self, examples: Sequence[Example]) -> Iterator[Step]:
-        read = [opened(self.model, example) for example in examples]
-        samples = [s for e in read for s in at_every_timestep(self.model, e, self.config, self.seed)]
-        for start in range(0, len(samples), self.config.batch_size):
-            batch = samples[start : start + self.config.batch_size]
-            packs = self.own_packs([self.model.length(sample.segments) for sample in batch])
-            own = [([batch[place] for place in members], counted) for members, counted in packs]
-            yield self._step(own, [sample.example for sample in batch])
+        places = [(number, bin) for number in range(len(examples)) for bin in range(TIMESTEP_BINS)]
+        for start in range(0, len(places), self.config.batch_size):
+            batch = [(worded(examples[number]), bin) for number, bin in places[start : start + self.config.batch_size]]
+            packs = self.own_packs([measured(self.model, example) for example, _ in batch])
+            own = [([self.look(*batch[place]) for place in members], counted) for members, counted in packs]
+            yield self._step(own, [example for example, _ in batch])
 
     def draw(self, epoch: int, example: Example) -> Sample:
-        """The example as this epoch sees it."""
-        return draw(self.model, example, self.config, generator_for(self.seed, epoch, example.id))
+        """The example as this epoch sees it, its files read."""
+        generator = generator_for(self.seed, epoch, example.id)
+        return draw(self.model, opened(self.model, example), self.config, generator)
+
+    def look(self, example: Example, bin: int) -> Sample:
+        """The example as every validation sees it at a timestep, its files read."""
+        return at_timestep(self.model, opened(self.model, example), self.config, self.seed, bin)
 
     def own_packs(self, lengths: Sequence[int]) -> list[tuple[list[int], bool]]:
         """Those of this process."""

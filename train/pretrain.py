@@ -19,12 +19,12 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from torch.utils.data import Dataset
 
 from srum.drawing import draw_prompts
-from srum.models.bagel.checkpoint import load_tokenizer
 from srum.models.bagel.config import AutoencoderConfig, BagelConfig, LlmConfig, VitConfig
 from srum.models.bagel.model import Bagel
 from srum.models.bagel.network import BagelNetwork
 from srum.models.bagel.positions import sincos_table
 from srum.models.base import Sampling
+from srum.models.checkpoints import load_tokenizer
 from srum.run_dir import atomic, write_text
 from srum.shapes.prompts import sample_prompt
 from srum.shapes.render import render

@@ -89,7 +89,7 @@ def refine_run(run: Run, place: Path, weights: str, config: RunConfig) -> list[R
         chains = refine(model, score, list(opened), texts, firsts, config.refine, run.config.seed)
         return [_keep(folder, *one) for one in zip(opened, texts, chains, strict=True)]
 
-    made = run_stage(folder, "refined", Refinement, items, config.refine.batch_size, work, gaps=True)
+    made = list(run_stage(folder, "refined", Refinement, items, config.refine.batch_size, work, gaps=True))
     if processes.rank == 0 and (lost := len(items) - len(made)):
         console.print(f"{folder}: {lost} of {len(items)} images could not be read and were left out")
     return made

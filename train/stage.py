@@ -28,7 +28,8 @@ def train_stage(run: Run, k: int) -> None:
     missing = {name: arm for name, arm in run.arms.items() if name not in trained}
     sources = {name: arm.method.examples(run, k, arm.config) for name, arm in missing.items()}
     for name, arm in missing.items():
-        train_arm(run, k, name, arm, sources.pop(name))
+        with run.timed(f"{run.round(k).name}/train/{name}"):
+            train_arm(run, k, name, arm, sources.pop(name))
     if processes.rank == 0 and not run.config.train.keep_checkpoints:
         for name in run.arms:
             shutil.rmtree(run.train_dir(name, k) / "checkpoints", ignore_errors=True)

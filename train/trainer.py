@@ -122,7 +122,7 @@ def train(
         identity = {
             "config": hashlib.sha256(repr(settings).encode()).hexdigest(),
             "seed": str(seed),
-            "examples": source.digest(),
+            "examples": processes.once(source.digest),
             "model": digest({n: p for n, p in lora.beneath(model.network).items() if n in chosen}, processes),
         }
         before = digest(trainer.parameters, processes)

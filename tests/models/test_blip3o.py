@@ -347,7 +347,7 @@ def test_a_tied_head_is_the_embedding(tmp_path: Path) -> None:
     folder = changed(tmp_path, {"tie_word_embeddings": True}, lambda weights: weights.pop("lm_head.weight"))
     language = Blip3o.load(folder).language
     assert language.qwen.lm_head.weight is language.text.embed_tokens.weight
-    with pytest.raises(ModelError, match=r"1 missing, such as lm_head\.weight"):
+    with pytest.raises(ModelError, match=r"1 missing: lm_head\.weight"):
         Blip3o.load(changed(tmp_path / "b", {}, lambda weights: weights.pop("lm_head.weight")))
 
 
@@ -373,8 +373,8 @@ def without(prefix: str) -> Callable[[dict[str, torch.Tensor]], object]:
         ({"image_start_tag_id": 7}, without("none"), "BLIP3o-NEXT"),
         ({"mm_use_im_start_end": True}, without("none"), "mm_use_im_start_end"),
         ({}, without("model.dit."), "a Qwen2.5-VL alone"),
-        ({}, without("model.gen_vision_tower.vision_tower.model.cls_token"), "1 missing, such as .*cls_token"),
-        ({}, lambda weights: weights.update({"model.other": torch.zeros(1)}), "1 unexpected, such as model.other"),
+        ({}, without("model.gen_vision_tower.vision_tower.model.cls_token"), "1 missing: .*cls_token"),
+        ({}, lambda weights: weights.update({"model.other": torch.zeros(1)}), "1 unexpected: model.other"),
         ({}, lambda weights: weights.update({"model.norm.weight": torch.zeros(3)}), r"model.norm.weight: \(3,\)"),
     ],
 )

@@ -112,7 +112,7 @@ def test_a_kill_while_the_autoencoders_state_is_written_leaves_the_state_before(
 
 
 def test_the_tokenizer_reads_back_what_it_wrote(tokenizer: Path) -> None:
-    from srum.models.bagel.checkpoint import load_tokenizer
+    from srum.models.checkpoints import load_tokenizer
 
     read = load_tokenizer(tokenizer)
     assert len(read) <= pretrain.VOCABULARY

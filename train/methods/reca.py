@@ -81,6 +81,8 @@ class Reca(Method):
     def examples(self, run: Run, k: int, config: RecaConfig) -> Mix:
         """The pictures that could be read, and the shares of the round's candidates and replies; beside them the first
         pictures, as they are learned and from a text alone."""
+        import torch
+
         from srum.records import Candidate
         from srum.run_dir import read_records
         from train.data import candidate_examples, load_replies, load_training_records
@@ -95,7 +97,7 @@ class Reca(Method):
         kinds: dict[str, Sequence[Example]] = {"": training, "t2i": (), "replies": ()}
         if config.mix[1]:
             records = load_training_records(run.round(k))
-            kinds["t2i"] = candidate_examples(records, [r.reward_map.new_ones(()) for r in records])
+            kinds["t2i"] = candidate_examples(records, [torch.ones(())] * len(records))
         if config.mix[2]:
             kinds["replies"] = load_replies(run.round(k), config.judge.instructions)
         shares = dict(zip(kinds, config.mix, strict=True))

@@ -26,7 +26,6 @@ from srum.models.bagel.checkpoint import (
     empty_network,
     load_autoencoder,
     load_network,
-    load_tokenizer,
     official_weights,
     read_weights,
     save_checkpoint,
@@ -51,6 +50,7 @@ from srum.models.base import (
     without_images,
     without_text,
 )
+from srum.models.checkpoints import load_tokenizer
 from srum.models.exploring import Explorer, initial_noise
 from srum.models.precision import Precision, computing
 from srum.models.texts import token_id

@@ -44,18 +44,18 @@ from srum.models.blip3o.checkpoint import (
     check,
     empty_generator,
     load_qwen,
-    load_tokenizer,
     load_tower,
+    read_headers,
     read_into,
     save_checkpoint,
 )
 from srum.models.blip3o.config import Blip3oConfig
-from srum.models.blip3o.decoder import Decoder
+from srum.models.blip3o.decoder import Decoder, require_decoder
 from srum.models.blip3o.generator import Generator, Steps, sample, schedule, timestep
-from srum.models.blip3o.headers import Headers
 from srum.models.blip3o.images import crop_box, cropped, normalised, seen_size
 from srum.models.blip3o.language import Context, Language, Rows, Run, flattened, joined
 from srum.models.blip3o.tower import EvaTower, pool
+from srum.models.checkpoints import load_tokenizer
 from srum.models.exploring import Explorer
 from srum.models.precision import Precision, computing
 from srum.models.texts import Row, go_on, pick, token_id
@@ -98,9 +98,10 @@ class Blip3o:
         self, folder: Path, device: torch.device, precision: Precision, dtype: torch.dtype, empty: bool = False
     ) -> None:
         self.folder, self.device, self.precision, self.dtype, self.empty = folder, device, precision, dtype, empty
-        self.headers = Headers.of(folder)
+        self.headers = read_headers(folder)
         self.config = Blip3oConfig.from_folder(folder, self.headers)
         check(folder, self.config, self.headers)
+        require_decoder(folder)
         self.tokenizer = load_tokenizer(folder)
         self.ids = lru_cache(maxsize=65536)(lambda text: tuple(self.tokenizer.encode(text, add_special_tokens=False)))
         self.stop, _ = (token_id(self.tokenizer, name, folder) for name in ("<|im_end|>", chat.IMAGE))
