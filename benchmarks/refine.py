@@ -52,7 +52,8 @@ from srum.shapes.hard_negatives import perturb
 from srum.shapes.prompts import sample_prompt
 from srum.shapes.render import render
 from srum.shapes.scenes import sample_scene
-from train.examples import Example, Mix, Part
+from train.examples import Example
+from train.feed import Mix, Part
 from train.methods.rvr import Rvr
 from train.refining import self_scorer
 

@@ -134,11 +134,13 @@ def _stage_command(stage: Stage) -> Callable[..., None]:
     def command(run: RunFolder, round_: Round = 0, config: ConfigFile = None, overrides: Overrides = None) -> None:
         _check_config(run, config, overrides or [])
 
-        from srum.loop import perform
+        from srum.loop import next_command, perform
         from srum.processes import connected
 
-        with connected(), _opened(run, config, overrides, new=stage.name in BEGIN) as opened:
+        with connected() as processes, _opened(run, config, overrides, new=stage.name in BEGIN) as opened:
             perform(opened, stage.name, round_)
+            if processes.rank == 0:
+                typer.echo(f"next: {next_command(opened, stage.name, round_)}")
 
     return command
 
@@ -160,13 +162,16 @@ def eval_(
     """
     from srum import loop
     from srum.processes import connected
+    from srum.rollout import own_prompts
     from srum.run_dir import RunError
 
     with connected() as processes, _opened(run, config, overrides) as opened:
-        if not opened.config.eval.count:
+        if not (opened.config.eval.count or (round_ is None and own_prompts(opened.config))):
             raise RunError(f"{run} has no evaluation: eval.count is 0")
         if round_ is None:
             loop.conclude(opened)
+            if processes.rank == 0:
+                typer.echo(f"open {run / 'report.html'}")
             return
         results = loop.evaluate_arms(opened, round_ + 1, opened.round(round_) / "eval")
         if processes.rank == 0:
@@ -179,7 +184,7 @@ def report(run: RunFolder) -> None:
     from srum import open_run
     from srum.report import write_report
 
-    typer.echo(write_report(open_run(run).folder))
+    typer.echo(f"open {write_report(open_run(run).folder)}")
 
 
 @app.command()
@@ -208,19 +213,24 @@ def show(
 @app.command()
 def compare(
     run: RunFolder,
-    other: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the other run.")],
+    other: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="Folder of another run.")] = None,
     image: Annotated[Path | None, typer.Option(help="Save the first 24 held-out images whose verdicts differ.")] = None,
     arm: Annotated[
         str | None, typer.Option(help="Arm whose images are saved (default: the first run's method).")
     ] = None,
 ) -> None:
-    """Print two runs side by side: configs, rounds, accuracies by the exact checker."""
+    """Print what the arms of a run took and how accurate they are at equal compute; of two runs, side by side, also
+    their configs, rounds and accuracies."""
     from rich.console import Console
 
     from srum import open_run
+    from srum.evaluation.compute import compute_tables
     from srum.plots import before_after_figure
     from srum.show import changed_images, comparison_tables
 
+    if other is None:
+        Console().print(*compute_tables([open_run(run)]))
+        return
     views = open_run(run), open_run(other)
     Console().print(*comparison_tables(*views))
     if image is not None:
@@ -402,9 +412,32 @@ def run_(
 
     with connected() as processes:
         wanted = processes.once(lambda: _config(out, config, [*(overrides or []), *flags]))
-        run_loop(wanted, out, resume, command=shlex.join(["srum", *sys.argv[1:]]))
+        run_loop(wanted, out, resume, command=shlex.join(["srum", *sys.argv[1:]]), foretell=True)
         if processes.rank == 0:
-            typer.echo("\n".join(str(out / name) for name in ("summary.json", "report.html") if (out / name).exists()))
+            typer.echo(f"open {out / 'report.html'}")
+
+
+@app.command()
+def plan(
+    config: Annotated[
+        Path | None, typer.Argument(metavar="CONFIG", help="YAML file; what it leaves out has its default.")
+    ] = None,
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(help="Where the run would be, for the room on that disk.")] = Path("runs"),
+) -> None:
+    """Say what a run will cost: images, forward passes, time, memory, disk, and what will not fit.
+
+    Time, memory and disk are measured with a small run of the same config in a temporary folder.
+    """
+    from srum.config import load_config
+
+    wanted = load_config(config, overrides or ())
+
+    from srum.loop import check_inputs, show_plan
+    from srum.plan import foresee
+
+    check_inputs(wanted)
+    show_plan(foresee(wanted, out, always=True))
 
 
 @app.command("config")
@@ -488,6 +521,37 @@ def _method_name(answer: str) -> str:
     except SrumError as error:
         raise typer.BadParameter(str(error)) from None
     return answer
+
+
+@app.command()
+def sweep(
+    out: Annotated[Path, typer.Option(help="Folder of the runs: SETTING/seed-S.")] = Path("runs/sweep"),
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(metavar="A.B=VALUE,VALUE", help="A field and its values; several fields are combined."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="So many seeds, from that of the config on.")] = 3,
+) -> None:
+    """Run every setting with several seeds, and print one table with intervals over seeds and prompts.
+
+    Interrupted, the same command goes on.
+    """
+    from srum.config import load_config
+
+    wanted = load_config(config, overrides or [])
+
+    from srum.loop import console
+    from srum.processes import connected
+    from srum.sweep import sweep as sweep_runs
+    from srum.sweep import sweep_table
+
+    with connected() as processes:
+        numbers = range(wanted.seed, wanted.seed + seeds)
+        rows = sweep_runs(wanted, vary or [], numbers, out, shlex.join(["srum", *sys.argv[1:]]))
+        if processes.rank == 0:
+            console.print(sweep_table(rows))
 
 
 @app.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from srum import models
 from srum.chat import NoReply, Picture, Server, Wish
 from srum.config import RunConfig
 from srum.disk import require_room
-from srum.drawing import contexts_of, write_plans
+from srum.drawing import draw_planned
 from srum.models.base import Sampling, UnifiedModel
 from srum.processes import Processes
 from srum.records import Candidate, Prompt
@@ -38,18 +38,40 @@ from srum.seeding import seed_for
 from srum.shapes.prompts import SPLITS, prompt_set
 
 
-def choose_prompts(source: str, count: int, seed: int) -> list[Prompt]:
+def choose_prompts(source: str, count: int, seed: int, besides: Collection[str] = ()) -> list[Prompt]:
     """``count`` prompts of a set of the embedded world, or of a .jsonl or .txt file, drawn by ``seed``.
 
-    A file that has no more gives all of its prompts; those drawn stay in the order of the file. Raises RunError for a
-    file that cannot be read and for what is neither a set nor such a file.
+    A file that has no more gives all of its prompts, ``besides`` those of these texts; those drawn stay in the order of
+    the file. Raises RunError for a file that cannot be read or has none left, and for what is neither a set nor such a
+    file.
     """
     if source in SPLITS:
         return prompt_set(source, count, seed)
+    prompts = [prompt for prompt in _of_file(source) if prompt.text not in besides]
+    if not prompts:
+        raise RunError(f"{source}: every prompt is held out; set eval.own_share=0, or bring prompts that differ")
+    return _drawn(prompts, count, seed)
+
+
+def own_prompts(config: RunConfig) -> list[Prompt]:
+    """The prompts of the config's file that no round has: a share of them, the same for every seed of the run.
+
+    Of a set of the embedded world none. Raises as ``choose_prompts``.
+    """
+    if config.prompts in SPLITS or not config.eval.own_share:
+        return []
+    prompts = _of_file(config.prompts)
+    return _drawn(prompts, min(config.eval.own_limit, int(config.eval.own_share * len(prompts))), 0)
+
+
+def _of_file(source: str) -> list[Prompt]:
     if not source.endswith(PROMPT_FILES):
         sets, files = ", ".join(SPLITS), " or ".join(PROMPT_FILES)
         raise RunError(f"prompts: {source!r} is neither a set ({sets}) nor a {files} file")
-    prompts = read_prompts(Path(source))
+    return read_prompts(Path(source))
+
+
+def _drawn(prompts: Sequence[Prompt], count: int, seed: int) -> list[Prompt]:
     drawn = random.Random(seed).sample(range(len(prompts)), min(count, len(prompts)))
     return [prompts[index] for index in sorted(drawn)]
 
@@ -127,14 +149,9 @@ def rollout(
 
 def drawn(model: UnifiedModel, images: Sequence[Wanted], sampling: Sampling) -> list[Made]:
     """The images as ``model`` draws them, those that plan after their plans, all in one batch."""
-    planning = {n: image.plan_seed for n, image in enumerate(images) if image.plan_seed is not None}
-    asked = [images[n].prompt for n in planning]
-    written = write_plans(model, asked, sampling, list(planning.values())) if planning else []
-    by_image = dict(zip(planning, written, strict=True))
-    plans = [by_image.get(n) for n in range(len(images))]
-    contexts = contexts_of(model, [image.prompt for image in images], plans)
-    made = model.draw(contexts, sampling, [image.seed for image in images])
-    return [Made(one.image, one.latent, plan) for one, plan in zip(made, plans, strict=True)]
+    prompts, seeds = [image.prompt for image in images], [image.seed for image in images]
+    made = draw_planned(model, prompts, sampling, seeds, [image.plan_seed for image in images])
+    return [Made(one.image, one.latent, plan) for one, plan in made]
 
 
 def drawn_by(server: Server, model: UnifiedModel, images: Sequence[Wanted], sampling: Sampling) -> list[Made | NoReply]:
@@ -216,5 +233,6 @@ def rollout_stage(run: Run, k: int) -> None:
 
 
 def round_prompts(config: RunConfig, k: int) -> list[Prompt]:
-    """The prompts of round ``k``: drawn anew each round."""
-    return choose_prompts(config.prompts, config.prompt_count, seed_for(config.seed, k, "prompts"))
+    """The prompts of round ``k``: drawn anew each round, of a file besides those that are held out."""
+    held_out = {prompt.text for prompt in own_prompts(config)}
+    return choose_prompts(config.prompts, config.prompt_count, seed_for(config.seed, k, "prompts"), held_out)

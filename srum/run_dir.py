@@ -37,7 +37,6 @@ import yaml
 from filelock import FileLock, Timeout
 from PIL import ExifTags, Image, ImageOps
 from pydantic import ValidationError
-from tqdm import tqdm
 
 from srum.config import CONFIG, FREE, RunConfig, differing_fields, dump, load_config
 from srum.disk import DiskFullError, writing
@@ -45,6 +44,7 @@ from srum.errors import SrumError
 from srum.json_files import as_unicode, read_json
 from srum.lazy import Lazy
 from srum.processes import Processes
+from srum.progress import counting
 from srum.provenance import next_entry, read_entries
 from srum.records import FILE_SAFE, SCHEMA_VERSION, Prompt, Record
 
@@ -549,11 +549,10 @@ def run_stage(
         shards = [_shard(parts, first + number) for number in range(len(batches))]
         own = range(len(batches))[processes.rank :: processes.count]
         total = len(done) + sum(len(batches[number]) for number in own)
-        quiet = None if processes.rank == 0 else True
-        with tqdm(total=total, initial=len(done), desc=name, disable=quiet) as bar:
+        with counting(name, total, len(done), told=processes.rank == 0) as advance:
             for number in own:
                 write_records(shards[number], work({key: items[key] for key in batches[number]}))
-                bar.update(len(batches[number]))
+                advance(len(batches[number]), "")
         processes.wait()
         done = processes.once(lambda: _merged(final, parts, [*done.files, *shards], kind, items))
     return Lazy([key for key in items if key in done], done.__getitem__)
@@ -744,7 +743,8 @@ def _is_unicode(values: Any) -> bool:
 
 
 class StageTimer:
-    """Seconds per stage, added up over errors and interruptions short of a kill, in ``timings.json``."""
+    """Seconds per stage, added up over errors and interruptions short of a kill, in ``timings.json``; what is timed
+    within a stage is not counted to it again."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -752,18 +752,21 @@ class StageTimer:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Add the time that the block takes to ``name``."""
-        start = time.perf_counter()
+        start, before = time.perf_counter(), sum(self._seconds().values())
         try:
             yield
         except DiskFullError:
             raise  # and no room for this
         except BaseException:
-            self._add(name, start)
+            self._add(name, start, before)
             raise
-        self._add(name, start)
+        self._add(name, start, before)
 
-    def _add(self, name: str, start: float) -> None:
+    def _add(self, name: str, start: float, before: float) -> None:
+        seconds = self._seconds()
+        own = time.perf_counter() - start - (sum(seconds.values()) - before)
+        write_json(self.path, seconds | {name: round(seconds.get(name, 0.0) + max(0.0, own), 3)})
+
+    def _seconds(self) -> dict[str, float]:
         kept = read_json(self.path).items() if self.path.exists() else ()
-        seconds = {as_unicode(stage): value for stage, value in kept if isinstance(value, int | float)}
-        seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - start, 3)
-        write_json(self.path, seconds)
+        return {as_unicode(stage): value for stage, value in kept if isinstance(value, int | float)}

@@ -27,7 +27,7 @@ from typing import Any, ClassVar
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
-from srum.drawing import contexts_of, write_plans
+from srum.drawing import draw_planned
 from srum.errors import SrumError
 from srum.json_files import as_unicode
 from srum.models.base import Decoding, MissingAbility, Sampling, Segment, UnifiedModel, to_edit
@@ -67,11 +67,11 @@ class Job:
     """One reply or image that is wanted: ``alike`` says with which others it is made in one call."""
 
     alike: Any
-    context: list[Segment]
     seed: int
-    size: tuple[int, int] | None = None
-    prompt: str = ""  # of an image that is drawn after a plan
-    plan_seed: int = 0
+    context: Sequence[Segment] = ()  # of a reply or an edit
+    size: tuple[int, int] | None = None  # of an edit
+    prompt: str = ""  # of an image that is drawn
+    plan_seed: int | None = None  # where that is after a plan
     result: Future[Any] = field(default_factory=Future)
 
 
@@ -139,14 +139,12 @@ class Line:
         contexts, seeds = [job.context for job in jobs], [job.seed for job in jobs]
         if kind == "write":
             return self.model.write(contexts, settings, seeds)
-        plans: list[str | None] = [None] * len(jobs)
-        if kind == "plan":
-            prompts = [job.prompt for job in jobs]
-            plans = [*write_plans(self.model, prompts, settings, [job.plan_seed for job in jobs])]
-            contexts = contexts_of(self.model, prompts, plans)
+        if kind == "draw":
+            prompts, plan_seeds = [job.prompt for job in jobs], [job.plan_seed for job in jobs]
+            made = draw_planned(self.model, prompts, settings, seeds, plan_seeds)
+            return [(one.image, plan) for one, plan in made]
         sizes = [job.size or settings.size for job in jobs]
-        made = self.model.draw(contexts, settings, seeds, sizes=sizes)
-        return [(one.image, plan) for one, plan in zip(made, plans, strict=True)]
+        return [(one.image, None) for one in self.model.draw(contexts, settings, seeds, sizes=sizes)]
 
 
 # --- requests
@@ -191,7 +189,7 @@ class Service:
         if not 0 <= temperature <= 10:
             raise Refused(400, "temperature: 0 to 10")
         decoding = Decoding(max_tokens=limit, temperature=temperature)
-        (written,) = self.line.add([Job(("write", decoding), context, _typed(body, "seed", int, 0))])
+        (written,) = self.line.add([Job(("write", decoding), _typed(body, "seed", int, 0), context)])
         text, reason = as_unicode(written.text), "stop" if written.ended else "length"
         message = {"role": "assistant", "content": text}
         usage = {"prompt_tokens": 0, "completion_tokens": len(written.ids), "total_tokens": len(written.ids)}
@@ -209,12 +207,12 @@ class Service:
             self.model.latent_grid(sampling.size)
         except ValueError as error:
             raise Refused(400, f"size: {error}") from None
-        planned = _typed(body, "plan", bool, False)
-        (context,) = contexts_of(self.model, [prompt], [None])
-        alike = ("plan" if planned else "draw", sampling)
         seeds = self._seeds(body)
-        first = _number(body, "plan_seed", seeds[0])
-        jobs = [Job(alike, context, seed, None, prompt, first + k) for k, seed in enumerate(seeds)]
+        planned, first = _typed(body, "plan", bool, False), _number(body, "plan_seed", seeds[0])
+        jobs = [
+            Job(("draw", sampling), seed, prompt=prompt, plan_seed=first + k if planned else None)
+            for k, seed in enumerate(seeds)
+        ]
         return self._drawn(body, jobs)
 
     def edit(self, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -226,7 +224,7 @@ class Service:
             raise Refused(400, "image: one image is changed at a time")
         begun, size = to_edit(self.model, self._picture(images[0]))
         context = [*begun, Segment("text", text=prompt, droppable=True)]
-        return self._drawn(body, [Job(("draw", sampling), context, seed, size) for seed in self._seeds(body)])
+        return self._drawn(body, [Job(("edit", sampling), seed, context, size) for seed in self._seeds(body)])
 
     def _drawn(self, body: Mapping[str, Any], jobs: list[Job]) -> dict[str, Any]:
         if body.get("response_format") not in (None, "b64_json"):

@@ -506,6 +506,14 @@ def test_times_add_up_over_interruptions(tmp_path: Path) -> None:
     assert 5.0 <= times["judge"] < 6.0 and 0.01 <= times["ground"] < 1.0
 
 
+def test_what_is_timed_within_a_stage_counts_once(tmp_path: Path) -> None:
+    path = tmp_path / "timings.json"
+    with StageTimer(path).stage("train"), StageTimer(path).stage("train/sft"):
+        time.sleep(0.2)
+    times = json.loads(path.read_text())
+    assert times["train/sft"] >= 0.2 > times["train"] >= 0
+
+
 def test_seeds_are_stable_and_their_parts_count() -> None:
     assert seed_for(0, 1, "p-0", "rollout") == 5056254892708178496
     assert len({seed_for(1, 23), seed_for(12, 3), seed_for("1", "23"), seed_for("1", 23), seed_for(123)}) == 5

@@ -47,8 +47,8 @@ from srum.records import Region
 from srum.run import find_method
 from train import lora
 from train.dry_examples import PROMPT, examples_of
-from train.examples import Example, Mix
-from train.feed import ExampleFeed, Step
+from train.examples import Example
+from train.feed import ExampleFeed, Mix, Step
 from train.optimizer import start_optimizer
 from train.packs import Pack, Sample
 from train.reinforced import PolicyMethod

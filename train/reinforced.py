@@ -119,6 +119,10 @@ class PolicyMethod(Method):
             f"{tokens.kind}_clipped": clipped(ratios, tokens.credit, low, high),
         }
 
+    def drawn(self, config: Any) -> int:
+        """A batch, in each step that does not learn from the images of the one before."""
+        return int(config.train.steps * config.train.batch_size // config.updates)
+
     def old_decay(self, config: Any) -> float | None:
         """The weights that entered, where the distance from them counts."""
         return 1.0 if config.kl else None

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from srum.models.base import Segment
     from srum.records import Picture
     from srum.run import Run
-    from train.examples import Example, Mix
+    from train.examples import Example
+    from train.feed import Mix
 
 TEMPLATES = {name: Path(__file__).parents[1] / "templates" / f"{name}.txt" for name in ("full", "tiny")}
 OF_THE_ROUND = (ROLLOUT, GROUND, JUDGE, RASTERIZE)
@@ -85,7 +86,8 @@ class Reca(Method):
         from srum.records import Candidate
         from srum.run_dir import read_records
         from train.data import candidate_examples, load_replies, load_training_records
-        from train.examples import Mix, hold_out
+        from train.examples import hold_out
+        from train.feed import Mix
 
         folder = run.round(k)
         pictures, prompts = reconstructions(folder, config), {}
