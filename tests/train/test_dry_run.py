@@ -88,6 +88,7 @@ def test_a_published_name_is_known_without_weights() -> None:
         described("nothing")
 
 
+@pytest.mark.slow
 def test_the_command_prints_every_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the golden checkpoint, with FSDP2 among two."""
     monkeypatch.setenv("COLUMNS", "160")
