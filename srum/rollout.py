@@ -30,6 +30,8 @@ from srum.run_dir import (
 from srum.seeding import seed_for
 from srum.shapes.prompts import SPLITS, prompt_set
 
+CROWD = 10_000  # files of a folder; where a round has more candidates, they are in sub-folders of so many
+
 
 def choose_prompts(source: str, count: int, seed: int) -> list[Prompt]:
     """``count`` prompts of a set of the embedded world, or of a .jsonl or .txt file, drawn by ``seed``.
@@ -54,13 +56,17 @@ def rollout(
 
     The first ``rollout.planned`` of a prompt's candidates plan. A candidate's noise and plan have a seed each, of the
     run's seed, the round and its id. Finished batches of an interrupted rollout are kept. Raises DiskFullError where
-    the rest will not fit, and RunError for a size that the model cannot draw.
+    the rest will not fit, and RunError for a size that the model cannot draw. Files of more than ``CROWD`` candidates
+    are in sub-folders.
     """
     wanted = {
         f"{prompt.id}-{index}": (prompt, index) for prompt in prompts for index in range(config.candidates_per_prompt)
     }
     sampling = Sampling(**config.rollout.sampling())
     facts = config.rollout.model_dump(mode="json", exclude={"batch_size"})
+    stems = {
+        name: f"{number // CROWD:04d}/{name}" if len(wanted) > CROWD else name for number, name in enumerate(wanted)
+    }
     planned = config.rollout.planned(config.candidates_per_prompt)
 
     def seeds(names: Sequence[str], purpose: str) -> list[int]:
@@ -76,7 +82,7 @@ def rollout(
         )
         noise = seeds(list(batch), "rollout")
         return [
-            _keep(folder, made, plans.get(name), name, *batch[name], seed, facts)
+            _keep(folder, made, plans.get(name), name, stems[name], *batch[name], seed, facts)
             for made, name, seed in zip(model.draw(contexts, sampling, noise), batch, noise, strict=True)
         ]
 
@@ -84,14 +90,14 @@ def rollout(
         model.latent_grid(config.rollout.size)
     except ValueError as error:
         raise RunError(f"rollout.size: {error}") from None
-    Processes.here().once(lambda: _require_room(folder, config, list(wanted)))
+    Processes.here().once(lambda: _require_room(folder, config, list(stems.values())))
     return run_stage(folder, "candidates", Candidate, wanted, config.rollout.batch_size, work)
 
 
-def _require_room(folder: Path, config: RunConfig, ids: Sequence[str]) -> None:
+def _require_room(folder: Path, config: RunConfig, stems: Sequence[str]) -> None:
     """For an image and a latent of a byte per pixel each, of those that are not there."""
     height, width = config.rollout.size
-    missing = sum(not (folder / "latents" / f"{name}.safetensors").exists() for name in ids)
+    missing = sum(not (folder / "latents" / f"{stem}.safetensors").exists() for stem in stems)
     require_room(folder, 2 * height * width * missing, f"{missing} candidates of {height}x{width} pixels")
 
 
@@ -100,6 +106,7 @@ def _keep(
     generated: Generated,
     plan: str | None,
     name: str,
+    stem: str,
     prompt: Prompt,
     index: int,
     seed: int,
@@ -112,8 +119,8 @@ def _keep(
         index=index,
         seed=seed,
         plan=plan,
-        image=f"images/{name}.png",
-        latent=f"latents/{name}.safetensors",
+        image=f"images/{stem}.png",
+        latent=f"latents/{stem}.safetensors",
         size=(generated.image.height, generated.image.width),
         sampling=facts,
     )
