@@ -28,11 +28,13 @@ from PIL import Image
 from srum import plots
 from srum.config import CONFIG, load_config
 from srum.evaluation.accuracy import Accuracy, CheckedImage, summarize
+from srum.evaluation.benchmark import Drawn
+from srum.evaluation.leakage import leakage
 from srum.evaluation.statistics import Estimate, difference
 from srum.lazy import Lazy
 from srum.provenance import described, read_entries
 from srum.reading import CandidateView, read_round
-from srum.records import Candidate, Judged, Region, RegionJudgement
+from srum.records import Candidate, Judged, Prompt, Region, RegionJudgement
 from srum.refining import best_of
 from srum.run import BASE, Run
 from srum.run_dir import (
@@ -93,6 +95,8 @@ def _contents(run: Path) -> dict[str, Any]:
         "to_come": to_come(opened),
         "accuracy": accuracy,
         "gains": _gains(arms),
+        "leaks": list(_leaks(run, rounds, arms)),
+        "benchmarks": [_benchmark(path) for path in sorted(run.glob("bench/*/*/table-*.json"))],
         "categories": sorted({category for row in accuracy.values() for category in row if category != "overall"}),
         "accuracy_svg": _svg(plots.accuracy_figure(accuracy, colours)),
         "rounds_svg": _rounds_svg(rounds, arms, names, colours),
@@ -157,6 +161,27 @@ def _gains(arms: Mapping[str, list[CheckedImage]]) -> dict[str, Estimate]:
         for arm, of_arm in correct.items()
         if base and base.keys() == of_arm.keys()
     }
+
+
+def _leaks(run: Path, rounds: Sequence[Path], arms: Mapping[str, list[CheckedImage]]) -> Iterator[str]:
+    """How many training prompts are those of the evaluation, and of each benchmark that is in the run's folder."""
+    files = [path for folder in rounds if (path := folder / "prompts.jsonl").exists()]
+    met = [prompt.text for path in files for prompt in read_records(path, Prompt)]
+    asked = {"the evaluation": {verdict.prompt for verdicts in arms.values() for verdict in verdicts}}
+    for path in sorted(run.glob("bench/*/*/images.jsonl")):
+        asked.setdefault(path.parts[-3], set()).update(drawn.prompt for drawn in read_records(path, Drawn))
+    for name, prompts in asked.items():
+        if met and prompts:
+            yield leakage(met, prompts).sentence(name)
+
+
+def _benchmark(path: Path) -> dict[str, Any]:
+    """A row about a table of ``srum bench``: its figures with their intervals."""
+    table = _read_json(path)
+    ours, facts = table["ours"], {name: table[name] for name in ("model", "setting", "evaluator")}
+    figures = [f"{name} {value:.4g} ({low:.4g} to {high:.4g})" for name, (value, low, high) in ours["figures"].items()]
+    counts = {"n": ours["n"], "failures": sum(ours["failures"].values())}
+    return facts | counts | {"name": path.parts[-3], "figures": figures}
 
 
 def _rounds_svg(
@@ -292,7 +317,8 @@ def _counts(rounds: list[Path]) -> dict[str, dict[str, float]]:
     """What became of the candidates, ``counts[outcome][round]``, of the rounds that have been counted."""
     counts: dict[str, dict[str, float]] = {}
     for folder in rounds:
-        for outcome, count in _flatten(_read_json(folder / "counts.json")):
+        told = _read_json(folder / "rollout_counts.json") | _read_json(folder / "counts.json")
+        for outcome, count in _flatten(told):
             counts.setdefault(outcome, {})[folder.name] = count
     return counts
 

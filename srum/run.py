@@ -119,9 +119,11 @@ def find_method(name: str) -> Method:
 
 
 def load_model(
-    config: RunConfig, weights: str, dtype: torch.dtype = torch.float32, empty: bool = False
+    config: RunConfig, weights: str, dtype: torch.dtype | None = None, empty: bool = False
 ) -> TrainableModel:
     """The model with these weights, or still ``empty`` (``models.load``), on the device, compiled, as the config says.
+
+    Its weights are ``dtype``, by default what drawing and writing hold them in (``models.held_dtype``).
 
     Raises RunError where several processes would share that device, and MissingAbility where it cannot be compiled.
     """
@@ -129,7 +131,8 @@ def load_model(
         raise RunError(f"device: every process needs a GPU of its own, not {config.device}; use auto or cuda")
     if config.compile or Processes.here().count > 1:
         gc.collect()  # the model before it, compiled or sharded, is a cycle and would keep its memory
-    model = models.load(weights, config.device, dtype, empty)
+    held = models.held_dtype(config.device) if dtype is None else dtype
+    model = models.load(weights, config.device, held, empty)
     if config.compile:
         require(model, {"compile"}, "compile=true")
         model.compile()

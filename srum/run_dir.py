@@ -148,6 +148,17 @@ def claim_run(folder: Path, config: RunConfig, resume: bool = False) -> None:
         write_text(folder / CONFIG, dump(config))
 
 
+def claim_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Keep in ``folder`` what its images are made with. Raises RunError where that is something else."""
+    held = folder / "settings.json"
+    if not held.exists():
+        write_json(held, settings)
+    elif json.loads(held.read_text()) != json.loads(json.dumps(settings)):
+        raise RunError(
+            f"{folder} holds images of other settings or weights ({held.name}); choose another, or delete it"
+        )
+
+
 def _lacking(values: Mapping[str, Any], complete: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     """``reward.binary: False`` for every field of a complete config that the ``values`` of a file lack."""
     for key, value in complete.items():
@@ -461,11 +472,16 @@ def open_image(path: Path) -> Image.Image:
 
     Raises ImageError, naming the file, where it cannot be read.
     """
+    return read_image(path, str(path))
+
+
+def read_image(file: Path | BinaryIO, name: str) -> Image.Image:
+    """The same of a path or of bytes, which are called ``name`` in the ImageError."""
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             return to_rgb(ImageOps.exif_transpose(image))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all that Pillow's readers raise
-        raise ImageError(f"{path} is not a readable image: {error}") from None
+        raise ImageError(f"{name} is not a readable image: {error}") from None
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -662,10 +678,10 @@ PROMPT_FILES = (".jsonl", ".txt")  # how their names end
 def read_prompts(path: Path) -> list[Prompt]:
     """The prompts of a user's file, in order; blank lines are passed over.
 
-    ``.txt``: a prompt per line. ``.jsonl``: an object per line with ``prompt`` or ``text``, and perhaps an ``id``
-    (letters, digits and ``._-``; else it is ``line-0007``) and ``metadata``; other fields (GenEval's ``tag`` and
-    ``include``) are metadata themselves. A line with half of a surrogate pair, which JSON can hold and no file in
-    UTF-8, is left out with a warning that names it. Raises RunError, naming the line.
+    ``.txt``: a prompt per line; one that begins with # is a comment. ``.jsonl``: an object per line with ``prompt`` or
+    ``text``, and perhaps an ``id`` (letters, digits and ``._-``; else it is ``line-0007``) and ``metadata``; other
+    fields (GenEval's ``tag`` and ``include``) are metadata themselves. A line with half of a surrogate pair, which JSON
+    can hold and no file in UTF-8, is left out with a warning that names it. Raises RunError, naming the line.
     """
     parse = _text_prompt if path.suffix == ".txt" else _json_prompt
     try:
@@ -676,7 +692,7 @@ def read_prompts(path: Path) -> list[Prompt]:
         raise RunError(f"{path}: not UTF-8 at byte {error.start}") from None
     prompts: dict[str, Prompt] = {}
     for number, line in enumerate(lines, start=1):
-        if not line.strip():
+        if not line.strip() or (path.suffix == ".txt" and line.lstrip().startswith("#")):
             continue
         prompt = parse(line.strip(), number, f"{path}:{number}")
         if prompt is None:
@@ -728,7 +744,8 @@ def _is_unicode(values: Any) -> bool:
 
 
 class StageTimer:
-    """Seconds per stage, added up over errors and interruptions short of a kill, in ``timings.json``."""
+    """Seconds per stage, added up over errors and interruptions short of a kill, in ``timings.json``; what is timed
+    within a stage is not counted to it again."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -736,18 +753,21 @@ class StageTimer:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Add the time that the block takes to ``name``."""
-        start = time.perf_counter()
+        start, before = time.perf_counter(), sum(self._seconds().values())
         try:
             yield
         except DiskFullError:
             raise  # and no room for this
         except BaseException:
-            self._add(name, start)
+            self._add(name, start, before)
             raise
-        self._add(name, start)
+        self._add(name, start, before)
 
-    def _add(self, name: str, start: float) -> None:
+    def _add(self, name: str, start: float, before: float) -> None:
+        seconds = self._seconds()
+        own = time.perf_counter() - start - (sum(seconds.values()) - before)
+        write_json(self.path, seconds | {name: round(seconds.get(name, 0.0) + max(0.0, own), 3)})
+
+    def _seconds(self) -> dict[str, float]:
         kept = read_json(self.path).items() if self.path.exists() else ()
-        seconds = {as_unicode(stage): value for stage, value in kept if isinstance(value, int | float)}
-        seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - start, 3)
-        write_json(self.path, seconds)
+        return {as_unicode(stage): value for stage, value in kept if isinstance(value, int | float)}

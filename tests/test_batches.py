@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from srum import models
 from srum.drawing import draw_prompts
 from srum.models.bagel import Bagel
-from srum.models.bagel.model import Precision
 from srum.models.base import Decoding, Generated, Sampling, Segment
+from srum.models.precision import Precision
 from srum.records import Prompt
 from srum.run_dir import run_stage, write_records
 from srum.shapes.prompts import prompt_set

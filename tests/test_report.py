@@ -18,6 +18,7 @@ from skimage.data import astronaut
 from benchmarks.report import ask, chromium, write_run
 from srum import report
 from srum.config import load_config
+from srum.evaluation.benchmark import Drawn
 from srum.records import (
     Candidate,
     Failure,
@@ -190,6 +191,23 @@ def test_everything_is_in_the_page(run: Path) -> None:
     assert "model: srum-tiny" in page.text and "srum run --out demo" in page.text
     assert "round-000/rollout" in page.text and "12.3" in page.text
     assert "failures / no score" in page.text
+
+
+def test_benchmarks_of_the_run_and_prompts_that_training_met_are_in_the_page(run: Path) -> None:
+    """The evaluation's prompts all begin with "a photo of", as the two training prompts do; geneval asks for one."""
+    folder = run / "bench/geneval/bagel-short"
+    asked = [f"a photo of a red circle above a blue square & <b>{n}</b>" for n in (1, 7)]
+    drawn = [Drawn(item_id=f"{n}", path=f"{n}.png", prompt=text, seed=0) for n, text in enumerate(asked)]
+    write_records(folder / "images.jsonl", drawn)
+    ours = {"figures": {"overall": [0.5, 0.25, 0.75]}, "n": 2, "failures": {"no_image": 1}}
+    write_json(folder / "table-x.json", {"model": "m<i>", "setting": "bagel", "evaluator": "e 1", "ours": ours})
+    page = parse(write_report(run))
+    assert (
+        "Of 2 training prompts 0 are prompts of the evaluation, 0 more are but for their opening, 2 have its template."
+        in page.text
+    )
+    assert "Of 2 training prompts 1 are prompts of geneval, 0 more" in page.text
+    assert "overall 0.5 (0.25 to 0.75)" in page.text and "m<i>" in page.text
 
 
 def test_every_candidate_of_every_round_is_in_the_data(run: Path) -> None:

@@ -435,10 +435,11 @@ def test_a_run_killed_before_its_config_was_there_starts(tmp_path: Path) -> None
 
 
 def test_prompts_of_a_text_file(tmp_path: Path) -> None:
-    (tmp_path / "p.txt").write_bytes("\ufeffa red square\r\n\r\n  two é  \n".encode())
+    (tmp_path / "p.txt").write_bytes("\ufeffa red square\r\n\r\n  two é  \n # not #3\na #4\n".encode())
     assert [(p.id, p.text) for p in read_prompts(tmp_path / "p.txt")] == [
         ("line-0001", "a red square"),
         ("line-0003", "two é"),
+        ("line-0005", "a #4"),
     ]
 
 
@@ -517,6 +518,14 @@ def test_times_add_up_over_interruptions(tmp_path: Path) -> None:
         pass
     times = json.loads(path.read_text())
     assert 5.0 <= times["judge"] < 6.0 and 0.01 <= times["ground"] < 1.0
+
+
+def test_what_is_timed_within_a_stage_counts_once(tmp_path: Path) -> None:
+    path = tmp_path / "timings.json"
+    with StageTimer(path).stage("train"), StageTimer(path).stage("train/sft"):
+        time.sleep(0.2)
+    times = json.loads(path.read_text())
+    assert times["train/sft"] >= 0.2 > times["train"] >= 0
 
 
 def test_seeds_are_stable_and_their_parts_count() -> None:

@@ -18,7 +18,8 @@ from srum.models.base import Segment
 from srum.records import Candidate, Grounding, Judged, Judgement, RewardMap
 from srum.run_dir import RunError, read_by_id
 from srum.tensors import read_tensor
-from train.examples import Example, Mix, Part, hold_out
+from train.examples import Example, hold_out
+from train.feed import Mix, Part
 
 ROUNDING = 1e-5  # how far float32 arithmetic may carry a reward past its range
 

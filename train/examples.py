@@ -1,4 +1,4 @@
-"""Examples: what a method has the trainer learn, and which of them a step has.
+"""Examples: what a method has the trainer learn, and the order in which they are visited.
 
 An example holds neither noise nor timesteps; the trainer draws these from the example's own seed (run, epoch, id), so
 that the batch size, the packs, the number of processes and an interruption change none of them.
@@ -6,25 +6,16 @@ that the batch size, the packs, the number of processes and an interruption chan
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from srum.config import TrainConfig
-from srum.errors import TrainingError
 from srum.lazy import Lazy
-from srum.models.base import Segment, UnifiedModel
-from srum.processes import Processes
+from srum.models.base import Segment
 from srum.seeding import seed_for
-from srum.tensors import tensor_shape
-
-if TYPE_CHECKING:
-    from train.feed import ExampleFeed
 
 
 @dataclass(frozen=True)
@@ -53,77 +44,6 @@ class Example:
     credit: Sequence[Tensor] = ()
     group: str = ""
     sampled: Sequence[Sampled] = ()
-
-
-@dataclass(frozen=True)
-class Part:
-    """Examples of one kind, ``per_step`` of them in each step, from an endless stream of seeded permutations.
-
-    ``name`` tells the streams of a mix apart.
-    """
-
-    name: str
-    examples: Sequence[Example]
-    per_step: int
-
-
-@dataclass(frozen=True)
-class Mix:
-    """Examples of several kinds, exactly so many of each in every step."""
-
-    parts: Sequence[Part]
-    held_out: Sequence[Example] = ()
-
-    def __post_init__(self) -> None:
-        for part in self.parts:
-            if part.per_step and not part.examples:
-                rest = f" beside {len(self.held_out)} to validate with" if self.held_out else ""
-                raise TrainingError(f"there is nothing to train on: no {part.name or 'examples'}{rest}")
-
-    @classmethod
-    def of_shares(cls, kinds: Mapping[str, Sequence[Example]], shares: Mapping[str, int], batch_size: int) -> Mix:
-        """The kinds by their ``shares`` (2 : 1 : 1) of a batch. Raises TrainingError where that does not divide."""
-        whole = sum(shares.values())
-        if batch_size % whole:
-            raise TrainingError(
-                f"train.batch_size: {batch_size} is no multiple of {whole}, the sum of the shares {shares}"
-            )
-        return cls([Part(name, kinds[name], batch_size // whole * share) for name, share in shares.items()])
-
-    def at(self, step: int, seed: int) -> list[tuple[int, Example]]:
-        """(epoch, example) of a step: of each part in turn."""
-        return [
-            (epoch, part.examples[index])
-            for part in self.parts
-            for epoch, index in draw_order(
-                len(part.examples), step * part.per_step, (step + 1) * part.per_step, seed, part.name
-            )
-        ]
-
-    def feed(self, model: UnifiedModel, config: TrainConfig, seed: int, processes: Processes) -> ExampleFeed:
-        """The steps, as this model and these processes take them."""
-        from train.feed import ExampleFeed
-
-        return ExampleFeed(model, self, config, seed, processes)
-
-    def __str__(self) -> str:
-        return f"{sum(len(part.examples) for part in self.parts)} examples"
-
-    def digest(self) -> str:
-        """A checksum of the examples in order: ids, texts, credits.
-
-        It reads these and looks whether the files of latents are whole: what is damaged is found before the first step.
-        """
-        total = hashlib.sha256()
-        for example in (*(e for part in self.parts for e in part.examples), *self.held_out):
-            texts = [(s.kind, s.text or s.ids or s.texts or None, s.loss) for s in example.segments]
-            total.update(repr((example.id, texts)).encode())
-            for segment in example.segments:
-                if segment.file:
-                    tensor_shape(segment.file)
-            for credit in example.credit:
-                total.update(credit.numpy().tobytes())
-        return total.hexdigest()
 
 
 def in_all_words(example: Example) -> Iterator[Example]:

@@ -9,6 +9,7 @@ from srum.processes import Processes
 from srum.run import Arm, Run, console, load_model
 from srum.run_dir import RunError
 from train.data import load_training_records
+from train.feed import Source
 from train.trainer import DTYPES, train
 
 
@@ -25,20 +26,18 @@ def train_stage(run: Run, k: int) -> None:
         for name in trained:
             console.print(f"already trained: {run.train_dir(name, k)}", soft_wrap=True)
     missing = {name: arm for name, arm in run.arms.items() if name not in trained}
-    if len(missing) > 1:
-        for arm in missing.values():
-            arm.method.examples(run, k, arm.config)
+    sources = {name: arm.method.examples(run, k, arm.config) for name, arm in missing.items()}
     for name, arm in missing.items():
-        train_arm(run, k, name, arm)
+        with run.timed(f"{run.round(k).name}/train/{name}"):
+            train_arm(run, k, name, arm, sources.pop(name))
     if processes.rank == 0 and not run.config.train.keep_checkpoints:
         for name in run.arms:
             shutil.rmtree(run.train_dir(name, k) / "checkpoints", ignore_errors=True)
 
 
-def train_arm(run: Run, k: int, name: str, arm: Arm) -> None:
+def train_arm(run: Run, k: int, name: str, arm: Arm, source: Source) -> None:
     """train/ARM/: one arm goes on from its own weights."""
     config = arm.config.train
-    source = arm.method.examples(run, k, arm.config)
     if Processes.here().rank == 0:
         console.print(f"{run.round(k).name}: {name}, training on {source}")
     model = load_model(run.config, run.weights(name, k), DTYPES[config.memory.frozen], empty=True)
@@ -52,6 +51,7 @@ def train_arm(run: Run, k: int, name: str, arm: Arm) -> None:
         run.seed(k, "train"),
         sys.stderr.isatty(),
         candidates,
+        remark=lambda losses: console.print(arm.method.remark(losses), soft_wrap=True),
         reproduces=name == run.method.name or k == 0,  # these weights made the candidates
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, fields
 from functools import partial
@@ -26,6 +26,7 @@ from srum.errors import TrainingError
 from srum.models import native_bfloat16
 from srum.models.base import Generated, TrainingForward
 from srum.processes import Processes
+from srum.run_dir import write_json
 from train import lora
 from train.checkpoint import KEPT, Checkpoints, State
 from train.data import TrainingRecord
@@ -77,6 +78,7 @@ def train(
     progress: bool = True,
     candidates: Sequence[TrainingRecord] = (),
     reproduces: bool = False,
+    remark: Callable[[Mapping[str, float]], None] | None = None,
 ) -> TrainResult:
     """Train ``model`` in place and write ``metrics.jsonl``, ``checkpoints/`` and at the end ``model/`` into ``folder``.
 
@@ -88,7 +90,8 @@ def train(
     since an objective may compare with it. A finished folder returns at once, its weights in ``model``.
 
     ``candidates`` are those that probes and samples are of. ``reproduces``: these weights made the candidates, and have
-    to make the probes again.
+    to make the probes again. ``remark`` hears the losses of what is compared before the first step; they are kept in
+    ``compared.json``.
 
     In several processes (a process group of torch) all call this alike, with a folder that they share; the network of
     ``model`` is then shared among them, and only ``model/`` has it whole.
@@ -135,13 +138,19 @@ def train(
 
         def look(done: int, last: bool) -> None:
             """What is wanted of the weights after so many steps: validation, samples."""
-            if (last or done % config.validation.every == 0) and (means := trainer.validate()):
+            if (last or done % config.validation.every == 0) and (means := trainer.means(feed.validation())):
                 log.append("validation", {"step": done} | means)
             if pictured and (last or done % config.samples.every == 0):
                 made = trainer.sample(pictured)
                 if first:
                     save_samples(pictured, made, folder / "samples" / f"step-{done:08d}")
 
+        if start == 0 and (losses_of := {name: trainer.means(steps) for name, steps in feed.compared().items()}):
+            found = {name: means["loss"] for name, means in losses_of.items() if means}
+            if first:
+                write_json(folder / "compared.json", found)
+                if remark is not None:
+                    remark(found)
         for step in tqdm(
             range(start, config.steps), "train", config.steps, initial=start, disable=not (progress and first)
         ):
@@ -338,10 +347,10 @@ class Trainer:
         return {"step": number + 1, "non_finite": what, "examples": list(ids)} | nothing
 
     @torch.no_grad()
-    def validate(self) -> dict[str, Any] | None:
-        """Means of the objective over what is held out; None where nothing is."""
+    def means(self, steps: Iterable[Step]) -> dict[str, Any] | None:
+        """Means of the objective over steps of which nothing is learned; None where there is none."""
         sums, text_tokens = Sums(self.processes), 0
-        for step in self.feed.validation():
+        for step in steps:
             text_tokens += step.text_tokens
             for pack, counted in step.packs:
                 sums.add(self.losses(pack), counted)

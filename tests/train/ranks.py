@@ -23,7 +23,8 @@ from srum.records import Candidate
 from srum.run import find_method
 from srum.run_dir import atomic
 from train.data import TrainingRecord, candidate_mix
-from train.examples import Example, Mix
+from train.examples import Example
+from train.feed import Mix
 from train.methods.base import CandidateMethod
 from train.objective import Objective
 from train.sharding import local
