@@ -45,9 +45,10 @@ from srum.records import Region
 from srum.run import find_method
 from train import lora
 from train.dry_examples import PROMPT, examples_of
+from train.examples import Example
 from train.feed import ExampleFeed, Mix, Step
 from train.optimizer import start_optimizer
-from train.packs import Pack
+from train.packs import Pack, Sample
 from train.reinforced import PolicyMethod
 from train.trainer import DTYPES, Trainer
 from train.weights import recomputed, trainable_parameters
@@ -403,6 +404,11 @@ class FirstPacks(ExampleFeed):
     def step(self, number: int) -> Step:
         step = super().step(number)
         return replace(step, packs=self._marked(step.packs))
+
+    def draw(self, epoch: int, example: Example) -> Sample:
+        """As ever, by the host."""
+        with self.ledger.aside():
+            return super().draw(epoch, example)
 
     def _marked(self, packs: Iterable[tuple[Pack, bool]]) -> Iterator[tuple[Pack, bool]]:
         for pack in packs:
