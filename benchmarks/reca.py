@@ -5,7 +5,7 @@
 A seed is a round of ``srum-tiny``'s candidates, judged by itself. Each arm is trained for the same steps: on scenes
 that are rendered (information from outside), on the round's own candidates (none), or in two trainings one after the
 other, each of half the steps. Measured by the exact checker: the share of development prompts drawn right, and of the
-rendered scenes, which no training has seen, that hold the same things in the same cells once they are reconstructed.
+as many rendered scenes, which no training has seen, that hold the same things in the same cells once reconstructed.
 Percent, 95%, bootstrap crossed over seeds and prompts; differences to the base in points. ``loss``: of the first and
 the last fifth of the steps. What is finished is kept in ``OUT/seed-K/arms/ARM.json``, so that the same command goes on,
 and with fewer arms it prints those.
@@ -35,7 +35,6 @@ from train.methods.reca import OF_THE_ROUND
 from train.reconstructing import Reconstruction, reconstruct_images
 
 BASE = "base"
-SCENES = 48  # reconstructed
 SEED_STRIDE = 100  # between the trainings of an arm
 SMALL = (
     "method=reca",
@@ -122,7 +121,8 @@ def outcome(run: Run, weights: str, place: Path, loss: list[float]) -> Outcome:
     prompts = choose_prompts(run.config.eval.prompts, run.config.eval.count, seed=0)
     drawn = evaluate(load_model(run.config, weights), prompts, run.config.eval, place / "eval", run.config.seed)
     # other scenes than any round's: another seed
-    wanted = [f"seed={run.config.seed + 10_000}", "images.source=rendered", f"images.count={SCENES}", "method=reca"]
+    count = f"images.count={run.config.eval.count}"
+    wanted = [f"seed={run.config.seed + 10_000}", "images.source=rendered", count, "method=reca"]
     reconstruct_images(changed(run.config, wanted), place / "reconstructed", None, weights)
     made = read_records(place / "reconstructed" / "reconstructed.jsonl", Reconstruction)
     return Outcome(drawn.correct, [bool(one.same) for one in made], loss)

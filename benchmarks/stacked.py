@@ -98,16 +98,7 @@ def measure(
 
 def table(rows: Mapping[str, Sequence[Outcome]]) -> Table:
     """A line per arm."""
-    columns = (
-        "drawn once, %",
-        "against base",
-        "drawn again, %",
-        "against base",
-        "broken",
-        "passes",
-        "training",
-        "seeds",
-    )
+    columns = ("once, %", "- base", "again, %", "- base", "broken", "passes", "training", "seeds")
     shown = Table("arm", *columns)
     values = {
         arm: [np.array([getattr(one, name) for one in own], float) for name in ("once", "again")]

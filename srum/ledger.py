@@ -8,8 +8,8 @@ real. Of a fake, numbers that the host asks for are ones: losses are finite, and
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest.mock import patch
 
@@ -51,10 +51,20 @@ class Ledger(TorchDispatchMode):
         self._sizes: dict[int, int] = {}  # of a storage's id
         self._ends: dict[int, weakref.ref[Any]] = {}
         self._patches = ExitStack()
+        self._aside = False
 
     def start(self) -> None:
         """Count from here on; what is held stays."""
         self.peak, self.operations, self.sent = self.held, 0, 0
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Within the block nothing is entered and all tensors are real: what the host does, such as reading files."""
+        self._aside = True
+        try:
+            yield
+        finally:
+            self._aside = False
 
     def __enter__(self) -> Ledger:
         resize = torch.UntypedStorage.resize_
@@ -77,8 +87,8 @@ class Ledger(TorchDispatchMode):
         kwargs = dict(kwargs or {})
         if any(kind not in PLAIN for kind in types):
             return NotImplemented  # a shared tensor: its parts come here by themselves
-        if _get_dispatch_mode(_TorchDispatchModeKey.FAKE) is not None:
-            return func(*args, **kwargs)  # a shared tensor asks what its parts will look like
+        if self._aside or _get_dispatch_mode(_TorchDispatchModeKey.FAKE) is not None:
+            return func(*args, **kwargs)  # in a fake mode a shared tensor asks what its parts will look like
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         fake = any(isinstance(tensor, FakeTensor) for tensor in given)
         if func is aten._local_scalar_dense.default and fake:

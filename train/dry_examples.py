@@ -20,7 +20,8 @@ from srum.models.base import Generated, RandomStep, Segment, UnifiedModel, Writt
 from srum.records import Candidate, Pair, Picture, Prompt
 from srum.run import Run
 from train.data import TrainingRecord, candidate_mix
-from train.examples import Example, Mix, Part
+from train.examples import Example
+from train.feed import Mix, Part
 from train.methods.base import CandidateMethod, Method
 from train.methods.reca import layout, read_templates
 from train.methods.rvr import refinement, text_to_image

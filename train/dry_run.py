@@ -32,23 +32,23 @@ from srum.models import EMBEDDED
 from srum.models.bagel import decoding, images, network
 from srum.models.bagel.autoencoder import build_autoencoder
 from srum.models.bagel.cache import Cache
-from srum.models.bagel.checkpoint import load_tokenizer
 from srum.models.bagel.config import PUBLISHED, BagelConfig
 from srum.models.bagel.model import Bagel
 from srum.models.bagel.network import BagelNetwork, Layout
 from srum.models.bagel.sampler import branch_counts
 from srum.models.bagel.sequence import Batch
 from srum.models.base import Decoding, Sampling
+from srum.models.checkpoints import load_tokenizer
 from srum.models.texts import Row
 from srum.processes import Processes
 from srum.records import Region
 from srum.run import find_method
 from train import lora
 from train.dry_examples import PROMPT, examples_of
-from train.examples import Mix
-from train.feed import ExampleFeed, Step
+from train.examples import Example
+from train.feed import ExampleFeed, Mix, Step
 from train.optimizer import start_optimizer
-from train.packs import Pack
+from train.packs import Pack, Sample
 from train.reinforced import PolicyMethod
 from train.trainer import DTYPES, Trainer
 from train.weights import recomputed, trainable_parameters
@@ -404,6 +404,11 @@ class FirstPacks(ExampleFeed):
     def step(self, number: int) -> Step:
         step = super().step(number)
         return replace(step, packs=self._marked(step.packs))
+
+    def draw(self, epoch: int, example: Example) -> Sample:
+        """As ever, by the host."""
+        with self.ledger.aside():
+            return super().draw(epoch, example)
 
     def _marked(self, packs: Iterable[tuple[Pack, bool]]) -> Iterator[tuple[Pack, bool]]:
         for pack in packs:

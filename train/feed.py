@@ -16,6 +16,7 @@ from srum.config import TrainConfig
 from srum.errors import TrainingError
 from srum.models.base import UnifiedModel
 from srum.processes import Processes
+from srum.tensors import tensor_shape
 from train.examples import Example, draw_order, generator_for, in_all_words
 from train.metrics import TIMESTEP_BINS
 from train.packs import Pack, Sample, at_timestep, cut, draw, make_pack, measured, opened, worded
@@ -128,11 +129,17 @@ class Mix:
         return f"{sum(len(part.examples) for part in self.parts)} examples"
 
     def digest(self) -> str:
-        """A checksum of the examples in order: ids, texts, credits."""
+        """A checksum of the examples in order: ids, texts, credits.
+
+        It reads these and looks whether the files of latents are whole: what is damaged is found before the first step.
+        """
         total = hashlib.sha256()
         for example in (*(e for part in self.parts for e in part.examples), *self.held_out):
             texts = [(s.kind, s.text or s.ids or s.texts or None, s.loss) for s in example.segments]
             total.update(repr((example.id, texts)).encode())
+            for segment in example.segments:
+                if segment.file:
+                    tensor_shape(segment.file)
             for credit in example.credit:
                 total.update(credit.numpy().tobytes())
         return total.hexdigest()

@@ -20,8 +20,8 @@ from srum.config import RunConfig, load_config
 from srum.errors import ModelError
 from srum.ledger import Ledger, carried
 from srum.models import EMBEDDED
-from srum.models.bagel.checkpoint import load_tokenizer
 from srum.models.bagel.config import PUBLISHED
+from srum.models.checkpoints import load_tokenizer
 from srum.processes import Processes
 from srum.run import find_method
 from train import lora
