@@ -26,11 +26,12 @@ from srum.drawing import draw_prompts
 from srum.models import EMBEDDED
 from srum.models.bagel import Bagel
 from srum.models.bagel.autoencoder import build_autoencoder
-from srum.models.bagel.checkpoint import TABLES, load_tokenizer
+from srum.models.bagel.checkpoint import TABLES
 from srum.models.bagel.config import AutoencoderConfig, BagelConfig, LlmConfig, VitConfig
 from srum.models.bagel.network import BagelNetwork
 from srum.models.bagel.positions import sincos_table
 from srum.models.base import Decoding, Sampling, Segment
+from srum.models.checkpoints import load_tokenizer
 
 REAL = BagelConfig(
     llm=LlmConfig(

@@ -44,6 +44,9 @@ class Section(BaseModel):
 S = TypeVar("S", bound=Section)
 
 
+NOT_SAMPLED = {"plan", "planned_share", "server", "batch_size", "prompts", "count", "own_share", "own_limit"}
+
+
 class ImageConfig(Section):
     """How images are sampled (``srum.models.base.Sampling``) and how many at a time."""
 
@@ -70,7 +73,33 @@ class ImageConfig(Section):
 
     def sampling(self) -> dict[str, Any]:
         """The fields of ``srum.models.base.Sampling``."""
-        return self.model_dump(exclude={"plan", "planned_share", "batch_size", "prompts", "count"})
+        return self.model_dump(exclude=NOT_SAMPLED)
+
+
+class ServerConfig(Section):
+    """A server that judges, or draws, in place of a model in this process, by OpenAI's protocol (``srum.chat``)."""
+
+    url: str = ""  # such as http://localhost:8000/v1; empty: no server
+    model: str = ""  # its name there
+    key_variable: str = "OPENAI_API_KEY"  # the environment variable with the key, where one is wanted; never a key
+    timeout: Positive = 60.0  # seconds without a byte
+    retries: Annotated[int, Field(ge=0)] = 4  # of a request that failed in passing, after 1, 2, 4, ... seconds
+    concurrency: Count = 8  # requests at a time, of each process
+    token_limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"  # what the server calls the limit
+    extra: dict[str, Any] = {}  # further fields of each request; null leaves one of ours out
+
+    @model_validator(mode="after")
+    def _is_complete_and_holds_no_secret(self) -> ServerConfig:
+        address = urlsplit(self.url)
+        if address.username or address.password or address.query:
+            raise ValueError("url: no user, password or query; the key belongs into the environment")
+        if self.url and (address.scheme not in ("http", "https") or not address.hostname):
+            raise ValueError(f"url: {self.url!r} is no address such as http://localhost:8000/v1")
+        if bool(self.url) != bool(self.model):
+            raise ValueError("model: a server needs both its url and the name of its model")
+        if not re.fullmatch(r"[A-Za-z_]\w*", self.key_variable):
+            raise ValueError("key_variable: expected the name of an environment variable, never the key itself")
+        return self
 
 
 class RolloutConfig(ImageConfig):
@@ -82,6 +111,7 @@ class RolloutConfig(ImageConfig):
     plan: bool = True
     plan_temperature: Annotated[float, Field(ge=0.0)] = 0.5  # candidates of one prompt get different plans
     planned_share: Fraction = 0.5  # of a prompt's candidates, at least one, if plan; the others have the bare prompt
+    server: ServerConfig = ServerConfig()  # with a url it draws them; their latents are encoded here
 
     def planned(self, candidates: int) -> int:
         """How many of so many candidates of a prompt plan: of a share above 0 at least one."""
@@ -109,32 +139,6 @@ class GroundConfig(Section):
     def limits(self) -> dict[str, Any]:
         """What ``ground`` takes by name, beside the grounder and the model."""
         return self.model_dump(include={"max_regions", "min_area", "max_area", "max_overlap"})
-
-
-class ServerConfig(Section):
-    """A server that judges in place of a model in this process, by OpenAI's chat completions."""
-
-    url: str = ""  # such as http://localhost:8000/v1; empty: no server
-    model: str = ""  # its name there
-    key_variable: str = "OPENAI_API_KEY"  # the environment variable with the key, where one is wanted; never a key
-    timeout: Positive = 60.0  # seconds without a byte
-    retries: Annotated[int, Field(ge=0)] = 4  # of a request that failed in passing, after 1, 2, 4, ... seconds
-    concurrency: Count = 8  # requests at a time, of each process
-    token_limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"  # what the server calls the limit
-    extra: dict[str, Any] = {}  # further fields of each request, such as {"chat_template_kwargs": ...}
-
-    @model_validator(mode="after")
-    def _is_complete_and_holds_no_secret(self) -> ServerConfig:
-        address = urlsplit(self.url)
-        if address.username or address.password or address.query:
-            raise ValueError("url: no user, password or query; the key belongs into the environment")
-        if self.url and (address.scheme not in ("http", "https") or not address.hostname):
-            raise ValueError(f"url: {self.url!r} is no address such as http://localhost:8000/v1")
-        if bool(self.url) != bool(self.model):
-            raise ValueError("model: a server needs both its url and the name of its model")
-        if not re.fullmatch(r"[A-Za-z_]\w*", self.key_variable):
-            raise ValueError("key_variable: expected the name of an environment variable, never the key itself")
-        return self
 
 
 class JudgeConfig(Section):
@@ -316,6 +320,8 @@ class EvalConfig(ImageConfig):
 
     prompts: str = "held_out"  # a set of the embedded world, or a .jsonl file with its metadata
     count: Annotated[int, Field(ge=0)] = 300  # prompts; 0: no evaluation, which only the embedded world's prompts allow
+    own_share: BelowOne = 0.1  # of the prompts of one's own file: held out, and judged by the frozen judge in the end
+    own_limit: Count = 50  # of these prompts at most
 
 
 class RunConfig(Section):
@@ -349,6 +355,8 @@ class RunConfig(Section):
             raise ValueError("train.replies: replies are learned with judge.view=boxes and judge.think=false")
         if self.train.replies and self.judge.reply == "none":
             raise ValueError("train.replies: there is no reply to learn while judge.reply is none")
+        if self.rollout.server.url and self.rounds > 1:
+            raise ValueError("rounds: rollout.server draws with the weights that it was started with; set rounds=1")
         if self.train.plan_in_context and not self.rollout.planned(self.candidates_per_prompt):
             raise ValueError("train.plan_in_context: no plan to train with; rollout.plan is false or planned_share 0")
         return self

@@ -15,7 +15,7 @@ from srum.pictures import Entry, entries_of
 from srum.processes import Processes
 from srum.records import Name, Record, RunPath
 from srum.run import Run, load_model, newest_weights
-from srum.run_dir import ImageError, RunError, run_stage, save_image
+from srum.run_dir import ImageError, RunError, claim_settings, run_stage, save_image
 from srum.seeding import seed_for
 from srum.shapes.checker import parse
 from srum.shapes.edits import same_things
@@ -23,6 +23,7 @@ from train.methods.reca import RecaConfig, read_templates
 from train.tasks.base import recognised
 
 SHOWN = 24  # pairs in the picture
+USED = ("images", "refine")  # sections of the config
 
 
 class Reconstruction(Record):
@@ -44,15 +45,20 @@ def reconstruct_images(config: RunConfig, out: Path, run: Run | Path | None, wei
     """reconstructed.jsonl, images/, reconstructed.png in ``out``; a line that says how many scenes are the same.
 
     ``config`` is of RecA: its first template, its ``seen_size``; images have the size of the evaluation, sampled as
-    ``config.refine`` says. It resumes by batches. Raises MissingAbility, and RunError where no image can be read.
+    ``config.refine`` says. It resumes by batches. Raises MissingAbility, and RunError where no image can be read or
+    where ``out`` holds reconstructions of other settings or weights.
     """
     assert isinstance(config, RecaConfig)
     opened = Run(run, config) if isinstance(run, Path) else None
-    model = load_model(config, weights or (newest_weights(opened) if opened else config.model))
+    weights = weights or (newest_weights(opened) if opened else config.model)
+    model = load_model(config, weights)
     require(model, {"seen"}, "reconstructing")
     template = Segment("text", text=read_templates(config.templates)[0], droppable=True)
     sampling = Sampling(**config.refine.sampling())
     entries = entries_of(config, opened.round(0) if opened else None, 0)
+    made_with = {"weights": weights, "template": template.text, "side": config.seen_size, "seed": config.seed}
+    made_with |= {part: getattr(config, part).model_dump(mode="json", exclude={"batch_size"}) for part in USED}
+    Processes.here().once(lambda: claim_settings(out, made_with))
 
     def work(batch: Mapping[str, Entry]) -> list[Reconstruction]:
         images: dict[str, Image.Image] = {}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -24,26 +23,45 @@ from srum.refining import Score, best_of, refine
 from srum.reward_map import reason_to_skip, sample_score
 from srum.rollout import choose_prompts
 from srum.run import Run, console, load_model
-from srum.run_dir import ImageError, RunError, finished, open_image, read_records, run_stage, save_image, write_json
+from srum.run_dir import ImageError, claim_settings, finished, open_image, read_records, run_stage, save_image
 from srum.seeding import seed_for
 from srum.shapes.checker import check
 from srum.shapes.prompts import from_metadata
 
+ImageJudge = Callable[
+    [Sequence[Image], Sequence[str], Sequence[Mapping[str, Any]]], list[tuple[Grounding, Judgement]]
+]  # of images, their prompts, the prompts' metadata
+
+
+def image_judge(model: TrainableModel, config: RunConfig, seed: int) -> ImageJudge:
+    """Images grounded and judged as a round's candidates are."""
+    propose, judge = load_proposer(config, model), load_judging(config, model, seed)
+
+    def judged(
+        images: Sequence[Image], prompts: Sequence[str], facts: Sequence[Mapping[str, Any]]
+    ) -> list[tuple[Grounding, Judgement]]:
+        proposed = propose(images, prompts)
+        said = judge(images, prompts, facts, [regions for regions, _ in proposed])
+        return [
+            (
+                Grounding(candidate_id="image", regions=regions, error=error),
+                Judgement(candidate_id="image", regions=of_regions, layout=layout),
+            )
+            for (regions, error), (of_regions, layout) in zip(proposed, said, strict=True)
+        ]
+
+    return judged
+
 
 def self_scorer(model: TrainableModel, config: RunConfig, seed: int) -> Score:
     """Scores in [-1, 1] as a round's candidates get them: grounded, judged, the lowest of regions and layout."""
-    propose, judge = load_proposer(config, model), load_judging(config, model, seed)
+    judge = image_judge(model, config, seed)
 
     def score(images: Sequence[Image], prompts: Sequence[str]) -> list[float | None]:
-        proposed = propose(images, prompts)
-        judged = judge(images, prompts, [{}] * len(images), [regions for regions, _ in proposed])
-        scores: list[float | None] = []
-        for (regions, error), (of_regions, layout) in zip(proposed, judged, strict=True):
-            grounding = Grounding(candidate_id="image", regions=regions, error=error)
-            judgement = Judgement(candidate_id="image", regions=of_regions, layout=layout)
-            failed = reason_to_skip(grounding, judgement, config.reward.on_failure)
-            scores.append(None if failed else sample_score(judgement))
-        return scores
+        return [
+            None if reason_to_skip(grounding, judgement, config.reward.on_failure) else sample_score(judgement)
+            for grounding, judgement in judge(images, prompts, [{}] * len(images))
+        ]
 
     return score
 
@@ -77,7 +95,8 @@ def refine_run(run: Run, place: Path, weights: str, config: RunConfig) -> list[R
     """
     folder, processes = place / "refined", Processes.here()
     items = items_of(run, place)
-    processes.once(lambda: _claim(folder, {"weights": weights, "refine": config.refine.model_dump(mode="json")}))
+    wanted = {"weights": weights, "refine": config.refine.model_dump(mode="json", exclude={"batch_size"})}
+    processes.once(lambda: claim_settings(folder, wanted))
     if finished(folder, "refined"):
         return read_records(folder / "refined.jsonl", Refinement)
     model = load_model(run.config, weights)
@@ -89,7 +108,7 @@ def refine_run(run: Run, place: Path, weights: str, config: RunConfig) -> list[R
         chains = refine(model, score, list(opened), texts, firsts, config.refine, run.config.seed)
         return [_keep(folder, *one) for one in zip(opened, texts, chains, strict=True)]
 
-    made = run_stage(folder, "refined", Refinement, items, config.refine.batch_size, work, gaps=True)
+    made = list(run_stage(folder, "refined", Refinement, items, config.refine.batch_size, work, gaps=True))
     if processes.rank == 0 and (lost := len(items) - len(made)):
         console.print(f"{folder}: {lost} of {len(items)} images could not be read and were left out")
     return made
@@ -163,15 +182,3 @@ def _keep(folder: Path, name: str, prompt: str, chain: Chain) -> Refinement:
         save_image(shot.image, folder / image)
         turns.append(Turn(image=image, seed=shot.seed, score=shot.score, said=shot.said))
     return Refinement(id=name, prompt=prompt, turns=turns, kept=chain.kept)
-
-
-def _claim(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Keep in the folder what it is made with. Raises RunError where that is something else."""
-    held = folder / "settings.json"
-    settings = {**settings, "refine": {k: v for k, v in settings["refine"].items() if k != "batch_size"}}
-    if not held.exists():
-        write_json(held, settings)
-    elif json.loads(held.read_text()) != json.loads(json.dumps(settings)):
-        raise RunError(
-            f"{folder} holds refinements of other settings or weights (settings.json); delete it, or use them"
-        )

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from srum.models.base import TrainableModel, UnifiedModel
     from srum.records import Prompt
     from srum.run import Run
-    from train.examples import Example, Mix
+    from train.examples import Example
+    from train.feed import Mix
 
 
 class ProcessConfig(RunConfig):
@@ -64,7 +65,7 @@ class Process(Method):
         """Chains or their stages."""
         from srum.models.base import require
         from srum.run import load_model
-        from train.examples import Mix, Part
+        from train.feed import Mix, Part
 
         model = load_model(run.config, run.newest(k), empty=True)  # its autoencoder alone is asked
         require(model, {"seen", "clean"}, "the method process")

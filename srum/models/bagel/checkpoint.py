@@ -7,9 +7,8 @@ The network's weights are ``ema.safetensors`` or ``model.safetensors``, or the s
 from __future__ import annotations
 
 import copy
-import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,21 +25,18 @@ from diffusers import AutoencoderKL
 from huggingface_hub import save_torch_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast
 
 from srum.errors import ModelError
-from srum.json_files import read_json
+from srum.models import checkpoints
 from srum.models.bagel.autoencoder import build_autoencoder, load_official, official_state
 from srum.models.bagel.config import BagelConfig
 from srum.models.bagel.network import BagelNetwork
 from srum.models.bagel.positions import sincos_table
-from srum.tensors import fill, open_tensors, read_tensors, shards
+from srum.models.checkpoints import Headers, Official, official_names, require_fit
+from srum.tensors import fill, open_tensors, read_tensors
 
 WEIGHT_FILES = ("ema.safetensors", "model.safetensors")
 TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json", "tokenizer.json")
-WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-NOT_PARAMETERS = re.compile(r"(?:^|\.)(?:inv_freq|position_ids|num_batches_tracked)$|^vit_model\.vision_model\.head\.")
-NAMED = 3  # tensors that a message names
 Place = torch.device | str  # of a layer: a device, or "disk"
 TABLES = ("vit_pos_embed.pos_embed", "latent_pos_embed.pos_embed")  # fixed, so that a checkpoint may lack them
 
@@ -71,7 +67,7 @@ def load_network(
 
     for path in weight_files(folder):
         with open_tensors(path) as tensors:
-            for name, stored in _names(tensors.keys(), config):
+            for name, stored in official_names(tensors.keys(), official(config)):
                 if place_of(name) == "disk":
                     kind = str(dtype).removeprefix("torch.")
                     on_disk[name] = {"safetensors_file": str(path), "weight_name": stored, "dtype": kind}
@@ -94,7 +90,8 @@ def empty_network(folder: Path, config: BagelConfig, dtype: torch.dtype = torch.
     """
     with torch.device("meta"):
         network = BagelNetwork(config)
-    _check_fit(weight_files(folder), network)
+    shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    require_fit(folder, Headers.of(weight_files(folder), official(config)), shapes, optional=TABLES)
     return network.to(dtype)
 
 
@@ -108,7 +105,7 @@ def read_weights(folder: Path, network: BagelNetwork) -> None:
     device = str(next(iter(lacking.values())).device)
     for path in weight_files(folder):
         with open_tensors(path, device) as tensors:
-            for name, stored in _names(tensors.keys(), network.config):
+            for name, stored in official_names(tensors.keys(), official(network.config)):
                 fill(lacking.pop(name), tensors.get_slice(stored))
     for name in TABLES:
         if name in lacking:
@@ -139,58 +136,23 @@ def _device_map(network: BagelNetwork, device: torch.device | str, layers: Seque
 
 def weight_files(folder: Path) -> list[Path]:
     """The files that hold the network's tensors: one, or all shards of an index. Raises ModelError."""
-    for name in WEIGHT_FILES:
-        if (folder / name).is_file():
-            return [folder / name]
-        index = folder / f"{name}.index.json"
-        if index.is_file():
-            return shards(index)
-    names = ", ".join([*WEIGHT_FILES, *(f"{name}.index.json" for name in WEIGHT_FILES)])
-    raise ModelError(f"{folder} has none of {names}")
+    return checkpoints.weight_files(folder, WEIGHT_FILES)
 
 
-def _names(stored: Iterable[str], config: BagelConfig) -> Iterator[tuple[str, str]]:
-    """The network's name of each tensor of a file, and the file's own, but for what is no parameter.
+def official(config: BagelConfig) -> Official:
+    """The network's name of a tensor: the language model may stand alone, and what the ViT has beyond the layer that is
+    used may be there (docs/specs/bagel.md, 2)."""
+    unused = (
+        f"vit_model.vision_model.encoder.layers.{config.vit.num_hidden_layers - 1}.",
+        "vit_model.vision_model.head.",
+    )
 
-    What a wrapper put before a name (DDP, torch.compile, FSDP) is taken off; the language model may stand alone. The
-    ViT's last layer and its head, which are not used, may be there, and so may buffers (docs/specs/bagel.md, 2).
-    """
-    unused = f"vit_model.vision_model.encoder.layers.{config.vit.num_hidden_layers - 1}."
-    for own in stored:
-        name = WRAPPERS.sub("", own)
-        if name.startswith(("model.layers.", "model.embed_tokens.", "model.norm", "lm_head.")):
-            name = f"language_model.{name}"
-        if not NOT_PARAMETERS.search(name) and not name.startswith(unused):
-            yield name, own
+    def name(stored: str) -> str | None:
+        if stored.startswith(("model.layers.", "model.embed_tokens.", "model.norm", "lm_head.")):
+            stored = f"language_model.{stored}"
+        return None if stored.startswith(unused) else stored
 
-
-def _check_fit(files: Sequence[Path], network: BagelNetwork) -> None:
-    """ModelError if the files do not fit the network, but for the position tables. Reads headers."""
-    there: dict[str, tuple[int, ...]] = {}
-    twice = []
-    for path in files:
-        with open_tensors(path) as tensors:
-            for name, stored in _names(tensors.keys(), network.config):
-                twice += [name] if name in there else []
-                there[name] = tuple(tensors.get_slice(stored).get_shape())
-    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    faults = {
-        "missing": sorted(set(expected) - set(there) - set(TABLES)),
-        "unexpected": sorted(set(there) - set(expected)),
-        "twice": sorted(twice),
-        "misshapen": [
-            f"{name}: {shape}, expected {expected[name]}"
-            for name, shape in there.items()
-            if name in expected and shape != expected[name]
-        ],
-    }
-    if any(faults.values()):
-        named = "; ".join(f"{len(names)} {fault}: {_some(names)}" for fault, names in faults.items() if names)
-        raise ModelError(f"{files[0]} does not fit its config; of its tensors are {named}")
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
+    return name
 
 
 def position_table(config: BagelConfig, name: str) -> Tensor:
@@ -208,19 +170,6 @@ def load_autoencoder(folder: Path, config: BagelConfig) -> AutoencoderKL:
     except (RuntimeError, LookupError, ValueError) as error:  # torch's of a strict load, diffusers' of the names
         raise ModelError(f"{path} does not fit its config: {' '.join(str(error).split())[:200]}") from None
     return autoencoder.eval().requires_grad_(False)
-
-
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """The byte-level BPE of ``tokenizer.json``; special tokens are parsed in text, nothing is added around it.
-
-    Raises JsonError, or ModelError, for a file that is none.
-    """
-    path = folder / "tokenizer.json"
-    read_json(path)
-    try:
-        return PreTrainedTokenizerFast(tokenizer_file=str(path))
-    except Exception as error:  # tokenizers has no type of its own
-        raise ModelError(f"{path} is no tokenizer: {' '.join(str(error).split())}") from None
 
 
 def save_checkpoint(

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from srum.errors import ModelError
 from srum.json_files import read_json
 from srum.models.base import REFINE_SYSTEM, REFINE_USER, REFLECT_QUESTION, REFLECT_STOP
+from srum.models.checkpoints import require_heads, require_values, with_rope
 
 # The official folder has no file for these values; a checkpoint of another size carries one of these two.
 OVERRIDE_FILES = ("bagel_config.json", "fixture_config.json")
@@ -21,7 +22,6 @@ OVERRIDE_FILES = ("bagel_config.json", "fixture_config.json")
 FIXED: dict[str, dict[str, tuple[Any, ...]]] = {
     "llm_config.json": {
         "hidden_act": ("silu",),
-        "rope_scaling": (None,),
         "partial_rotary_factor": (None, 1, 1.0),
         "use_sliding_window": (None, False),
         "attention_multiplier": (None,),
@@ -39,7 +39,7 @@ FIXED: dict[str, dict[str, tuple[Any, ...]]] = {
         "vit_select_layer": (None, -2),
     },
 }
-DEFAULT_ROPE = {"rope_type": "default", "type": "default", "partial_rotary_factor": 1.0}
+CHECKED = {"rope_parameters", "rope_scaling", "head_dim", "layer_types"}  # fields that are read to be refused
 
 PLAN_INSTRUCTION = (
     "You should first think about the planning process in the mind and then generate the image. \n"
@@ -160,10 +160,10 @@ class BagelConfig(_Part):
                 raw[name] = overrides = read_json(folder / name)
                 break
         for name, values in raw.items():
-            _require_fixed(folder / name, values)
+            require_values(folder / name, values, _fixed(name))
         llm = with_rope(folder / "llm_config.json", raw["llm_config.json"])
         for name, values in (("llm_config.json", llm), ("vit_config.json", raw["vit_config.json"])):
-            _require_heads(folder / name, values)
+            require_heads(folder / name, values)
         try:
             return cls.model_validate({"llm": llm, "vit": raw["vit_config.json"], "raw": raw} | overrides)
         except ValidationError as error:
@@ -177,9 +177,7 @@ class BagelConfig(_Part):
         """Per file the fields that are not read: they change nothing here."""
         read: dict[str, type[_Part]] = {"llm_config.json": LlmConfig, "vit_config.json": VitConfig}
         unread = {
-            name: sorted(
-                set(values) - set(read.get(name, BagelConfig).model_fields) - set(_fixed(name)) - {"rope_parameters"}
-            )
+            name: sorted(set(values) - set(read.get(name, BagelConfig).model_fields) - set(_fixed(name)) - CHECKED)
             for name, values in self.raw.items()
         }
         return {name: fields for name, fields in unread.items() if fields}
@@ -190,43 +188,19 @@ class BagelConfig(_Part):
             (folder / name).write_text(json.dumps(content, indent=2) + "\n")
 
 
+PUBLISHED = {
+    "ByteDance-Seed/BAGEL-7B-MoT": BagelConfig(
+        llm=LlmConfig(
+            hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28,
+            num_key_value_heads=4, vocab_size=152064,
+        ),
+        vit=VitConfig(
+            hidden_size=1152, intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16, patch_size=14,
+        ),
+    )
+}  # fmt: skip
+# of published weights (docs/specs/bagel.md, 1): what can be said of them before they are fetched
+
+
 def _fixed(name: str) -> Mapping[str, tuple[Any, ...]]:
     return FIXED.get(name, FIXED["bagel"])
-
-
-def _require_fixed(path: Path, values: Mapping[str, Any]) -> None:
-    """ModelError for a value that would change numbers and that the network does not compute with."""
-    for name, allowed in _fixed(path.name).items():
-        if name in values and values[name] not in allowed:
-            raise ModelError(f"{path}: {name}: {values[name]!r} is not supported, only {allowed[-1]!r}")
-    kinds = values.get("layer_types") or ()
-    if other := [kind for kind in kinds if kind != "full_attention"]:
-        raise ModelError(f"{path}: layer_types: {other[0]!r} is not supported, only 'full_attention'")
-
-
-def _require_heads(path: Path, values: Mapping[str, Any]) -> None:
-    """ModelError for heads that do not divide the width, or are of another size than that."""
-    width, heads, size = (values.get(name) for name in ("hidden_size", "num_attention_heads", "head_dim"))
-    if isinstance(width, int) and isinstance(heads, int) and (heads < 1 or width % heads):
-        raise ModelError(f"{path}: num_attention_heads: {heads} heads do not divide the width of {width}")
-    if isinstance(width, int) and isinstance(heads, int) and size not in (None, width // heads):
-        raise ModelError(f"{path}: head_dim: {size!r} is not supported, only hidden_size / heads = {width // heads}")
-
-
-def with_rope(path: Path, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of ``llm_config.json`` with ``rope_theta`` where newer transformers writes ``rope_parameters``.
-
-    Raises ModelError for scaled and partial rope, and for two thetas.
-    """
-    rope = values.get("rope_parameters") or {}
-    if not isinstance(rope, dict):
-        raise ModelError(f"{path}: rope_parameters: expected an object, got {rope!r}")
-    for name, value in rope.items():
-        if name != "rope_theta" and value not in (None, DEFAULT_ROPE.get(name)):
-            raise ModelError(
-                f"{path}: rope_parameters.{name}: {value!r} is not supported, only rope that is not scaled"
-            )
-    thetas = {part["rope_theta"] for part in (values, rope) if "rope_theta" in part}
-    if len(thetas) > 1:
-        raise ModelError(f"{path}: rope_theta is both {' and '.join(map(str, sorted(thetas)))}; leave one")
-    return {**values, **({"rope_theta": thetas.pop()} if thetas else {})}

@@ -1,6 +1,6 @@
 """BLIP3-o: one architecture, any size (docs/specs/blip3o.md; docs/blip3o.md says what differs from BAGEL).
 
-``headers``, ``config`` what a folder has; ``checkpoint`` its layout, read and written; ``language`` stock Qwen2.5-VL
+``config`` what a folder says of itself; ``checkpoint`` its layout, read and written; ``language`` stock Qwen2.5-VL
 over batches of contexts; ``chat`` its words; ``generator`` queries, diffusion transformer and sampler; ``tower`` images
 to features; ``decoder`` features to images; ``images`` pixels and frames; ``model`` the adapter that meets
 ``srum.models.base.TrainableModel``; ``memory`` what fits. Here: what ``srum.models`` asks.
@@ -15,21 +15,24 @@ import torch
 from srum.config import ConfigError, RunConfig
 from srum.errors import ModelError
 from srum.models import Description, native_bfloat16
+from srum.models.blip3o.checkpoint import read_headers, weight_files
 from srum.models.blip3o.config import Blip3oConfig
 from srum.models.blip3o.decoder import usual_side
-from srum.models.blip3o.headers import Headers, weight_files
 from srum.models.blip3o.memory import Sizes, stage_needs, training_need
-from srum.models.blip3o.model import Blip3o, Precision
+from srum.models.blip3o.model import Blip3o
 from srum.models.needs import Need, Recipe
+from srum.models.precision import Precision
 
 __all__ = ["Blip3o", "describe", "load", "memory", "refuse", "training_memory"]
+
+NO_SPREAD = "BLIP3-o's layers are not spread over devices; it fits one GPU of 40 GB (device=cuda)"
 
 
 def load(folder: Path, device: torch.device, dtype: torch.dtype, *, spread: bool, empty: bool) -> Blip3o:
     """``Blip3o.load``, computing in bfloat16 where the device multiplies it natively. Raises ModelError for ``spread``:
     its parts are in memory one at a time."""
     if spread:
-        raise ModelError("device: BLIP3-o's layers are not spread over devices; it fits one GPU of 40 GB (device=cuda)")
+        raise ModelError(f"device: {NO_SPREAD}")
     precision: Precision = "bf16" if native_bfloat16(device) else "fp32"
     return Blip3o.load(folder, device, precision, dtype, empty)
 
@@ -40,6 +43,7 @@ def refuse(config: RunConfig) -> None:
     wrong = {
         "rollout.plan": "BLIP3-o writes no plan; set it to false" if plans else "",
         "eval.plan": "BLIP3-o writes no plan; set it to false" if config.eval.plan else "",
+        "device": NO_SPREAD if config.device == "spread" else "",
         "compile": "BLIP3-o does not run through torch.compile; leave it false" if config.compile else "",
         "train.replies": "BLIP3-o learns no texts; set it to 0" if config.train.replies else "",
     }
@@ -71,16 +75,18 @@ def describe(folder: Path, device: torch.device, bfloat16: bool) -> Description:
         "features": f"{config.grid}x{config.grid} of {config.transformer.channels} numbers, for every size of image",
         "trained": "the diffusion transformer; with train.trainable=all its queries, too",
     }
+    unread = config.without_effect()
+    rows |= {"fields without effect": f"config.json: {', '.join(unread)}"} if unread else {}
     return Description(rows, usual_side(folder))
 
 
 def memory(folder: Path, size: tuple[int, int], bfloat16: bool) -> dict[str, Need]:
     """``stage_needs`` of the folder."""
-    headers = Headers.of(folder)
+    headers = read_headers(folder)
     return stage_needs(Blip3oConfig.from_folder(folder, headers), Sizes.of(headers), folder, size, bfloat16)
 
 
 def training_memory(folder: Path, size: tuple[int, int], bfloat16: bool, recipe: Recipe) -> Need:
     """``training_need`` of the folder."""
-    headers = Headers.of(folder)
+    headers = read_headers(folder)
     return training_need(Blip3oConfig.from_folder(folder, headers), Sizes.of(headers), bfloat16, recipe)

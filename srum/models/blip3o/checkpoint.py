@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,16 +15,17 @@ from accelerate import init_empty_weights
 from accelerate.utils import set_module_tensor_to_device
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
+from transformers import Qwen2_5_VLForConditionalGeneration
 
 from srum.errors import ModelError
-from srum.json_files import read_json
+from srum.models import checkpoints
 from srum.models.blip3o.config import DECODER, Blip3oConfig
 from srum.models.blip3o.generator import Generator
-from srum.models.blip3o.headers import INDEX, Headers
 from srum.models.blip3o.tower import EvaTower
+from srum.models.checkpoints import Headers, require_fit
 from srum.tensors import fill, open_tensors, read_tensors
 
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # Names in our parts and the official ones, by their beginnings; of the first that fits. Every tensor must match.
 QWEN = {"model.visual.": "visual.", "model.language_model.": "model.", "lm_head.": "lm_head."}
 GENERATOR = {"latent_queries": "model.latent_queries", "dit.": "model.dit.model."}
@@ -36,6 +38,23 @@ def official_name(name: str, beginnings: Mapping[str, str]) -> str:
     """What a part's tensor is called in the files."""
     ours = next(ours for ours in beginnings if name.startswith(ours))
     return beginnings[ours] + name[len(ours) :]
+
+
+def read_headers(folder: Path) -> Headers:
+    """Those of all files of a folder, under official names also where transformers 5 has written the language model.
+
+    Raises ModelError where there is no file, or a shard is missing.
+    """
+    return Headers.of(weight_files(folder), _official)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """One file, or all shards of an index. Raises ModelError."""
+    return checkpoints.weight_files(folder, [WEIGHTS])
+
+
+def _official(stored: str) -> str:
+    return official_name(stored, QWEN) if stored.startswith(tuple(QWEN)) else stored
 
 
 def empty_qwen(config: Blip3oConfig) -> Qwen2_5_VLForConditionalGeneration:
@@ -73,16 +92,8 @@ def check(folder: Path, config: Blip3oConfig, headers: Headers) -> None:
     }
     if _tied(config, headers):
         expected.pop("lm_head.weight", None)
-    here = {name: shape for name, shape in headers.shapes.items() if not name.startswith(UNREAD)}
-    missing, unexpected = sorted(expected.keys() - here.keys()), sorted(here.keys() - expected.keys())
-    misshapen = [
-        f"{name}: {shape}, expected {expected[name]}"
-        for name, shape in sorted(here.items())
-        if name in expected and shape != expected[name]
-    ]
-    faults = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen}
-    if named := [f"{len(names)} {kind}, such as {names[0]}" for kind, names in faults.items() if names]:
-        raise ModelError(f"{folder}: its tensors do not fit its config: {'; '.join(named)}")
+    read = {name: shape for name, shape in headers.shapes.items() if not name.startswith(UNREAD)}
+    require_fit(folder, replace(headers, shapes=read), expected)
 
 
 @torch.no_grad()
@@ -96,7 +107,7 @@ def read_into(generator: Generator, headers: Headers) -> None:
     for name, tensor in lacking.items():
         official = official_name(name, GENERATOR)
         with open_tensors(headers.files[official], str(tensor.device)) as tensors:
-            fill(tensor, tensors.get_slice(official))
+            fill(tensor, tensors.get_slice(headers.stored[official]))
 
 
 def load_qwen(
@@ -132,21 +143,10 @@ def _fill_frozen(
         official = official_name(name, beginnings)
         if official in headers.files:  # a tied head is not
             with open_tensors(headers.files[official]) as tensors:
-                set_module_tensor_to_device(part, name, device, tensors.get_tensor(official), dtype)
+                set_module_tensor_to_device(part, name, device, tensors.get_tensor(headers.stored[official]), dtype)
     for name, _ in list(part.named_buffers()):
         set_module_tensor_to_device(part, name, device)
     part.eval().requires_grad_(False)
-
-
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """The byte-level BPE of ``tokenizer.json``; special tokens are parsed in text, nothing is added around it.
-
-    Raises ModelError where the file is missing, JsonError where it is cut.
-    """
-    if not (folder / "tokenizer.json").is_file():
-        raise ModelError(f"{folder} has no tokenizer.json")
-    read_json(folder / "tokenizer.json")
-    return PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
 
 
 def save_checkpoint(source: Path, folder: Path, headers: Headers, weights: Mapping[str, Tensor]) -> None:
@@ -159,11 +159,14 @@ def save_checkpoint(source: Path, folder: Path, headers: Headers, weights: Mappi
     if folder.resolve() == source.resolve():
         raise ModelError(f"{folder} is where the weights are read from: save to another folder")
     changed = {official_name(name, GENERATOR): tensor for name, tensor in weights.items()}
-    rewritten = {headers.files[name] for name in changed}
+    renamed = {name for name, own in headers.stored.items() if name != own}
+    rewritten = {headers.files[name] for name in changed.keys() | renamed}
     folder.mkdir(parents=True, exist_ok=True)
     for path in sorted(set(headers.files.values())):
         if path in rewritten:
-            tensors = {name: changed.get(name, x).contiguous() for name, x in read_tensors(path).items()}
+            own = read_tensors(path)
+            there = [name for name, file in headers.files.items() if file == path]
+            tensors = {name: changed.get(name, own[headers.stored[name]]).contiguous() for name in there}
             save_file(tensors, folder / path.name, metadata={"format": "pt"})
         else:
             _link(path, folder / path.name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,17 @@ from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionMode
 from PIL import Image
 from torch import Tensor
 
+from srum.errors import ModelError
+from srum.json_files import read_json
 from srum.models.blip3o.config import DECODER
+from srum.models.checkpoints import weight_files
+from srum.tensors import open_tensors
 
+PARTS = ("unet", "vae")
+CONFIGS = ("unet/config.json", "vae/config.json", "scheduler/scheduler_config.json")
+VARIANT = "diffusion_pytorch_model.bf16"
+WEIGHTS = (f"{VARIANT}.safetensors", "diffusion_pytorch_model.safetensors")
+FAULTS = ("missing_keys", "mismatched_keys", "error_msgs")  # of what diffusers tells
 Steps = list[tuple[Tensor, Tensor]]
 
 
@@ -79,13 +87,33 @@ class Decoder:
         return [Image.fromarray(np.asarray(x)) for x in levels.permute(0, 2, 3, 1).cpu()]
 
 
+def require_decoder(folder: Path) -> None:
+    """Raises JsonError, ModelError or TensorError for a file that is missing or damaged; reads headers alone."""
+    for name in CONFIGS:
+        read_json(folder / DECODER / name)
+    for part in PARTS:
+        for path in weight_files(folder / DECODER / part, WEIGHTS):
+            with open_tensors(path):
+                pass
+
+
 def usual_side(folder: Path) -> int:
     """Of a decoder's usual images, in pixels, as its configs say."""
-    unet, vae = (json.loads((folder / DECODER / part / "config.json").read_text()) for part in ("unet", "vae"))
+    unet, vae = (read_json(folder / DECODER / part / "config.json") for part in PARTS)
     return int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1)
 
 
 def _part(kind: Any, folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
-    """A network of diffusers, frozen; its file may carry the variant of its type in its name."""
-    variant = "bf16" if any(folder.glob("*.bf16.safetensors")) else None
-    return kind.from_pretrained(folder, variant=variant, torch_dtype=dtype).to(device).eval().requires_grad_(False)
+    """A network of diffusers, frozen; its file may carry the variant of its type in its name. Raises ModelError for
+    tensors that do not fit its config, which diffusers would draw by chance where they are missing."""
+    (path, *_) = weight_files(folder, WEIGHTS)
+    variant = "bf16" if path.name.startswith(VARIANT) else None
+    try:
+        part, told = kind.from_pretrained(folder, variant=variant, torch_dtype=dtype, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError, TypeError, LookupError) as error:  # diffusers has no type of its own
+        raise ModelError(f"{folder} does not fit its config: {' '.join(str(error).split())[:200]}") from None
+    if faults := [
+        f"{len(names)} {fault}: {sorted(names)[0]}" for fault, names in told.items() if names and fault in FAULTS
+    ]:
+        raise ModelError(f"{folder} does not fit its config: {'; '.join(faults)}")
+    return part.to(device).eval().requires_grad_(False)

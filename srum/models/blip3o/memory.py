@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from srum.models.blip3o.config import DECODER, Blip3oConfig
-from srum.models.blip3o.headers import Headers
+from srum.models.checkpoints import Headers
 from srum.models.needs import BFLOAT, FLOAT, Need, Recipe
 
 TEXT = 64  # tokens of a request, a question or a reply
