@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from safetensors.torch import save_file
@@ -48,7 +48,7 @@ def rasterize_stage(run: Run, k: int) -> None:
         judged = {name: judgements[name] for name in batch}
         outcomes = {name: outcome(candidate, judged[name]) for name, candidate in batch.items()}
         return [
-            _keep_reward(folder, judged[name], scale, *made)
+            _keep_reward(folder, batch[name], judged[name], scale, *made)
             for name, made in outcomes.items()
             if not isinstance(made, Skipped)
         ]
@@ -67,9 +67,15 @@ def rasterize_stage(run: Run, k: int) -> None:
 
 
 def _keep_reward(
-    folder: Path, judgement: Judgement, mapping: Literal["signed", "unit"], values: Tensor, alpha: float
+    folder: Path,
+    candidate: Candidate,
+    judgement: Judgement,
+    mapping: Literal["signed", "unit"],
+    values: Tensor,
+    alpha: float,
 ) -> RewardMap:
-    name = f"rewards/{judgement.candidate_id}.safetensors"
+    below = PurePosixPath(candidate.latent).parent.parts[1:]  # the sub-folder of its latent
+    name = str(PurePosixPath("rewards", *below, f"{candidate.id}.safetensors"))
     with atomic(folder / name) as partial:
         save_file({"reward": values.contiguous()}, partial)
     return RewardMap(

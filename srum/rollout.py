@@ -37,6 +37,8 @@ from srum.run_dir import (
 from srum.seeding import seed_for
 from srum.shapes.prompts import SPLITS, prompt_set
 
+CROWD = 10_000  # files of a folder; where a round has more candidates, they are in sub-folders of so many
+
 
 def choose_prompts(source: str, count: int, seed: int, besides: Collection[str] = ()) -> list[Prompt]:
     """``count`` prompts of a set of the embedded world, or of a .jsonl or .txt file, drawn by ``seed``.
@@ -103,7 +105,7 @@ def rollout(
     run's seed, the round and its id. Finished batches of an interrupted rollout are kept. With ``rollout.server``, that
     draws and ``model`` only encodes; what it left undrawn is no candidate and is counted in ``rollout_counts.json``.
     Raises DiskFullError where the rest will not fit, RunError for a size that the model cannot draw and where a server
-    drew nothing, and ServerError.
+    drew nothing, and ServerError. Files of more than ``CROWD`` candidates are in sub-folders.
     """
     wanted = {
         f"{prompt.id}-{index}": (prompt, index) for prompt in prompts for index in range(config.candidates_per_prompt)
@@ -113,6 +115,9 @@ def rollout(
     facts = config.rollout.model_dump(mode="json", exclude={"batch_size", "server"})
     if server:
         facts["server"] = {"url": server.url, "model": server.model}
+    stems = {
+        name: f"{number // CROWD:04d}/{name}" if len(wanted) > CROWD else name for number, name in enumerate(wanted)
+    }
     planned = config.rollout.planned(config.candidates_per_prompt)
     undrawn: dict[str, str] = {}
 
@@ -128,7 +133,7 @@ def rollout(
         made = drawn_by(server, model, images, sampling) if server else drawn(model, images, sampling)
         undrawn.update({name: one.why for name, one in zip(batch, made, strict=True) if isinstance(one, NoReply)})
         return [
-            _keep(folder, one, name, *batch[name], image.seed, facts)
+            _keep(folder, one, name, stems[name], *batch[name], image.seed, facts)
             for one, name, image in zip(made, batch, images, strict=True)
             if isinstance(one, Made)
         ]
@@ -137,7 +142,7 @@ def rollout(
         model.latent_grid(config.rollout.size)
     except ValueError as error:
         raise RunError(f"rollout.size: {error}") from None
-    Processes.here().once(lambda: _require_room(folder, config, list(wanted)))
+    Processes.here().once(lambda: _require_room(folder, config, list(stems.values())))
     candidates = run_stage(
         folder, "candidates", Candidate, wanted, config.rollout.batch_size, work, gaps=server is not None
     )
@@ -190,15 +195,15 @@ def _count(folder: Path, asked: int, drawn: int, whys: Sequence[str]) -> None:
         console.print(f"{folder.name}: {len(whys)} images were not drawn; of the first: {' '.join(whys[0].split())}")
 
 
-def _require_room(folder: Path, config: RunConfig, ids: Sequence[str]) -> None:
+def _require_room(folder: Path, config: RunConfig, stems: Sequence[str]) -> None:
     """For an image and a latent of a byte per pixel each, of those that are not there."""
     height, width = config.rollout.size
-    missing = sum(not (folder / "latents" / f"{name}.safetensors").exists() for name in ids)
+    missing = sum(not (folder / "latents" / f"{stem}.safetensors").exists() for stem in stems)
     require_room(folder, 2 * height * width * missing, f"{missing} candidates of {height}x{width} pixels")
 
 
 def _keep(
-    folder: Path, made: Made, name: str, prompt: Prompt, index: int, seed: int, facts: dict[str, Any]
+    folder: Path, made: Made, name: str, stem: str, prompt: Prompt, index: int, seed: int, facts: dict[str, Any]
 ) -> Candidate:
     candidate = Candidate(
         id=name,
@@ -207,8 +212,8 @@ def _keep(
         index=index,
         seed=seed,
         plan=made.plan,
-        image=f"images/{name}.png",
-        latent=f"latents/{name}.safetensors",
+        image=f"images/{stem}.png",
+        latent=f"latents/{stem}.safetensors",
         size=(made.image.height, made.image.width),
         sampling=facts,
     )

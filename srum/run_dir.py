@@ -5,6 +5,7 @@
       eval/ARM/                  verdicts.jsonl, images/: every arm after the last round, on the held-out prompts
       round-000/
         prompts.jsonl candidates.jsonl regions.jsonl judgements.jsonl rewards.jsonl  counts.json
+        rollout_counts.json               only of a server's images: how many came, why others did not
         imported.json                     only of srum import: the lines and the folder of images that it is from
         images/ latents/ rewards/         PNG and safetensors, addressed by candidate id
         pictures.jsonl pictures/ latents/ images read for reconstruction (srum/pictures.py); pairs.jsonl (srum/pairs.py)

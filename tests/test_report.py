@@ -355,6 +355,18 @@ def test_a_page_of_2000_candidates_stays_below_40_megabytes(
     assert 2000 * each < 40e6
 
 
+def test_a_large_run_is_a_sample_and_an_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 32 candidates the 4 of a prompt from each half of the run, and a row for each of the 32."""
+    write_run(tmp_path, 32, 64)
+    monkeypatch.setattr(report, "SHOWN", 8)
+    page = write_report(tmp_path).read_text()
+    assert "Here are 8 of 32, of prompts evenly spaced over the run" in parse(tmp_path / "report.html").text
+    rows = [line.split(",") for line in (tmp_path / "candidates.csv").read_text().splitlines()]
+    assert len(rows) == 33 and all((tmp_path / row[-1]).exists() for row in rows[1:])
+    assert page.count('"id":"train-') == 8
+    assert [page.count(f'"round":"round-00{k}"') for k in range(4)] == [1, 0, 1, 0]
+
+
 def test_the_same_run_gives_the_same_page(run: Path) -> None:
     assert write_report(run).read_bytes() == write_report(run).read_bytes()
 
