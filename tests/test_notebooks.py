@@ -61,6 +61,7 @@ def test_outputs_hold_no_error_and_no_path_of_the_machine(name: str) -> None:
     nbformat.validate(notebook)
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     assert all(output.output_type != "error" for output in outputs)
+    assert all(output.get("name") != "stderr" for output in outputs)  # they are red boxes
     assert not re.search(r"/(home|root|tmp|Users)/", path_of(name).read_text(encoding="utf-8"))
 
 
