@@ -25,12 +25,12 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
-from srum.config import ImageConfig, RunConfig, changed
+from srum.config import RunConfig, changed
 from srum.disk import GIGABYTE, free
 from srum.doctor import Machine, asked
 from srum.errors import SrumError
 from srum.evaluation.comparison import EVAL, evaluate_arm
-from srum.flow import schedule
+from srum.evaluation.compute import passes_of
 from srum.models import find
 from srum.models.needs import BFLOAT, FLOAT, Need, Recipe
 from srum.plugins import resolve
@@ -258,13 +258,6 @@ class Size:
         tested = small.bytes["eval"] * self.tested // max(1, small.run.config.eval.count)
         of_round = int(share * small.bytes["round"]) + small.bytes["models"]
         return rounds * of_round + kept * (rounds if train.keep_checkpoints else 1) + tested
-
-
-def passes_of(config: ImageConfig) -> int:
-    """Forward passes of an image that is drawn so: one a step, two where guidance is active."""
-    low, high = config.guidance_interval
-    times = schedule(config.timesteps, config.timestep_shift)[:-1].tolist()
-    return sum(2 if config.guidance > 1 and low < t <= high else 1 for t in times)
 
 
 def _scaled(timed: Timed | None, share: float) -> float | None:

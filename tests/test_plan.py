@@ -8,8 +8,9 @@ import pytest
 
 from srum import models, plan
 from srum.config import EvalConfig, load_config
+from srum.evaluation.compute import passes_of
 from srum.loop import run_loop
-from srum.plan import foresee, passes_of
+from srum.plan import foresee
 from tests.fakes import FakeModel
 
 SETS = ["rounds=2", "prompt_count=6", "candidates_per_prompt=2", "compare=[sft]", "train.steps=5", "train.batch_size=4"]
