@@ -4,8 +4,8 @@
 
 A seed is a round of ``srum-tiny``'s candidates, judged by itself. Each arm is trained for the same steps: on scenes
 that are rendered (information from outside), on the round's own candidates (none), or in two trainings one after the
-other, each of half the steps. Measured by the exact checker: the share of development prompts drawn right, and of the
-as many rendered scenes, which no training has seen, that hold the same things in the same cells once reconstructed.
+other, each of half the steps. Measured by the exact checker: the share of development prompts drawn right, and of as
+many rendered scenes, which no training has seen, that hold the same things in the same cells once reconstructed.
 Percent, 95%, bootstrap crossed over seeds and prompts; differences to the base in points. ``loss``: of the first and
 the last fifth of the steps. What is finished is kept in ``OUT/seed-K/arms/ARM.json``, so that the same command goes on,
 and with fewer arms it prints those.

@@ -134,11 +134,13 @@ def _stage_command(stage: Stage) -> Callable[..., None]:
     def command(run: RunFolder, round_: Round = 0, config: ConfigFile = None, overrides: Overrides = None) -> None:
         _check_config(run, config, overrides or [])
 
-        from srum.loop import perform
+        from srum.loop import next_command, perform
         from srum.processes import connected
 
-        with connected(), _opened(run, config, overrides, new=stage.name in BEGIN) as opened:
+        with connected() as processes, _opened(run, config, overrides, new=stage.name in BEGIN) as opened:
             perform(opened, stage.name, round_)
+            if processes.rank == 0:
+                typer.echo(f"next: {next_command(opened, stage.name, round_)}")
 
     return command
 
@@ -160,13 +162,16 @@ def eval_(
     """
     from srum import loop
     from srum.processes import connected
+    from srum.rollout import own_prompts
     from srum.run_dir import RunError
 
     with connected() as processes, _opened(run, config, overrides) as opened:
-        if not opened.config.eval.count:
+        if not (opened.config.eval.count or (round_ is None and own_prompts(opened.config))):
             raise RunError(f"{run} has no evaluation: eval.count is 0")
         if round_ is None:
             loop.conclude(opened)
+            if processes.rank == 0:
+                typer.echo(f"open {run / 'report.html'}")
             return
         results = loop.evaluate_arms(opened, round_ + 1, opened.round(round_) / "eval")
         if processes.rank == 0:
@@ -179,7 +184,7 @@ def report(run: RunFolder) -> None:
     from srum import open_run
     from srum.report import write_report
 
-    typer.echo(write_report(open_run(run).folder))
+    typer.echo(f"open {write_report(open_run(run).folder)}")
 
 
 @app.command()
@@ -407,9 +412,32 @@ def run_(
 
     with connected() as processes:
         wanted = processes.once(lambda: _config(out, config, [*(overrides or []), *flags]))
-        run_loop(wanted, out, resume, command=shlex.join(["srum", *sys.argv[1:]]))
+        run_loop(wanted, out, resume, command=shlex.join(["srum", *sys.argv[1:]]), foretell=True)
         if processes.rank == 0:
-            typer.echo("\n".join(str(out / name) for name in ("summary.json", "report.html") if (out / name).exists()))
+            typer.echo(f"open {out / 'report.html'}")
+
+
+@app.command()
+def plan(
+    config: Annotated[
+        Path | None, typer.Argument(metavar="CONFIG", help="YAML file; what it leaves out has its default.")
+    ] = None,
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(help="Where the run would be, for the room on that disk.")] = Path("runs"),
+) -> None:
+    """Say what a run will cost: images, forward passes, time, memory, disk, and what will not fit.
+
+    Time, memory and disk are measured with a small run of the same config in a temporary folder.
+    """
+    from srum.config import load_config
+
+    wanted = load_config(config, overrides or ())
+
+    from srum.loop import check_inputs, show_plan
+    from srum.plan import foresee
+
+    check_inputs(wanted)
+    show_plan(foresee(wanted, out, always=True))
 
 
 @app.command("config")

@@ -44,6 +44,9 @@ class Section(BaseModel):
 S = TypeVar("S", bound=Section)
 
 
+NOT_SAMPLED = {"plan", "planned_share", "server", "batch_size", "prompts", "count", "own_share", "own_limit"}
+
+
 class ImageConfig(Section):
     """How images are sampled (``srum.models.base.Sampling``) and how many at a time."""
 
@@ -70,7 +73,7 @@ class ImageConfig(Section):
 
     def sampling(self) -> dict[str, Any]:
         """The fields of ``srum.models.base.Sampling``."""
-        return self.model_dump(exclude={"plan", "planned_share", "server", "batch_size", "prompts", "count"})
+        return self.model_dump(exclude=NOT_SAMPLED)
 
 
 class ServerConfig(Section):
@@ -317,6 +320,8 @@ class EvalConfig(ImageConfig):
 
     prompts: str = "held_out"  # a set of the embedded world, or a .jsonl file with its metadata
     count: Annotated[int, Field(ge=0)] = 300  # prompts; 0: no evaluation, which only the embedded world's prompts allow
+    own_share: BelowOne = 0.1  # of the prompts of one's own file: held out, and judged by the frozen judge in the end
+    own_limit: Count = 50  # of these prompts at most
 
 
 class RunConfig(Section):

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Literal
 
 from safetensors.torch import save_file
 from torch import Tensor
 
 from srum import models
+from srum.outcomes import count_outcomes, in_words
 from srum.processes import Processes
 from srum.records import Candidate, Grounding, Judgement, RewardMap
 from srum.reward_map import NEUTRAL, Skipped, binarized, centred, rasterize, sample_score, usual_scores
@@ -49,7 +48,7 @@ def rasterize_stage(run: Run, k: int) -> None:
         judged = {name: judgements[name] for name in batch}
         outcomes = {name: outcome(candidate, judged[name]) for name, candidate in batch.items()}
         return [
-            _keep_reward(folder, judged[name], scale, *made)
+            _keep_reward(folder, batch[name], judged[name], scale, *made)
             for name, made in outcomes.items()
             if not isinstance(made, Skipped)
         ]
@@ -62,15 +61,21 @@ def rasterize_stage(run: Run, k: int) -> None:
         skipped = [str(outcome(candidate, judgements[candidate.id])) for candidate in left]
         counts = count_outcomes(groundings.values(), judgements.values(), skipped)
         write_json(folder / "counts.json", counts)
-        console.print(f"{folder.name}: {json.dumps(counts)}")
+        console.print(f"{folder.name}: {in_words(counts)}", soft_wrap=True, highlight=False)
 
     processes.once(count)
 
 
 def _keep_reward(
-    folder: Path, judgement: Judgement, mapping: Literal["signed", "unit"], values: Tensor, alpha: float
+    folder: Path,
+    candidate: Candidate,
+    judgement: Judgement,
+    mapping: Literal["signed", "unit"],
+    values: Tensor,
+    alpha: float,
 ) -> RewardMap:
-    name = f"rewards/{judgement.candidate_id}.safetensors"
+    below = PurePosixPath(candidate.latent).parent.parts[1:]  # the sub-folder of its latent
+    name = str(PurePosixPath("rewards", *below, f"{candidate.id}.safetensors"))
     with atomic(folder / name) as partial:
         save_file({"reward": values.contiguous()}, partial)
     return RewardMap(
@@ -81,35 +86,3 @@ def _keep_reward(
         alpha=alpha,
         sample_score=sample_score(judgement),
     )
-
-
-def count_outcomes(
-    groundings: Iterable[Grounding], judgements: Iterable[Judgement], skipped: Sequence[str]
-) -> dict[str, Any]:
-    """What became of a round's candidates: how many, and how many failed at what (``skipped``: why, each)."""
-    grounded = Counter(_of_grounding(grounding) for grounding in groundings)
-    judged, regions, layouts = 0, Counter[str](), Counter[str]()
-    for judgement in judgements:
-        judged += len(judgement.regions)
-        regions.update(str(region.failure) for region in judgement.regions if region.failure)
-        layouts.update([str(judgement.layout.failure)] * (judgement.layout.failure is not None))
-    return {
-        "candidates": grounded.total(),
-        "grounding_errors": grounded["error"],
-        "without_regions": grounded["empty"],
-        "regions_judged": judged,
-        "region_failures": _in_order(regions),
-        "layout_failures": _in_order(layouts),
-        "skipped": _in_order(Counter(skipped)),
-        "reward_maps": grounded.total() - len(skipped),
-    }
-
-
-def _of_grounding(grounding: Grounding) -> Literal["error", "empty", "found"]:
-    if grounding.error is not None:
-        return "error"
-    return "empty" if all(region.id == 0 for region in grounding.regions) else "found"
-
-
-def _in_order(counts: Counter[str]) -> dict[str, int]:
-    return dict(sorted(counts.items()))

@@ -26,16 +26,19 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from srum import plots
-from srum.config import CONFIG, load_config
+from srum.config import CONFIG, JudgeConfig, load_config
 from srum.evaluation.accuracy import Accuracy, CheckedImage, summarize
 from srum.evaluation.benchmark import Drawn
 from srum.evaluation.leakage import leakage
 from srum.evaluation.statistics import Estimate, difference
 from srum.lazy import Lazy
+from srum.outcomes import in_words, undrawn_in_words
+from srum.own import OWN, JudgedImage
 from srum.provenance import described, read_entries
 from srum.reading import CandidateView, read_round
 from srum.records import Candidate, Judged, Prompt, Region, RegionJudgement
 from srum.refining import best_of
+from srum.rollout import own_prompts
 from srum.run import BASE, Run
 from srum.run_dir import (
     MADE_WITH,
@@ -55,6 +58,9 @@ T = TypeVar("T")
 SHOWN = 2000  # candidates in the page at most; of more there is an index
 INDEX = "candidates.csv"
 PAIRS_PER_CATEGORY = 4
+OFF = "Evaluation is off: eval.count is 0, and no prompts of your own file are held out (eval.own_share)."
+RELOAD = 20  # seconds after which the page of a run that goes on loads itself again
+OWN_PAIRS = 24
 CHAINS = 12  # of an arm that draws in more than one step
 EXACT_SIDE = 128  # pixels; images up to this size are kept bit for bit and shown pixel by pixel
 LARGEST_SIDE = 384  # pixels of an image in the page; larger ones are scaled down
@@ -68,18 +74,18 @@ CROSS = (
 UNREADABLE = f"data:image/svg+xml;base64,{base64.b64encode(CROSS.encode()).decode()}"  # in place of an image
 
 
-def write_report(run_folder: Path) -> Path:
-    """Write ``report.html`` into ``run_folder`` and return its path."""
+def write_report(run_folder: Path, running: bool = False) -> Path:
+    """Write ``report.html`` into ``run_folder`` and return its path; of a ``running`` run it reloads itself."""
     loader = jinja2.PackageLoader("srum", "")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}  # of the filter tojson, which escapes markup
-    page = environment.get_template("report.html.j2").render(**_contents(run_folder))
+    page = environment.get_template("report.html.j2").render(**_contents(run_folder, running))
     path = run_folder / "report.html"
     write_text(path, page)
     return path
 
 
-def _contents(run: Path) -> dict[str, Any]:
+def _contents(run: Path, running: bool) -> dict[str, Any]:
     rounds = round_dirs(run)
     opened = Run(run, load_config(run / CONFIG))
     names = [BASE, *opened.arms]
@@ -92,7 +98,9 @@ def _contents(run: Path) -> dict[str, Any]:
         "name": run.resolve().name,
         "labels": {name: arm.method.label for name, arm in opened.arms.items()},
         "rounds": len(rounds),
+        "judge": judge_of(opened.config.judge),
         "to_come": to_come(opened),
+        "running": RELOAD if running and to_come(opened) else None,
         "accuracy": accuracy,
         "gains": _gains(arms),
         "leaks": list(_leaks(run, rounds, arms)),
@@ -106,20 +114,36 @@ def _contents(run: Path) -> dict[str, Any]:
         "config": _read_text(inside(run, "config.yaml")),
         "command": _read_text(inside(run, "command.txt")),
         "made_with": described(read_entries(inside(run, MADE_WITH))),
-        "counted_rounds": [folder.name for folder in rounds if (folder / "counts.json").exists()],
-        "counts": _counts(rounds),
+        "counts": {folder.name: words for folder in rounds if (words := _counts(folder))},
         "filters": _filters(groups),
         "data": {
             "scale": [plots.score_colour(score) for score in np.linspace(-1, 1, 201)],
             "missing": plots.MISSING,
             "groups": groups,
         },
+        "off": "" if opened.config.eval.count or own_prompts(opened.config) else OFF,
+        "own": _own(run, names),
         "candidates": sum(map(len, read)),
         "shown": sum(len(group["candidates"]) for group in groups),
         "index": INDEX,
         "redrawn": list(_redrawn(run / "eval", arms)),
         **_before_after(run / "eval", arms, (BASE, names[-1])),
     }
+
+
+def judge_of(config: JudgeConfig) -> str:
+    """Who judges, in words."""
+    if config.reward:
+        return f"the reward function {config.reward}"
+    if config.by != "self":
+        return f"{config.by}, a judge of one's own"
+    if config.server.url:
+        return f"{config.server.model} on the server {config.server.url}"
+    known = {
+        "self": "the model itself, with the newest weights in every round",
+        "start": "the model itself, with the weights that entered the run",
+    }
+    return known.get(config.model, f"another model, {config.model}")
 
 
 def to_come(run: Run) -> list[str]:
@@ -129,7 +153,9 @@ def to_come(run: Run) -> list[str]:
         missing = [stage.name for stage in run.stages.values() if not is_done(run, stage, k)]
         lines += [f"round {k}: {', '.join(missing)}"] if missing else []
     arms = [arm for arm in (BASE, *run.arms) if not (run.folder / "eval" / arm / "verdicts.jsonl").exists()]
-    return lines + ([f"the held-out prompts: {', '.join(arms)}"] if run.config.eval.count and arms else [])
+    lines += [f"the held-out prompts: {', '.join(arms)}"] if run.config.eval.count and arms else []
+    own = [arm for arm in (BASE, *run.arms) if not (run.folder / OWN / arm / "scores.jsonl").exists()]
+    return lines + ([f"your held-out prompts: {', '.join(own)}"] if own and own_prompts(run.config) else [])
 
 
 def is_done(run: Run, stage: Stage, k: int) -> bool:
@@ -246,6 +272,34 @@ def _svg(figure: Figure) -> str:
 # Before and after
 
 
+def _own(run: Path, names: Sequence[str]) -> dict[str, Any] | None:
+    """What the frozen judge says of the held-out prompts of one's own file: numbers by arm, and pairs of images."""
+    if not (run / f"{OWN}.json").exists():
+        return None
+    arms = _in_order(
+        {path.parent.name: read_records(path, JudgedImage) for path in sorted((run / OWN).glob("*/scores.jsonl"))},
+        names,
+    )
+    after = {image.prompt_id: image for image in arms.get(names[-1], [])}
+    both = [(image, after[image.prompt_id]) for image in arms.get(BASE, []) if image.prompt_id in after]
+    pairs = [
+        {
+            "prompt": old.prompt,
+            "sides": [_own_side(run / OWN / arm, image) for arm, image in ((BASE, old), (names[-1], new))],
+        }
+        for old, new in both[:OWN_PAIRS]
+    ]
+    return _read_json(run / f"{OWN}.json") | {"pairs": pairs, "total": len(both)}
+
+
+def _own_side(folder: Path, image: JudgedImage) -> dict[str, Any]:
+    picture = _picture(inside(folder, image.files()[0]), LARGEST_SIDE)
+    verdict = "no score" if image.score is None else f"{image.score:+.2f}"
+    good = image.score is not None and image.score > 0
+    reasons = "; ".join(filter(None, [image.said, picture["problem"]]))
+    return {"arm": folder.name, "correct": good, "verdict": verdict, "reasons": reasons} | picture
+
+
 def _redrawn(folder: Path, arms: Mapping[str, list[CheckedImage]]) -> Iterator[dict[str, Any]]:
     """Arms that draw in more than one step: what came of it round by round, and the chains of the first prompts."""
     for arm, verdicts in arms.items():
@@ -307,20 +361,17 @@ def _before_after(folder: Path, arms: Mapping[str, list[CheckedImage]], names: t
 def _side(folder: Path, verdict: CheckedImage) -> dict[str, Any]:
     picture = _picture(folder / "images" / f"{verdict.prompt_id}.png", LARGEST_SIDE)
     reasons = "; ".join([*verdict.reasons, *[picture["problem"]] * bool(picture["problem"])])
-    return {"arm": folder.name, "correct": verdict.correct, "reasons": reasons} | picture
+    said = "right" if verdict.correct else "wrong"
+    return {"arm": folder.name, "correct": verdict.correct, "verdict": said, "reasons": reasons} | picture
 
 
 # Candidates
 
 
-def _counts(rounds: list[Path]) -> dict[str, dict[str, float]]:
-    """What became of the candidates, ``counts[outcome][round]``, of the rounds that have been counted."""
-    counts: dict[str, dict[str, float]] = {}
-    for folder in rounds:
-        told = _read_json(folder / "rollout_counts.json") | _read_json(folder / "counts.json")
-        for outcome, count in _flatten(told):
-            counts.setdefault(outcome, {})[folder.name] = count
-    return counts
+def _counts(folder: Path) -> str:
+    """What became of the candidates of a round, in words."""
+    asked, made = _read_json(folder / "rollout_counts.json"), _read_json(folder / "counts.json")
+    return " ".join(say(counts) for say, counts in ((undrawn_in_words, asked), (in_words, made)) if counts)
 
 
 def _groups(rounds: Sequence[Lazy[CandidateView]], index: Path) -> list[dict[str, Any]]:

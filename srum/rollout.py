@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,19 +37,43 @@ from srum.run_dir import (
 from srum.seeding import seed_for
 from srum.shapes.prompts import SPLITS, prompt_set
 
+CROWD = 10_000  # files of a folder; where a round has more candidates, they are in sub-folders of so many
 
-def choose_prompts(source: str, count: int, seed: int) -> list[Prompt]:
+
+def choose_prompts(source: str, count: int, seed: int, besides: Collection[str] = ()) -> list[Prompt]:
     """``count`` prompts of a set of the embedded world, or of a .jsonl or .txt file, drawn by ``seed``.
 
-    A file that has no more gives all of its prompts; those drawn stay in the order of the file. Raises RunError for a
-    file that cannot be read and for what is neither a set nor such a file.
+    A file that has no more gives all of its prompts, ``besides`` those of these texts; those drawn stay in the order of
+    the file. Raises RunError for a file that cannot be read or has none left, and for what is neither a set nor such a
+    file.
     """
     if source in SPLITS:
         return prompt_set(source, count, seed)
+    prompts = [prompt for prompt in _of_file(source) if prompt.text not in besides]
+    if not prompts:
+        raise RunError(f"{source}: every prompt is held out; set eval.own_share=0, or bring prompts that differ")
+    return _drawn(prompts, count, seed)
+
+
+def own_prompts(config: RunConfig) -> list[Prompt]:
+    """The prompts of the config's file that no round has: a share of them, the same for every seed of the run.
+
+    Of a set of the embedded world none. Raises as ``choose_prompts``.
+    """
+    if config.prompts in SPLITS or not config.eval.own_share:
+        return []
+    prompts = _of_file(config.prompts)
+    return _drawn(prompts, min(config.eval.own_limit, int(config.eval.own_share * len(prompts))), 0)
+
+
+def _of_file(source: str) -> list[Prompt]:
     if not source.endswith(PROMPT_FILES):
         sets, files = ", ".join(SPLITS), " or ".join(PROMPT_FILES)
         raise RunError(f"prompts: {source!r} is neither a set ({sets}) nor a {files} file")
-    prompts = read_prompts(Path(source))
+    return read_prompts(Path(source))
+
+
+def _drawn(prompts: Sequence[Prompt], count: int, seed: int) -> list[Prompt]:
     drawn = random.Random(seed).sample(range(len(prompts)), min(count, len(prompts)))
     return [prompts[index] for index in sorted(drawn)]
 
@@ -81,7 +105,7 @@ def rollout(
     run's seed, the round and its id. Finished batches of an interrupted rollout are kept. With ``rollout.server``, that
     draws and ``model`` only encodes; what it left undrawn is no candidate and is counted in ``rollout_counts.json``.
     Raises DiskFullError where the rest will not fit, RunError for a size that the model cannot draw and where a server
-    drew nothing, and ServerError.
+    drew nothing, and ServerError. Files of more than ``CROWD`` candidates are in sub-folders.
     """
     wanted = {
         f"{prompt.id}-{index}": (prompt, index) for prompt in prompts for index in range(config.candidates_per_prompt)
@@ -91,6 +115,9 @@ def rollout(
     facts = config.rollout.model_dump(mode="json", exclude={"batch_size", "server"})
     if server:
         facts["server"] = {"url": server.url, "model": server.model}
+    stems = {
+        name: f"{number // CROWD:04d}/{name}" if len(wanted) > CROWD else name for number, name in enumerate(wanted)
+    }
     planned = config.rollout.planned(config.candidates_per_prompt)
     undrawn: dict[str, str] = {}
 
@@ -106,7 +133,7 @@ def rollout(
         made = drawn_by(server, model, images, sampling) if server else drawn(model, images, sampling)
         undrawn.update({name: one.why for name, one in zip(batch, made, strict=True) if isinstance(one, NoReply)})
         return [
-            _keep(folder, one, name, *batch[name], image.seed, facts)
+            _keep(folder, one, name, stems[name], *batch[name], image.seed, facts)
             for one, name, image in zip(made, batch, images, strict=True)
             if isinstance(one, Made)
         ]
@@ -115,7 +142,7 @@ def rollout(
         model.latent_grid(config.rollout.size)
     except ValueError as error:
         raise RunError(f"rollout.size: {error}") from None
-    Processes.here().once(lambda: _require_room(folder, config, list(wanted)))
+    Processes.here().once(lambda: _require_room(folder, config, list(stems.values())))
     candidates = run_stage(
         folder, "candidates", Candidate, wanted, config.rollout.batch_size, work, gaps=server is not None
     )
@@ -168,15 +195,15 @@ def _count(folder: Path, asked: int, drawn: int, whys: Sequence[str]) -> None:
         console.print(f"{folder.name}: {len(whys)} images were not drawn; of the first: {' '.join(whys[0].split())}")
 
 
-def _require_room(folder: Path, config: RunConfig, ids: Sequence[str]) -> None:
+def _require_room(folder: Path, config: RunConfig, stems: Sequence[str]) -> None:
     """For an image and a latent of a byte per pixel each, of those that are not there."""
     height, width = config.rollout.size
-    missing = sum(not (folder / "latents" / f"{name}.safetensors").exists() for name in ids)
+    missing = sum(not (folder / "latents" / f"{stem}.safetensors").exists() for stem in stems)
     require_room(folder, 2 * height * width * missing, f"{missing} candidates of {height}x{width} pixels")
 
 
 def _keep(
-    folder: Path, made: Made, name: str, prompt: Prompt, index: int, seed: int, facts: dict[str, Any]
+    folder: Path, made: Made, name: str, stem: str, prompt: Prompt, index: int, seed: int, facts: dict[str, Any]
 ) -> Candidate:
     candidate = Candidate(
         id=name,
@@ -185,8 +212,8 @@ def _keep(
         index=index,
         seed=seed,
         plan=made.plan,
-        image=f"images/{name}.png",
-        latent=f"latents/{name}.safetensors",
+        image=f"images/{stem}.png",
+        latent=f"latents/{stem}.safetensors",
         size=(made.image.height, made.image.width),
         sampling=facts,
     )
@@ -211,5 +238,6 @@ def rollout_stage(run: Run, k: int) -> None:
 
 
 def round_prompts(config: RunConfig, k: int) -> list[Prompt]:
-    """The prompts of round ``k``: drawn anew each round."""
-    return choose_prompts(config.prompts, config.prompt_count, seed_for(config.seed, k, "prompts"))
+    """The prompts of round ``k``: drawn anew each round, of a file besides those that are held out."""
+    held_out = {prompt.text for prompt in own_prompts(config)}
+    return choose_prompts(config.prompts, config.prompt_count, seed_for(config.seed, k, "prompts"), held_out)

@@ -68,6 +68,10 @@ class Run:
         """The weights that make and judge the candidates of round ``k``: those of the run's own arm."""
         return self.weights(self.method.name, k)
 
+    def named(self, k: int, what: str) -> str:
+        """What is done in round ``k``, as people count rounds: "round 1/4 - judge"."""
+        return f"round {k + 1}/{self.config.rounds} - {what}"
+
     def round(self, k: int) -> Path:
         """The folder of round ``k``."""
         return round_dir(self.folder, k)

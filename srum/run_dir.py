@@ -38,7 +38,6 @@ import yaml
 from filelock import FileLock, Timeout
 from PIL import ExifTags, Image, ImageOps
 from pydantic import ValidationError
-from tqdm import tqdm
 
 from srum.config import CONFIG, FREE, RunConfig, differing_fields, dump, load_config
 from srum.disk import DiskFullError, writing
@@ -46,6 +45,7 @@ from srum.errors import SrumError
 from srum.json_files import as_unicode, read_json
 from srum.lazy import Lazy
 from srum.processes import Processes
+from srum.progress import counting
 from srum.provenance import next_entry, read_entries
 from srum.records import FILE_SAFE, SCHEMA_VERSION, Prompt, Record
 
@@ -550,11 +550,10 @@ def run_stage(
         shards = [_shard(parts, first + number) for number in range(len(batches))]
         own = range(len(batches))[processes.rank :: processes.count]
         total = len(done) + sum(len(batches[number]) for number in own)
-        quiet = None if processes.rank == 0 else True
-        with tqdm(total=total, initial=len(done), desc=name, disable=quiet) as bar:
+        with counting(name, total, len(done), told=processes.rank == 0) as advance:
             for number in own:
                 write_records(shards[number], work({key: items[key] for key in batches[number]}))
-                bar.update(len(batches[number]))
+                advance(len(batches[number]), "")
         processes.wait()
         done = processes.once(lambda: _merged(final, parts, [*done.files, *shards], kind, items))
     return Lazy([key for key in items if key in done], done.__getitem__)

@@ -300,7 +300,6 @@ def test_the_lab_measures_every_part(
 def small_arms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Arguments of a seed of refine, reca or stacked, on the fake model."""
     monkeypatch.setattr(models, "load", FakeModel.load)
-    monkeypatch.setattr(reca, "SCENES", 3)
     sizes = [
         *SMALL[:-1],
         "eval.count=7",
@@ -387,7 +386,7 @@ def test_arms_of_reconstruction(small_arms: list[str], tmp_path: Path, monkeypat
     found = json.loads((tmp_path / "out/reca.json").read_text())
     assert list(found) == ["base", *arms]
     for arm, outcomes in found.items():
-        assert [len(one["drawn"]) for one in outcomes] == [7] and [len(one["reconstructed"]) for one in outcomes] == [3]
+        assert [(len(one["drawn"]), len(one["reconstructed"])) for one in outcomes] == [(7, 7)]
         assert all((len(one["loss"]) == 2) == (arm != "base") for one in outcomes)
     place = tmp_path / "out/seed-1/trained"
     assert sorted(path.name for path in place.iterdir()) == [

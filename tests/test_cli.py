@@ -132,7 +132,7 @@ def test_stages_are_the_run() -> None:
         assert srum(stage, "parts", "--round", "0").exit_code == 0
     assert srum("eval", "parts", "--round", "0").exit_code == 0
     assert srum("eval", "parts").exit_code == 0
-    assert srum("report", "parts").output == "parts/report.html\n"
+    assert srum("report", "parts").output == "open parts/report.html\n"
     for name in ("summary.json", "round-000/rewards.jsonl", "round-000/counts.json", "config.yaml"):
         assert Path("parts", name).read_bytes() == Path("whole", name).read_bytes()
     assert (
@@ -176,7 +176,8 @@ def test_an_arm_is_trained_once_and_the_command_says_so() -> None:
     folder = Path("run/round-000/train")
     first = srum("train", "run").output
     assert "training on" in first and "already trained" not in first
-    assert srum("train", "run").output == "".join(f"already trained: {folder / arm}\n" for arm in ARMS)
+    said = [f"already trained: {folder / arm}\n" for arm in ARMS]
+    assert srum("train", "run").output == "".join([*said, "next: srum eval run\n"])
     shutil.rmtree(folder / "sft")
     third = srum("train", "run").output
     assert third.startswith(f"already trained: {folder / 'srum'}\n") and "training on" in third
@@ -387,7 +388,7 @@ def test_without_a_reward_map_the_training_says_why(monkeypatch: pytest.MonkeyPa
 def test_a_run_without_an_evaluation() -> None:
     assert srum(
         "run", "--out", "run", *SETS, "--set", "eval.count=0", "--set", "eval.prompts=none.txt"
-    ).output.endswith("\nrun/report.html\n")
+    ).output.endswith("\nopen run/report.html\n")
     assert not Path("run/summary.json").exists() and not Path("run/eval").exists()
     assert error_of(srum("eval", "run")) == "run has no evaluation: eval.count is 0"
 

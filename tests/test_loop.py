@@ -22,7 +22,7 @@ from srum.evaluation.accuracy import Accuracy, EvalResult
 from srum.evaluation.comparison import summarize
 from srum.loop import evaluate_arms, perform, run_loop
 from srum.models.base import MissingAbility
-from srum.rasterize import count_outcomes
+from srum.outcomes import count_outcomes
 from srum.reading import read_round
 from srum.records import Candidate, Failure, Grounding, Judgement, LayoutJudgement, Region, RegionJudgement, RewardMap
 from srum.report import to_come
@@ -314,11 +314,11 @@ def test_which_weights_each_stage_takes_and_with_which_seeds(tmp_path: Path, mon
         loaded.setdefault((stage, k), []).append(weights)
         return FakeModel.load(weights, *arguments, **options)
 
-    def train(*arguments: Any, reproduces: bool) -> Any:
-        *_, folder, seed, _, _ = arguments
+    def train(*arguments: Any, reproduces: bool, **named: Any) -> Any:
+        *_, folder, seed = arguments
         trained.append((folder.name, reproduces))
         seeds["train"].add(seed)
-        return train_arm(*arguments, reproduces=reproduces)
+        return train_arm(*arguments, reproduces=reproduces, **named)
 
     monkeypatch.setattr(models, "load", load)
     monkeypatch.setattr("train.stage.train", train)
@@ -328,7 +328,7 @@ def test_which_weights_each_stage_takes_and_with_which_seeds(tmp_path: Path, mon
         for stage in STAGES:
             perform(run, stage, k)
     stage = "eval"
-    monkeypatch.setattr(loop, "evaluate", lambda *arguments: arguments[2:])
+    monkeypatch.setattr("srum.evaluation.comparison.evaluate", lambda *arguments: arguments[2:])
     evaluated = evaluate_arms(run, 2, tmp_path / "eval")
     assert evaluated == {arm: (run.config.eval, tmp_path / "eval" / arm, 3) for arm in ARMS}
 
@@ -554,7 +554,7 @@ def test_the_report_grows_with_every_stage(
     the start and the end alone."""
     left: list[int] = []
 
-    def written(folder: Path) -> Path:
+    def written(folder: Path, running: bool = False) -> Path:
         left.append(len(to_come(Run(folder, load_config(folder / "config.yaml")))))
         return folder / "report.html"
 

@@ -51,6 +51,13 @@ def test_candidates_are_in_order_and_their_files_are_there(tmp_path: Path) -> No
         assert load_file(tmp_path / c.latent)["latent"].shape == (3, 8, 8)
 
 
+def test_files_of_many_candidates_are_in_sub_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("srum.rollout.CROWD", 4)
+    candidates = rollout(FakeModel(), PROMPTS, config(), 0, tmp_path)
+    assert [c.image for c in candidates][3:5] == ["images/0000/p1-1.png", "images/0001/p2-0.png"]
+    assert all((tmp_path / name).exists() for c in candidates for name in c.files())
+
+
 def test_a_share_of_a_prompts_candidates_plans(tmp_path: Path) -> None:
     """Those that do are the ones of a run in which all do; the others are those of a run in which none does."""
     runs = {"mixed": "rollout.planned_share=0.5", "planned": "rollout.plan=true", "bare": "rollout.plan=false"}
@@ -86,7 +93,7 @@ def test_the_latent_is_the_samplers_own(tmp_path: Path) -> None:
 def test_batch_size_and_company_change_no_candidate(tmp_path: Path) -> None:
     all_at_once = rollout(FakeModel(), PROMPTS, config("rollout.batch_size=64"), 0, tmp_path / "a")
     alone = rollout(FakeModel(), PROMPTS[2:], config("rollout.batch_size=1"), 0, tmp_path / "b")
-    assert list(all_at_once[4:]) == list(alone)
+    assert list(all_at_once)[4:] == list(alone)
     assert (tmp_path / "a" / alone[0].image).read_bytes() == (tmp_path / "b" / alone[0].image).read_bytes()
 
 
@@ -284,7 +291,7 @@ def test_images_that_a_server_does_not_draw_are_counted_and_no_candidates(tmp_pa
     with chat_server(behave) as url:
         made = rollout(FakeModel(), PROMPTS, by_server(url, *extra), 0, tmp_path)
     assert [(c.id, c.size) for c in made] == [("p0-0", (48, 96))]
-    assert read_records(tmp_path / "candidates.jsonl", Candidate) == list(made) and made[0].plan is None
+    assert read_records(tmp_path / "candidates.jsonl", Candidate) == made and made[0].plan is None
     counts = json.loads((tmp_path / "rollout_counts.json").read_text())
     kinds = {"HTTP 400": 1, "the reply is not a readable image": 2, "no image in base64": 2}
     assert counts == {"asked": 6, "drawn": 1, "not_drawn": kinds}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 import time
@@ -30,6 +31,7 @@ from srum.run_dir import (
     finished,
     inside,
     open_image,
+    read_by_id,
     read_prompts,
     read_records,
     round_dirs,
@@ -104,6 +106,18 @@ def test_two_interruptions_keep_the_shards_of_both(tmp_path: Path) -> None:
             stage(tmp_path, Work(fail_at=place), size)
     rest = Work()
     assert [record.id for record in stage(tmp_path, rest, 5)] == list(ITEMS) and rest.batches == [["p6"]]
+
+
+def test_records_stay_in_their_file(tmp_path: Path) -> None:
+    """Found by id after a pickle, too; a file that changes meanwhile is noticed."""
+    made = list(stage(tmp_path, Work()))
+    path = tmp_path / "things.jsonl"
+    records = pickle.loads(pickle.dumps(read_by_id(path, Prompt)))
+    assert list(records.values()) == made and records["p3"] == made[3] and "p9" not in records
+    records = read_by_id(path, Prompt)
+    path.write_bytes(path.read_bytes().replace(b"number 0", b"number 00"))
+    with pytest.raises(RunError, match=r"things\.jsonl: p4"):
+        records["p4"]
 
 
 def test_a_finished_file_of_other_items_is_refused(tmp_path: Path) -> None:

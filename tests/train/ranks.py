@@ -47,7 +47,6 @@ CONFIGS: dict[str, dict[str, Any]] = {  # fields of train, and the method with f
         "ema": 0.5,
         "samples": {"count": 2, "every": 2},
         "probes": 1,
-        "tracker": "tensorboard",
         "memory": {"checkpoint_activations": True},
         "validation": {"share": 0.4, "every": 2},
     },
@@ -114,13 +113,11 @@ def learn(
     folder: Path,
     seed: int = 3,
     replies: Sequence[Example] = (),
-    reproduces: bool = False,
+    **options: Any,
 ) -> TrainResult:
     """A training by the config's method on these records."""
     mix, objective = learned(records, config, seed, replies)
-    return train(
-        model, mix, objective, config.train, folder, seed, progress=False, candidates=records, reproduces=reproduces
-    )
+    return train(model, mix, objective, config.train, folder, seed, progress=False, candidates=records, **options)
 
 
 def learned(
