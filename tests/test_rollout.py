@@ -93,7 +93,7 @@ def test_the_latent_is_the_samplers_own(tmp_path: Path) -> None:
 def test_batch_size_and_company_change_no_candidate(tmp_path: Path) -> None:
     all_at_once = rollout(FakeModel(), PROMPTS, config("rollout.batch_size=64"), 0, tmp_path / "a")
     alone = rollout(FakeModel(), PROMPTS[2:], config("rollout.batch_size=1"), 0, tmp_path / "b")
-    assert list(all_at_once[4:]) == list(alone)
+    assert list(all_at_once)[4:] == list(alone)
     assert (tmp_path / "a" / alone[0].image).read_bytes() == (tmp_path / "b" / alone[0].image).read_bytes()
 
 
