@@ -10,7 +10,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from srum.config import RunConfig
-from srum.disk import require_room
+from srum.disk import require_room_for_images
 from srum.drawing import contexts_of, write_plans
 from srum.models.base import Generated, Sampling, UnifiedModel
 from srum.processes import Processes
@@ -84,15 +84,9 @@ def rollout(
         model.latent_grid(config.rollout.size)
     except ValueError as error:
         raise RunError(f"rollout.size: {error}") from None
-    Processes.here().once(lambda: _require_room(folder, config, list(wanted)))
+    latents = [f"latents/{name}.safetensors" for name in wanted]
+    Processes.here().once(lambda: require_room_for_images(folder, config.rollout.size, latents, kinds=2))
     return run_stage(folder, "candidates", Candidate, wanted, config.rollout.batch_size, work)
-
-
-def _require_room(folder: Path, config: RunConfig, ids: Sequence[str]) -> None:
-    """For an image and a latent of a byte per pixel each, of those that are not there."""
-    height, width = config.rollout.size
-    missing = sum(not (folder / "latents" / f"{name}.safetensors").exists() for name in ids)
-    require_room(folder, 2 * height * width * missing, f"{missing} candidates of {height}x{width} pixels")
 
 
 def _keep(

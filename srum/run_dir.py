@@ -238,6 +238,20 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def claim_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Keep in settings.json what a folder is made with, plain values. Raises RunError, naming what differs, where that
+    is something else: what is there would be mixed with what is to come."""
+    held, wanted = folder / "settings.json", json.loads(json.dumps(settings))
+    if not held.exists():
+        write_json(held, wanted)
+        return
+    there = read_json(held)
+    if changed := [name for name in {**there, **wanted} if there.get(name) != wanted.get(name)]:
+        raise RunError(
+            f"{folder} was made with other settings ({held.name}: {', '.join(changed)}); delete it, or choose another"
+        )
+
+
 def write_records(path: Path, records: Iterable[Record]) -> None:
     """Write records as JSON lines at once, each with the schema's version."""
     lines = ({"schema": SCHEMA_VERSION} | record.model_dump(mode="json") for record in records)
@@ -329,25 +343,27 @@ def save_image(image: Image.Image, path: Path) -> None:
 
 
 def open_image(path: Path) -> Image.Image:
-    """The RGB image of a file (``to_rgb``), turned as its EXIF orientation says.
+    """The RGB image of a file (``to_rgb``).
 
     Raises ImageError, naming the file, where it cannot be read.
     """
     try:
         with Image.open(path) as image:
-            return to_rgb(ImageOps.exif_transpose(image))
+            return to_rgb(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all that Pillow's readers raise
         raise ImageError(f"{path} is not a readable image: {error}") from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """The image in 8-bit RGB, size and pixels as stored: 16-bit grey is scaled, what is transparent lies on white.
+    """The image in 8-bit RGB, turned as its EXIF orientation says, its pixels as stored: 16-bit grey is scaled, what is
+    transparent lies on white.
 
     Numbers with a fraction are taken for shares of 1, of 255 or of 65535, the first that none exceeds. Raises
     ImageError for an image without pixels, or with some that are no numbers.
     """
     if 0 in image.size:
         raise ImageError(f"an image of {image.width}x{image.height} pixels")
+    image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         image = _from_floats(np.asarray(image))
     elif image.mode.startswith("I"):  # 16 bits, perhaps kept in 32; Pillow would cut them off at 255

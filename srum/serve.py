@@ -11,6 +11,7 @@ import base64
 import binascii
 import io
 import json
+import re
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -25,13 +26,17 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 
 from PIL import Image
-from pydantic import TypeAdapter, ValidationError
 
-from srum.drawing import contexts_of, write_plans
+from srum.config import ConfigError
+from srum.drawing import checked_sampling, contexts_of, write_plans
 from srum.errors import SrumError
 from srum.json_files import as_unicode
 from srum.models.base import Decoding, MissingAbility, Sampling, Segment, UnifiedModel, to_edit
 from srum.run_dir import ImageError, to_rgb
+
+STEPS = 1000  # timesteps of an image
+SEEDS = 2**62
+DIGITS = re.compile(r"[0-9]{1,19}")
 
 
 class ServeError(SrumError, ValueError):
@@ -188,7 +193,7 @@ class Service:
         if not 0 <= temperature <= 10:
             raise Refused(400, "temperature: 0 to 10")
         decoding = Decoding(max_tokens=limit, temperature=temperature)
-        (written,) = self.line.add([Job(("write", decoding), context, _typed(body, "seed", int, 0))])
+        (written,) = self.line.add([Job(("write", decoding), context, _seed(body))])
         text, reason = as_unicode(written.text), "stop" if written.ended else "length"
         message = {"role": "assistant", "content": text}
         usage = {"prompt_tokens": 0, "completion_tokens": len(written.ids), "total_tokens": len(written.ids)}
@@ -231,7 +236,7 @@ class Service:
         count = _number(body, "n", 1)
         if not 1 <= count <= self.limits.images:
             raise Refused(400, f"n: 1 to {self.limits.images}")
-        return [_number(body, "seed", 0) + index for index in range(count)]
+        return [_seed(body) + index for index in range(count)]
 
     def _sampling(self, body: Mapping[str, Any]) -> Sampling:
         known = asdict(Sampling())
@@ -239,12 +244,11 @@ class Service:
         if (size := body.get("size", "auto")) != "auto":
             values["size"] = _size(size)
         try:
-            sampling = TypeAdapter(Sampling).validate_python(values)
-        except ValidationError as error:
-            detail = error.errors()[0]
-            raise Refused(400, f"{detail['loc'][0]}: {detail['msg']}") from None
-        if sampling.size[0] * sampling.size[1] > self.limits.pixels or not 2 <= sampling.timesteps <= 1000:
-            raise Refused(400, f"at most {self.limits.pixels} pixels and 2 to 1000 timesteps")
+            sampling = checked_sampling(values)
+        except ConfigError as error:
+            raise Refused(400, str(error)) from None
+        if sampling.size[0] * sampling.size[1] > self.limits.pixels or sampling.timesteps > STEPS:
+            raise Refused(400, f"at most {self.limits.pixels} pixels and {STEPS} timesteps")
         return sampling
 
     def _segments(self, message: Any) -> list[Segment]:
@@ -299,7 +303,14 @@ def _typed(body: Mapping[str, Any], name: str, kind: Any, default: Any) -> Any:
 def _number(body: Mapping[str, Any], name: str, default: int) -> int:
     """An integer, which a form writes as text."""
     value = body.get(name)
-    return int(value) if isinstance(value, str) and value.isdecimal() else int(_typed(body, name, int, default))
+    return int(value) if isinstance(value, str) and DIGITS.fullmatch(value) else int(_typed(body, name, int, default))
+
+
+def _seed(body: Mapping[str, Any]) -> int:
+    seed = _number(body, "seed", 0)
+    if not 0 <= seed < SEEDS:
+        raise Refused(400, f"seed: 0 to {SEEDS - 1}")
+    return seed
 
 
 def _text(body: Mapping[str, Any], name: str) -> str:

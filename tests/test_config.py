@@ -163,7 +163,7 @@ def test_a_file_that_is_no_config(tmp_path: Path, text: str, message: str) -> No
     (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(ConfigError, match=message):
         load_config(tmp_path / "c.yaml")
-    with pytest.raises(ConfigError, match="cannot read the config"):
+    with pytest.raises(ConfigError, match=r"cannot read .*missing\.yaml"):
         load_config(tmp_path / "missing.yaml")
 
 

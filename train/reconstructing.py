@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -15,7 +16,7 @@ from srum.pictures import Entry, entries_of
 from srum.processes import Processes
 from srum.records import Name, Record, RunPath
 from srum.run import Run, load_model, newest_weights
-from srum.run_dir import ImageError, RunError, run_stage, save_image
+from srum.run_dir import ImageError, RunError, claim_settings, run_stage, save_image
 from srum.seeding import seed_for
 from srum.shapes.checker import parse
 from srum.shapes.edits import same_things
@@ -48,11 +49,20 @@ def reconstruct_images(config: RunConfig, out: Path, run: Run | Path | None, wei
     """
     assert isinstance(config, RecaConfig)
     opened = Run(run, config) if isinstance(run, Path) else None
-    model = load_model(config, weights or (newest_weights(opened) if opened else config.model))
+    model_name = weights or (newest_weights(opened) if opened else config.model)
+    model = load_model(config, model_name)
     require(model, {"seen"}, "reconstructing")
     template = Segment("text", text=read_templates(config.templates)[0], droppable=True)
     sampling = Sampling(**config.refine.sampling())
     entries = entries_of(config, opened.round(0) if opened else None, 0)
+    facts: dict[str, Any] = {
+        "model": str(model_name),
+        "run": str(opened.folder if opened else ""),
+        "template": template.text,
+    }
+    facts |= {"images": config.images.model_dump(mode="json", exclude={"batch_size"}), "seed": config.seed}
+    facts |= {"seen_size": config.seen_size, "sampling": config.refine.sampling()}
+    Processes.here().once(lambda: claim_settings(out, facts))
 
     def work(batch: Mapping[str, Entry]) -> list[Reconstruction]:
         images: dict[str, Image.Image] = {}

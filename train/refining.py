@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from srum.refining import Score, best_of, refine
 from srum.reward_map import reason_to_skip, sample_score
 from srum.rollout import choose_prompts
 from srum.run import Run, console, load_model
-from srum.run_dir import ImageError, RunError, finished, open_image, read_records, run_stage, save_image, write_json
+from srum.run_dir import ImageError, claim_settings, finished, open_image, read_records, run_stage, save_image
 from srum.seeding import seed_for
 from srum.shapes.checker import check
 from srum.shapes.prompts import from_metadata
@@ -77,7 +76,11 @@ def refine_run(run: Run, place: Path, weights: str, config: RunConfig) -> list[R
     """
     folder, processes = place / "refined", Processes.here()
     items = items_of(run, place)
-    processes.once(lambda: _claim(folder, {"weights": weights, "refine": config.refine.model_dump(mode="json")}))
+    processes.once(
+        lambda: claim_settings(
+            folder, {"weights": weights, "refine": config.refine.model_dump(mode="json", exclude={"batch_size"})}
+        )
+    )
     if finished(folder, "refined"):
         return read_records(folder / "refined.jsonl", Refinement)
     model = load_model(run.config, weights)
@@ -163,15 +166,3 @@ def _keep(folder: Path, name: str, prompt: str, chain: Chain) -> Refinement:
         save_image(shot.image, folder / image)
         turns.append(Turn(image=image, seed=shot.seed, score=shot.score, said=shot.said))
     return Refinement(id=name, prompt=prompt, turns=turns, kept=chain.kept)
-
-
-def _claim(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Keep in the folder what it is made with. Raises RunError where that is something else."""
-    held = folder / "settings.json"
-    settings = {**settings, "refine": {k: v for k, v in settings["refine"].items() if k != "batch_size"}}
-    if not held.exists():
-        write_json(held, settings)
-    elif json.loads(held.read_text()) != json.loads(json.dumps(settings)):
-        raise RunError(
-            f"{folder} holds refinements of other settings or weights (settings.json); delete it, or use them"
-        )
