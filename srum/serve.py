@@ -8,7 +8,6 @@ those of ``write`` and ``draw`` for the same contexts and seeds, but for the rou
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 import json
 import re
@@ -280,7 +279,7 @@ class Service:
                 raise Refused(400, "an image is sent as data:image/png;base64,...")
             try:
                 data = base64.b64decode(encoded, validate=True)
-            except binascii.Error as error:
+            except ValueError as error:  # binascii's among them
                 raise Refused(400, f"an image is no base64: {error}") from None
         try:
             with Image.open(io.BytesIO(data)) as image:

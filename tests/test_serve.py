@@ -236,6 +236,7 @@ def test_a_full_line_says_when_to_come_back() -> None:
         ("/v1/images/generations", drawing(guidance=float("nan")), "guidance: Input should be a finite"),
         ("/v1/images/generations", drawing(image_guidance=float("inf")), "image_guidance: expected a finite"),
         ("/v1/images/generations", drawing(guidance_interval=[0.5, 0.5]), "guidance_interval: (0.5, 0.5) is empty"),
+        ("/v1/images/edits", drawing(image="data:image/png;base64,\ud83d"), "an image is no base64"),
         ("/v1/images/edits", drawing(image="http://example.com/a.png"), "data:image/png;base64"),
     ],
 )
