@@ -3,13 +3,14 @@
 # make check  what CI runs: lint, format, types, tests
 # make torture  kills at random moments and 100,000 mutated files (an hour)
 # make lab    the experiments behind the claims (hours)
+# make docs   the site of the documentation, into site/
 # make pictures  the pictures of the README and of docs/, from runs/demo
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check torture lab pictures clean
+.PHONY: demo test check torture lab docs pictures clean
 
 demo: $(VENV)/.installed
 	$(BIN)/srum run --config configs/demo.yaml --out runs/demo
@@ -29,6 +30,9 @@ torture: $(VENV)/.installed-dev
 lab: $(VENV)/.installed
 	$(BIN)/python benchmarks/lab.py
 
+docs: $(VENV)/.installed-docs
+	$(BIN)/mkdocs build --strict
+
 pictures: $(VENV)/.installed
 	$(BIN)/python docs/make_pictures.py runs/demo
 
@@ -40,6 +44,10 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -r requirements.txt
 	$(BIN)/python -m pip install --no-deps -e .
+	touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/python -m pip install -e '.[docs]'
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt

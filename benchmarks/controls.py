@@ -25,7 +25,7 @@ from srum.seeding import seed_for
 from srum.shapes.checker import check
 from train.advantages import sample_advantages
 from train.data import TrainingRecord, candidate_mix, load_training_records
-from train.examples import Mix
+from train.feed import Mix
 from train.methods.region_nft import RegionNft, RegionNftConfig
 from train.methods.sft import Sft
 

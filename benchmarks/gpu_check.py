@@ -39,6 +39,7 @@ from srum.models.bagel.config import LlmConfig
 from srum.models.bagel.network import additive, attend
 from srum.models.bagel.sampler import branch_counts
 from srum.models.base import Decoding, Sampling, Segment
+from srum.models.precision import computing
 from srum.processes import Processes
 from srum.records import Candidate
 from train import lora
@@ -222,7 +223,7 @@ def draw_compiled(scale: Scale) -> None:
 
 def contexts_of(model: Bagel, batch: int) -> Cache:
     """So many prompts, and as many contexts without them."""
-    with torch.no_grad(), model._compute():
+    with torch.no_grad(), computing(model.device, model.precision):
         return model.contexts([[Segment("text", text=f"{PROMPT} {index}")] for index in range(batch)] + [[]] * batch)
 
 
@@ -233,7 +234,7 @@ def denoising(model: Bagel, contexts: Cache, size: tuple[int, int], steps: int, 
     noise = model.noise(range(len(sizes)), sizes)
 
     def work() -> None:
-        with torch.no_grad(), model._compute():
+        with torch.no_grad(), computing(model.device, model.precision):
             model.denoise(contexts, noise, sizes, sampling)
 
     return work
@@ -309,7 +310,7 @@ def decode(scale: Scale) -> None:
     say(f"{device_name(scale)}: copies {rate / 1e12:.2f} TB/s, a step reads {weights / 1e9:.1f} GB of weights")
     for rows in scale.rows:
         for recorded in (False, True) if scale.device.type == "cuda" else (False,):
-            with torch.no_grad(), model._compute(), reporting(f"{rows} texts", scale):
+            with torch.no_grad(), computing(model.device, model.precision), reporting(f"{rows} texts", scale):
                 model.records = recorded
                 context = model.contexts([[Segment("text", text=f"{PROMPT} {row}")] for row in range(rows)])
                 texts = {n: decoding(model, context, n) for n in (3, scale.tokens)}

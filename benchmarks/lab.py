@@ -185,7 +185,8 @@ def best_of(run: Run) -> Verdicts:
     if not path.exists():
         write_records(path, choose_prompts(config.prompts, config.count, seed=0))
     sampling = [f"rollout.{name}={json.dumps(value)}" for name, value in config.sampling().items()]
-    asked = [f"prompts={path}", f"prompt_count={config.count}", f"candidates_per_prompt={count}", "rollout.plan=false"]
+    asked = [f"prompts={path}", "eval.own_share=0", f"prompt_count={config.count}", f"candidates_per_prompt={count}"]
+    asked += ["rollout.plan=false"]
     drawn = branch(run, "best-of", ["compare=[]", *asked, *sampling], "rollout")
     judge_round_0(drawn)
     images = judged_images(drawn.round(0))
@@ -361,7 +362,7 @@ def domain_run(run: Run, domain: str) -> Run:
         pool = choose_prompts(run.config.prompts, DOMAIN_POOL, seed=0)
         write_records(path, [prompt for prompt in pool if is_of(prompt, domain)])
     count, steps = max(1, run.config.prompt_count // 2), max(1, run.config.train.steps // 2)
-    changes = ["rounds=1", f"prompts={path}", f"prompt_count={count}", f"train.steps={steps}"]
+    changes = ["rounds=1", f"prompts={path}", "eval.own_share=0", f"prompt_count={count}", f"train.steps={steps}"]
     return branch(run, f"transfer/{domain}", changes, "rollout")
 
 

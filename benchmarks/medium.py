@@ -27,10 +27,10 @@ from srum.models.bagel import Bagel
 from srum.models.bagel.autoencoder import build_autoencoder
 from srum.models.bagel.cache import Cache
 from srum.models.bagel.config import AutoencoderConfig, BagelConfig, LlmConfig, ResizeLimits, VitConfig
-from srum.models.bagel.model import Precision
 from srum.models.bagel.sequence import Split
 from srum.models.base import Decoding, Sampling, Segment
 from srum.models.checkpoints import load_tokenizer
+from srum.models.precision import Precision
 from train.pretrain import fresh_network
 
 SIDE = 256  # pixels

@@ -52,11 +52,11 @@ from srum.models.bagel.autoencoder import decode_latents, encode_mean
 from srum.models.bagel.cache import Cache
 from srum.models.bagel.config import BagelConfig, ResizeLimits
 from srum.models.bagel.images import patchify, resize, resized_size, to_tensor
-from srum.models.bagel.model import Precision
 from srum.models.bagel.positions import grid_ids, interpolated_grid_ids, rotary, sincos_table, timestep_sinusoid
 from srum.models.bagel.sequence import Batch, Span, Split, lay_out, sight_of
 from srum.models.base import Decoding, Sampling, Segment, TrainingForward, to_edit
 from srum.models.blip3o import Blip3o
+from srum.models.precision import Precision
 from srum.reward_map import reference_grid
 from train.methods.srum import Srum, SrumConfig
 from train.objective import Terms, Tokens

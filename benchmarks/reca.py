@@ -4,10 +4,11 @@
 
 A seed is a round of ``srum-tiny``'s candidates, judged by itself. Each arm is trained for the same steps: on scenes
 that are rendered (information from outside), on the round's own candidates (none), or in two trainings one after the
-other, each of half the steps. Measured by the exact checker: the share of development prompts drawn right, and of the
-rendered scenes, which no training has seen, that hold the same things in the same cells once they are reconstructed.
+other, each of half the steps. Measured by the exact checker: the share of development prompts drawn right, and of as
+many rendered scenes, which no training has seen, that hold the same things in the same cells once reconstructed.
 Percent, 95%, bootstrap crossed over seeds and prompts; differences to the base in points. ``loss``: of the first and
-the last fifth of the steps. What is finished is kept in ``OUT/seed-K/arms/ARM.json``.
+the last fifth of the steps. What is finished is kept in ``OUT/seed-K/arms/ARM.json``, so that the same command goes on,
+and with fewer arms it prints those.
 """
 
 from __future__ import annotations
@@ -30,10 +31,11 @@ from srum.loop import perform
 from srum.rollout import choose_prompts
 from srum.run import Run, console, load_model
 from srum.run_dir import claim_run, read_records, write_json
+from train.methods.reca import OF_THE_ROUND
 from train.reconstructing import Reconstruction, reconstruct_images
 
 BASE = "base"
-SCENES = 48  # reconstructed
+SEED_STRIDE = 100  # between the trainings of an arm
 SMALL = (
     "method=reca",
     "mix=[1,1,0]",
@@ -50,23 +52,26 @@ SMALL = (
     "eval.count=48",
 )
 ALONE = "mix=[1,0,0]"
-ARMS: dict[str, Sequence[Sequence[str]]] = {  # the trainings, one after the other, and what each changes
-    "reca": [(ALONE,)],
-    "own": [(ALONE, "images.source=candidates")],
-    "own_good": [(ALONE, "images.source=good")],
-    "half_t2i": [()],
-    "sft": [("method=sft",)],
-    "srum": [("method=srum",)],
-    "rvr": [("method=rvr",)],
-    "clean_latent": [(ALONE, "condition=clean")],
-    "seen_32": [(ALONE, "seen_size=32")],
-    "blurred": [(ALONE, "images.blur=8")],
-    "one_template": [(ALONE, "template_count=1")],
-    "no_dropout": [(ALONE, "train.text_dropout=0.0")],
-    "sft_reca": [("method=sft",), (ALONE,)],
-    "reca_sft": [(ALONE,), ("method=sft",)],
-    "reca_rvr": [(ALONE,), ("method=rvr",)],
-    "srum_rvr": [("method=srum",), ("method=rvr",)],
+DRAWN = ("train.lr=1e-4", "train.timestep_shift=4.0")  # of what learns from images of its own
+PARTS: dict[str, Sequence[str]] = {  # a training -> what it changes in the config of a seed's run
+    "reca": (ALONE,),
+    "own": (ALONE, "images.source=candidates"),
+    "own_good": (ALONE, "images.source=good"),
+    "half_t2i": (),
+    "sft": ("method=sft",),
+    "srum": ("method=srum", *DRAWN),
+    "rvr": ("method=rvr", *DRAWN),
+    "clean_latent": (ALONE, "condition=clean"),
+    "seen_32": (ALONE, "seen_size=32"),
+    "blurred": (ALONE, "images.blur=8"),
+    "one_template": (ALONE, "template_count=1"),
+    "no_dropout": (ALONE, "train.text_dropout=0.0"),
+}
+ARMS: dict[str, Sequence[str]] = {name: (name,) for name in PARTS} | {  # the trainings, one after the other
+    "sft_reca": ("sft", "reca"),
+    "reca_sft": ("reca", "sft"),
+    "reca_rvr": ("reca", "rvr"),
+    "srum_rvr": ("srum", "rvr"),
 }
 
 
@@ -80,30 +85,30 @@ class Outcome:
 
 
 def seed_run(folder: Path, seed: int, overrides: Sequence[str]) -> Run:
-    """The round of a seed, up to its reward maps."""
+    """The run of a seed. Raises RunError where the folder holds one with other values."""
     config = load_config(None, [*SMALL, *overrides, f"seed={seed}"])
-    if not folder.exists():
-        claim_run(folder, config)
-    run = Run(folder, config)
-    for name in ("rollout", "ground", "judge", "rasterize"):
-        perform(run, name, 0)
-    return run
+    claim_run(folder, config, resume=True)
+    return Run(folder, config)
 
 
-def trained(run: Run, arm: str) -> Run:
-    """The arm's last training, in a folder beside the seed's round.
+def trained(run: Run, parts: Sequence[str]) -> Run:
+    """The last of these trainings, which share the run's steps evenly, in folders beside the seed's round.
 
-    A first training shares the candidates of the round; a second one draws its own, if it needs any.
+    The first one shares the candidates of the round, which is made where it is not there; a later one draws its own, if
+    it needs any. Arms that begin with the same trainings share these.
     """
-    parts = ARMS[arm]
     steps = max(1, run.config.train.steps // len(parts))
     last, weights = run, run.config.model
-    for number, own in enumerate(parts):
-        config = changed(run.config, [*own, f"model={weights}", f"train.steps={steps}"])
-        folder = run.folder / "trained" / f"{arm}-{number}"
-        if not folder.exists():
+    for number, part in enumerate(parts):
+        seed = run.config.seed + SEED_STRIDE * number  # prompts, scenes and noise of its own
+        config = changed(run.config, [*PARTS[part], f"model={weights}", f"train.steps={steps}", f"seed={seed}"])
+        folder = run.folder / "trained" / f"{'-'.join(parts[: number + 1])}-{steps}"
+        if number == 0 and not folder.exists():
+            for stage in OF_THE_ROUND:
+                perform(run, stage.name, 0)
             folder.parent.mkdir(exist_ok=True)
-            fork_run(run.folder, folder, "images", config, 0) if number == 0 else claim_run(folder, config)
+            fork_run(run.folder, folder, "images", config, 0)
+        claim_run(folder, config, resume=True)
         last = Run(folder, config)
         for name in last.stages:
             perform(last, name, 0)
@@ -116,7 +121,8 @@ def outcome(run: Run, weights: str, place: Path, loss: list[float]) -> Outcome:
     prompts = choose_prompts(run.config.eval.prompts, run.config.eval.count, seed=0)
     drawn = evaluate(load_model(run.config, weights), prompts, run.config.eval, place / "eval", run.config.seed)
     # other scenes than any round's: another seed
-    wanted = [f"seed={run.config.seed + 10_000}", "images.source=rendered", f"images.count={SCENES}", "method=reca"]
+    count = f"images.count={run.config.eval.count}"
+    wanted = [f"seed={run.config.seed + 10_000}", "images.source=rendered", count, "method=reca"]
     reconstruct_images(changed(run.config, wanted), place / "reconstructed", None, weights)
     made = read_records(place / "reconstructed" / "reconstructed.jsonl", Reconstruction)
     return Outcome(drawn.correct, [bool(one.same) for one in made], loss)
@@ -135,7 +141,7 @@ def measured(run: Run, arm: str) -> Outcome:
     place = run.folder / "measured" / arm
     if arm == BASE:
         return outcome(run, run.config.model, place, [])
-    last = trained(run, arm)
+    last = trained(run, ARMS[arm])
     return outcome(run, last.newest(1), place, losses_of(last))
 
 
@@ -145,11 +151,10 @@ def measure(
     """The outcomes seed by seed; what is finished is read."""
     rows: dict[str, list[Outcome]] = {}
     for seed in seeds:
-        run: Run | None = None
+        run = seed_run(folder / f"seed-{seed}", seed, overrides)
         for arm in arms:
-            path = folder / f"seed-{seed}" / "arms" / f"{arm}.json"
+            path = run.folder / "arms" / f"{arm}.json"
             if not path.exists():
-                run = run or seed_run(folder / f"seed-{seed}", seed, overrides)
                 write_json(path, vars(measured(run, arm)))
             rows.setdefault(arm, []).append(Outcome(**json.loads(path.read_text())))
         console.print(table(rows))

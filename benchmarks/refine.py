@@ -16,9 +16,10 @@ nothing.
     far_start   RvR, but the image seen is of another prompt
     once_more   the base model again from the prompt alone, with the same stop rule and rounds: what seeing adds
 
+What several arms need is made once for a seed: the first images and their scores (``OUT/seed-K/first``), the weights.
 Beside the accuracy (percent, 95%, bootstrap crossed over seeds and prompts): wrong images that became right (mended)
 and right ones that became wrong (broken), both in percent of all, and the denoising passes of an image. What is
-finished is kept in ``OUT/seed-K/arms/ARM.json``.
+finished is kept in ``OUT/seed-K/arms/ARM.json``, so that the same command goes on, and with fewer arms it prints those.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,17 +42,18 @@ from srum.evaluation.accuracy import drawn
 from srum.evaluation.statistics import Estimate, crossed, difference
 from srum.models.base import Sampling, Segment, TrainableModel
 from srum.records import Prompt
-from srum.refining import kept, refine
+from srum.refining import Score, kept, refine
 from srum.rollout import choose_prompts
 from srum.run import Run, console, load_model
-from srum.run_dir import claim_run, write_json
+from srum.run_dir import claim_run, open_image, save_image, write_json
 from srum.seeding import seed_for
 from srum.shapes.checker import check
 from srum.shapes.hard_negatives import perturb
 from srum.shapes.prompts import sample_prompt
 from srum.shapes.render import render
 from srum.shapes.scenes import sample_scene
-from train.examples import Example, Mix, Part
+from train.examples import Example
+from train.feed import Mix, Part
 from train.methods.rvr import Rvr
 from train.refining import self_scorer
 
@@ -122,11 +125,37 @@ TRAINED = {  # weights -> what they change in the config of a seed's run
 
 @dataclass(frozen=True)
 class Ground:
-    """What all arms of a seed share: prompts, the base model's first images and what the judge says of them."""
+    """What all arms of a seed share: prompts, models, the judge, the base model's first images and their scores."""
 
     run: Run
-    prompts: Mapping[str, Prompt]
-    firsts: Mapping[str, Shot]
+    models: dict[str, TrainableModel] = field(default_factory=dict)  # by their weights
+
+    @cached_property
+    def prompts(self) -> dict[str, Prompt]:
+        config = self.run.config.eval
+        return {prompt.id: prompt for prompt in choose_prompts(config.prompts, config.count, seed=0)}
+
+    @cached_property
+    def score(self) -> Score:
+        """The base model's judge."""
+        return self_scorer(self.model(self.run.config.model), self.run.config, self.run.config.seed)
+
+    @cached_property
+    def firsts(self) -> dict[str, Shot]:
+        """Drawn by the base model, or read, in the order of the prompts."""
+        folder = self.run.folder / "first"
+        if not (folder / "scores.json").exists():
+            images = self.draw(self.run.config.model, self.prompts)
+            for name, image in zip(self.prompts, images, strict=True):
+                save_image(image, folder / f"{name}.png")
+            write_json(folder / "scores.json", dict(zip(self.prompts, self.score(images, self.texts), strict=True)))
+        scores = json.loads((folder / "scores.json").read_text())
+        return {name: Shot(open_image(folder / f"{name}.png"), score=scores[name]) for name in self.prompts}
+
+    @cached_property
+    def before(self) -> list[bool]:
+        """The checker's verdicts on the first images."""
+        return [right(prompt, self.firsts[name].image) for name, prompt in self.prompts.items()]
 
     @property
     def texts(self) -> list[str]:
@@ -134,6 +163,17 @@ class Ground:
 
     def config(self, **values: Any) -> RefineConfig:
         return self.run.config.refine.model_copy(update=values)
+
+    def model(self, weights: str) -> TrainableModel:
+        """Loaded once."""
+        if weights not in self.models:
+            self.models[weights] = load_model(self.run.config, weights)
+        return self.models[weights]
+
+    def draw(self, weights: str, prompts: Mapping[str, Prompt]) -> list[Image]:
+        """An image of each prompt, as the evaluation draws, its noise seeded by its id."""
+        made = drawn(self.model(weights), prompts, self.run.config.eval, self.run.config.seed)
+        return [one.image for one in made]
 
 
 @dataclass(frozen=True)
@@ -149,41 +189,27 @@ class Outcome:
 
 
 def seed_run(folder: Path, seed: int, overrides: Sequence[str]) -> Run:
-    """The round of a seed, up to its pairs."""
-    from srum.loop import perform
-
+    """The run of a seed. Raises RunError where the folder holds one with other values."""
     config = load_config(None, [*SMALL, *overrides, f"seed={seed}"])
-    if not folder.exists():
-        claim_run(folder, config)
-    run = Run(folder, config)
-    for stage in Rvr.stages:
-        perform(run, stage.name, 0)
-    return run
+    claim_run(folder, config, resume=True)
+    return Run(folder, config)
 
 
 def weights_of(run: Run, name: str) -> str:
-    """Trained on the run's pairs, in a folder beside them."""
+    """Trained on the pairs of the run's round, which is made where it is not there, in a folder beside it."""
     from srum.fork import fork_run
     from srum.loop import perform
 
     config = changed(run.config, TRAINED[name])
     folder = run.folder / "trained" / name
     if not folder.exists():
+        for stage in Rvr.stages:
+            perform(run, stage.name, 0)
         folder.parent.mkdir(exist_ok=True)
         fork_run(run.folder, folder, "train", config, 0)
     trained = Run(folder, config)
     perform(trained, "train", 0)
     return trained.newest(1)
-
-
-def ground_of(run: Run) -> Ground:
-    """The first images, from the base model."""
-    prompts = {p.id: p for p in choose_prompts(run.config.eval.prompts, run.config.eval.count, seed=0)}
-    model = load_model(run.config, run.config.model)
-    images = [made.image for made in drawn(model, prompts, run.config.eval, run.config.seed)]
-    scores = self_scorer(model, run.config, run.config.seed)(images, [p.text for p in prompts.values()])
-    firsts = {name: Shot(image, score=score) for name, image, score in zip(prompts, images, scores, strict=True)}
-    return Ground(run, prompts, firsts)
 
 
 # --- the arms
@@ -195,15 +221,11 @@ def base(ground: Ground) -> dict[str, Outcome]:
 
 def best_of(ground: Ground) -> dict[str, Outcome]:
     """The same first image, and others of other seeds."""
-    model, config = load_model(ground.run.config, ground.run.config.model), ground.run.config
-    score = self_scorer(model, config, config.seed)
-    drawings = [list(ground.firsts.values())]
-    for number in range(1, DRAWINGS):
-        images = [one.image for one in drawn(model, ground.prompts, config.eval, seed_for(config.seed, "more", number))]
-        drawings.append(
-            [Shot(*one) for one in zip(images, [None] * len(images), score(images, ground.texts), strict=True)]
-        )
-    chains = list(zip(*drawings, strict=True))
+    further = {f"{name}+{n}": prompt for n in range(1, DRAWINGS) for name, prompt in ground.prompts.items()}
+    images = ground.draw(ground.run.config.model, further)
+    scores = ground.score(images, [prompt.text for prompt in further.values()])
+    more = {name: Shot(image, score=score) for name, image, score in zip(further, images, scores, strict=True)}
+    chains = [[first, *(more[f"{name}+{n}"] for n in range(1, DRAWINGS))] for name, first in ground.firsts.items()]
     return {f"best of {k}": outcome(ground, chains_of(chains, k, ground)) for k in range(2, DRAWINGS + 1)}
 
 
@@ -216,17 +238,23 @@ def again(
     ground: Ground, name: str, weights: str, rounds: int = 1, firsts: Sequence[Shot] | None = None, **values: Any
 ) -> dict[str, Outcome]:
     """Drawn again by these weights, after 1, 2, ... rounds."""
-    model, config = load_model(ground.run.config, weights), ground.run.config
     begun = list(ground.firsts.values()) if firsts is None else list(firsts)
     wanted = ground.config(rounds=rounds, **values)
-    score = self_scorer(model, config, config.seed)
-    chains = refine(model, score, list(ground.prompts), ground.texts, begun, wanted, config.seed)
+    judged = wanted.stop is not None or wanted.keep == "best"  # else no score changes anything
+    score = ground.score if judged else unjudged
+    seed, names = ground.run.config.seed, list(ground.prompts)
+    chains = refine(ground.model(weights), score, names, ground.texts, begun, wanted, seed)
     outcomes = {}
     for k in range(1, rounds + 1):
         cut = [chain.shots[: k + 1] for chain in chains]
         made = [Chain(shots, kept(shots, wanted)) for shots in cut]
         outcomes[f"{name}, round {k}" if rounds > 1 else name] = outcome(ground, made, wanted)
     return outcomes
+
+
+def unjudged(images: Sequence[Image], prompts: Sequence[str]) -> list[None]:
+    """No scores."""
+    return [None] * len(images)
 
 
 def once_more(ground: Ground) -> dict[str, Outcome]:
@@ -270,8 +298,7 @@ def once_by(name: str, weights: str) -> Callable[[Ground], dict[str, Outcome]]:
     """Drawn once by trained weights, with the first images' seeds."""
 
     def arm(ground: Ground) -> dict[str, Outcome]:
-        model, config = load_model(ground.run.config, weights_of(ground.run, weights)), ground.run.config
-        images = [made.image for made in drawn(model, ground.prompts, config.eval, config.seed)]
+        images = ground.draw(weights_of(ground.run, weights), ground.prompts)
         return {name: outcome(ground, [Chain([Shot(image)], 0) for image in images])}
 
     return arm
@@ -298,7 +325,7 @@ def outcome(ground: Ground, chains: Sequence[Chain], config: RefineConfig | None
     first, later = passes_of(ground.run.config.eval.sampling()), passes_of(ground.config().sampling())
     others = later if config is not None else first
     return Outcome(
-        before=[right(p, shot.image) for p, shot in zip(ground.prompts.values(), ground.firsts.values(), strict=True)],
+        before=ground.before,
         after=[right(p, chain.image) for p, chain in zip(ground.prompts.values(), chains, strict=True)],
         passes=[first + others * (len(chain.shots) - 1) for chain in chains],
     )
@@ -324,13 +351,10 @@ def measure(
     """The outcomes of every row, seed by seed; what is finished is read. Rows that a seed lacks are left out."""
     rows: dict[str, list[Outcome]] = {}
     for seed in seeds:
-        place = folder / f"seed-{seed}"
-        ground: Ground | None = None
+        ground = Ground(seed_run(folder / f"seed-{seed}", seed, overrides))
         for arm in arms:
-            path = place / "arms" / f"{arm}.json"
+            path = ground.run.folder / "arms" / f"{arm}.json"
             if not path.exists():
-                ground = ground or ground_of(seed_run(place, seed, overrides))
-                path.parent.mkdir(exist_ok=True)
                 write_json(path, {name: vars(one) for name, one in ARMS[arm](ground).items()})
             for name, values in json.loads(path.read_text()).items():
                 rows.setdefault(name, []).append(Outcome(**values))
@@ -348,12 +372,19 @@ def table(rows: Mapping[str, Sequence[Outcome]]) -> Table:
         gain = difference(after, np.array([one.after for one in reference], dtype=float)[: len(after)])
         mended, broken = (100 * (x > y).mean() for x, y in ((after, before), (before, after)))
         passes = np.mean([one.passes for one in outcomes])
-        cells = (_cell(crossed(after), ""), _cell(gain, "+"), f"{mended:.1f}", f"{broken:.1f}", f"{passes:.0f}")
+        cells = (
+            estimate_cell(crossed(after)),
+            estimate_cell(gain, "+"),
+            f"{mended:.1f}",
+            f"{broken:.1f}",
+            f"{passes:.0f}",
+        )
         shown.add_row(name, *cells, str(len(outcomes)))
     return shown
 
 
-def _cell(estimate: Estimate, sign: str) -> str:
+def estimate_cell(estimate: Estimate, sign: str = "") -> str:
+    """The value and its interval."""
     return f"{estimate.value:{sign}.1f} ({estimate.low:{sign}.1f} to {estimate.high:{sign}.1f})"
 
 

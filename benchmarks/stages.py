@@ -42,7 +42,7 @@ from srum.shapes.prompts import sample_prompt
 from srum.shapes.render import render
 from srum.shapes.scenes import IMAGE_SIZE, Thing, sample_scene
 from train.data import TrainingRecord, candidate_mix
-from train.examples import Mix
+from train.feed import Mix
 from train.methods.base import CandidateMethod
 from train.trainer import Trainer
 from train.weights import trainable_parameters

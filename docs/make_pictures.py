@@ -13,8 +13,9 @@ from statistics import fmean
 from typing import NamedTuple
 
 from srum import open_run
-from srum.plots import reward_map_figure, rounds_figure, steps_figure
-from srum.reading import RunView
+from srum.plots import BeforeAfter, loop_figure, rounds_figure, steps_figure
+from srum.reading import CandidateView, RunView
+from srum.run import BASE
 
 OUT = Path(__file__).parent / "images"
 
@@ -26,15 +27,40 @@ class Point(NamedTuple):
     interval: tuple[float, float]
 
 
-def draw_reward_map(run: RunView, round_: int, candidate_id: str | None, out: Path) -> str:
-    """Write ``out``: a candidate beside its reward map. Returns which; by default the one whose map varies most."""
-    maps = {c.id: (c, values) for c in run.candidates(round_) if (values := c.reward_map()) is not None}
-    chosen = candidate_id or max(maps, key=lambda name: float(maps[name][1].std()))
-    candidate, values = maps[chosen]
-    assert candidate.reward is not None
-    figure = reward_map_figure(candidate.image(), values.numpy(), candidate.reward.mapping, grid=True)
+def choose(run: RunView, round_: int, candidate_id: str | None) -> CandidateView:
+    """The candidate of that id; by default the one whose map varies most of those with a region that is wrong."""
+    if candidate_id:
+        return run.candidate(candidate_id, round_)
+    judged = [(c, values) for c in run.candidates(round_) if (values := c.reward_map()) is not None]
+    return max(judged, key=lambda one: (has_wrong(one[0]), float(one[1].std())))[0]
+
+
+def has_wrong(candidate: CandidateView) -> bool:
+    """Whether one of its regions contradicts the prompt."""
+    said = candidate.judgement.regions if candidate.judgement else []
+    return any(one.region_id != 0 and one.score is not None and one.score < 0 for one in said)
+
+
+def draw_reward_map(candidate: CandidateView, out: Path) -> None:
+    """Write ``out``: a candidate with its regions, its reward map, and what the judge says."""
+    figure = candidate.figure(grid=True)
     figure.suptitle(candidate.prompt.text, fontsize=9, parse_math=False)
     figure.savefig(out, dpi=150)
+
+
+def draw_loop(run: RunView, candidate: CandidateView, prompt_id: str | None, out: Path) -> str:
+    """Write ``out``: a round in one picture, with the pair of a held-out prompt. Returns whose; by default of the first
+    that base gets wrong and the run's method right."""
+    arm = run.method.name
+    before, after = ({v.prompt_id: v for v in run.verdicts()[name]} for name in (BASE, arm))
+    mended = [name for name in before if not before[name].correct and after[name].correct]
+    chosen = prompt_id or mended[0]
+    images = (run.checked_image(name, chosen) for name in (BASE, arm))
+    pair = BeforeAfter(before[chosen].prompt, *images, before[chosen].correct, after[chosen].correct)
+    values = candidate.reward_map()
+    assert values is not None and candidate.judgement is not None
+    judged = candidate.regions, candidate.judgement, values.numpy()
+    loop_figure(candidate.prompt.text, candidate.image(), *judged, pair).savefig(out, dpi=150)
     return chosen
 
 
@@ -75,13 +101,16 @@ if __name__ == "__main__":
     parser.add_argument("run", type=Path, help="folder of the run")
     parser.add_argument("--round", type=int, default=0)
     parser.add_argument("--candidate", help="id of the candidate (default: the one whose map varies most)")
+    parser.add_argument("--pair", help="id of the held-out prompt (default: the first that was mended)")
     parser.add_argument("--lab", type=Path, help="folder that benchmarks/lab.py wrote")
     arguments = parser.parse_args()
     OUT.mkdir(exist_ok=True)
     opened = open_run(arguments.run)
-    chosen = draw_reward_map(opened, arguments.round, arguments.candidate, OUT / "reward_map.png")
+    chosen = choose(opened, arguments.round, arguments.candidate)
+    draw_reward_map(chosen, OUT / "reward_map.png")
+    pair = draw_loop(opened, chosen, arguments.pair, OUT / "loop.png")
     draw_gallery(opened, arguments.round, OUT / "gallery.png")
-    print(f"{OUT}: reward_map.png (candidate {chosen}), gallery.png")
+    print(f"{OUT}: reward_map.png (candidate {chosen.id}), loop.png (the same, prompt {pair}), gallery.png")
     if arguments.lab:
         draw_objectives(arguments.lab / "lab.json", OUT / "objectives.png")
         draw_steps(arguments.lab, OUT / "steps.png")

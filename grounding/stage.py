@@ -37,8 +37,9 @@ def ground_stage(run: Run, k: int) -> None:
 
     found = run_stage(folder, "regions", Grounding, candidates, config.batch_size, work)
     if all(grounding.error for grounding in found):
+        error = found[0].error
         Processes.here().once((folder / "regions.jsonl").unlink)  # else the next attempt would find the stage finished
-        raise RunError(f"the grounder {config.grounder} failed on every image; on the first: {found[0].error}")
+        raise RunError(f"the grounder {config.grounder} failed on every image; on the first: {error}")
 
 
 def load_proposer(config: RunConfig, weights: str | TrainableModel) -> Propose:

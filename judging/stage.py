@@ -15,7 +15,7 @@ from srum.plugins import construct, find_class
 from srum.processes import Processes
 from srum.records import Candidate, Failure, Grounding, Judgement, LayoutJudgement, Prompt
 from srum.run import Run, load_model
-from srum.run_dir import ImageError, RunError, finished, forget, open_image, read_by_id, read_records, run_stage
+from srum.run_dir import ImageError, RunError, finished, forget, open_image, read_by_id, run_stage
 
 
 def judge_stage(run: Run, k: int) -> None:
@@ -31,7 +31,7 @@ def judge_stage(run: Run, k: int) -> None:
         return
     candidates = read_by_id(folder / "candidates.jsonl", Candidate)
     groundings = read_by_id(folder / "regions.jsonl", Grounding, candidates)
-    metadata = {prompt.id: prompt.metadata for prompt in read_records(folder / "prompts.jsonl", Prompt)}
+    prompts = read_by_id(folder / "prompts.jsonl", Prompt)
     judge = load_judging(run.config, run.newest(k), run.seed(k, "judge"))
 
     def work(batch: Mapping[str, Candidate]) -> list[Judgement]:
@@ -42,18 +42,19 @@ def judge_stage(run: Run, k: int) -> None:
             except ImageError as error:
                 layout = LayoutJudgement(score=None, failure=Failure.NO_IMAGE, raw=str(error))
                 judgements[name] = Judgement(candidate_id=name, regions=[], layout=layout)
-        prompts, proposed = [batch[name].prompt for name in images], [groundings[name].regions for name in images]
-        facts = [metadata.get(batch[name].prompt_id, {}) for name in images]
-        outcomes = judge(list(images.values()), prompts, facts, proposed)
+        texts, proposed = [batch[name].prompt for name in images], [groundings[name].regions for name in images]
+        asked = [prompts.get(batch[name].prompt_id) for name in images]
+        facts = [prompt.metadata if prompt else {} for prompt in asked]
+        outcomes = judge(list(images.values()), texts, facts, proposed)
         for name, (of_regions, of_layout) in zip(images, outcomes, strict=True):
             judgements[name] = Judgement(candidate_id=name, regions=of_regions, layout=of_layout)
         return [judgements[name] for name in batch]
 
     judgements = run_stage(folder, "judgements", Judgement, candidates, config.batch_size, work)
-    asked = [judgement for judgement in judgements if judgement.layout.failure != Failure.NO_IMAGE]
-    if asked and all(set(_failures(judgement)) == {Failure.NO_REPLY} for judgement in asked):
+    first = next((one.layout.raw for one in judgements if one.layout.failure != Failure.NO_IMAGE), None)
+    if first is not None and all(set(_failures(one)) <= {Failure.NO_REPLY, Failure.NO_IMAGE} for one in judgements):
         Processes.here().once((folder / "judgements.jsonl").unlink)  # else the stage would be finished
-        raise RunError(f"{config.server.url} answered no question; to the first: {asked[0].layout.raw}")
+        raise RunError(f"{config.server.url} answered no question; to the first: {first}")
 
 
 def _failures(judgement: Judgement) -> list[Failure | None]:

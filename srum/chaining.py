@@ -82,7 +82,7 @@ def draw_chains(
         return [_keep(folder, name, chain) for name, chain in zip(batch, chains, strict=True)]
 
     by_id = {prompt.id: prompt for prompt in prompts}
-    records = run_stage(folder, "chains", ChainRecord, by_id, batch_size, work)
+    records = list(run_stage(folder, "chains", ChainRecord, by_id, batch_size, work))
     candidates = [candidate for record in records for candidate in _candidates(record, settings, seed)]
     Processes.here().once(lambda: write_records(folder / "candidates.jsonl", candidates))
     return records
@@ -97,7 +97,7 @@ def draw_strokes(
         drawings = draw_in_strokes(model, [p.text for p in batch.values()], list(batch), settings, seed)
         return [_keep_strokes(folder, name, drawing) for name, drawing in zip(batch, drawings, strict=True)]
 
-    return run_stage(folder, "chains", ChainRecord, {prompt.id: prompt for prompt in prompts}, batch_size, work)
+    return list(run_stage(folder, "chains", ChainRecord, {prompt.id: prompt for prompt in prompts}, batch_size, work))
 
 
 def _keep_strokes(folder: Path, name: str, drawing: Drawing) -> ChainRecord:

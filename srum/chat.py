@@ -1,4 +1,5 @@
-"""A client of OpenAI's chat completions, for judges and evaluators: vLLM and vLLM-Omni, SGLang, llama.cpp, OpenAI.
+"""A client of OpenAI's protocol: chat completions for judges and evaluators, images for rollout. Servers that speak it
+are vLLM and vLLM-Omni, SGLang, llama.cpp, OpenAI's own, and ``srum serve``.
 
 What concerns one question (its image is refused, the server breaks on it, it takes too long) is a ``NoReply``; what
 concerns all of them (wrong address, key or model, every question refused) is a ``ServerError``.
@@ -12,14 +13,14 @@ import io
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException, HTTPMessage, IncompleteRead
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.error import URLError
 from urllib.request import HTTPErrorProcessor, Request, build_opener
 
@@ -28,12 +29,15 @@ from PIL.Image import Image
 from srum.disk import writing
 from srum.errors import SrumError
 from srum.json_files import as_unicode
+from srum.run_dir import ImageError, read_image
 
 OURS = (401, 403, 404)  # statuses that no other question could change
 PASSING = (408, 429)  # statuses, beside those from 500, that another try may change
-LONGEST = 10_000_000  # bytes of a response that are read
+LONGEST = 64_000_000  # bytes of a response that are read
 LONGEST_WAIT = 600.0  # seconds that a server may ask to be left alone
 
+T = TypeVar("T")
+R = TypeVar("R")
 Part = str | Image
 Message = dict[str, Any]
 
@@ -69,6 +73,24 @@ class Ask:
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class Wish:
+    """One image that is wanted: of a prompt, of (H, W) pixels, from a seed; ``fields`` go beside OpenAI's."""
+
+    prompt: str
+    size: tuple[int, int]
+    seed: int
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image in RGB, and the text that the server wrote before it drew, where it says so (``revised_prompt``)."""
+
+    image: Image
+    text: str | None = None
+
+
 def system(text: str) -> Message:
     """The message that goes before all others."""
     return {"role": "system", "content": text}
@@ -85,13 +107,14 @@ def user(*parts: Part) -> Message:
 
 
 class Server:
-    """Replies by POST to ``url``/chat/completions, ``concurrency`` at a time.
+    """Replies by POST to ``url``/chat/completions, images by ``url``/images/generations, ``concurrency`` at a time.
 
     ``model`` is its name there. The key is in the environment variable ``key_variable``, where the server wants one; it
     is sent to that address alone, redirections are not followed. ``timeout``: seconds without a byte. A request that
     fails in passing is sent up to ``retries`` more times, after ``backoff`` seconds, then twice as many, and so on, or
     after as many as the server's Retry-After says. ``token_limit`` is what the server calls the limit of tokens;
-    ``extra`` are further fields of every request. Replies at temperature 0 are kept in ``cache`` by what was asked.
+    ``extra`` are further fields of every request; one that is None leaves a field of ours out. Replies at temperature 0
+    are kept in ``cache`` by what was asked.
     """
 
     def __init__(
@@ -115,43 +138,57 @@ class Server:
 
     def ask(self, question: Ask) -> Reply | NoReply:
         """The reply to one question. Raises ServerError."""
-        body = json.dumps(self._request(question)).encode()
+        body = self._body(
+            {
+                "messages": list(question.messages),
+                self.token_limit: question.max_tokens,
+                "temperature": question.temperature,
+                "seed": question.seed % 2**31,  # some servers hold it in 32 bits
+            }
+        )
         kept = self._kept_at(body) if question.temperature == 0 else None
         if kept and (known := _read_kept(kept)):
             return known
-        reply = self._sent(body)
-        if isinstance(reply, Reply):
-            self.answered = True
-            if kept:
-                _keep(kept, reply)
+        reply = self._sent("chat/completions", body, _content)
+        if isinstance(reply, Reply) and kept:
+            _keep(kept, reply)
         return reply
 
     def ask_all(self, questions: Sequence[Ask]) -> list[Reply | NoReply]:
         """The replies in the order of the questions. Raises ServerError, also where the server has answered nothing
         yet and refuses each of several questions."""
+        return self._all(self.ask, questions)
+
+    def draw(self, wish: Wish) -> Picture | NoReply:
+        """The image that is wished for, of whatever size the server makes it. Raises ServerError."""
+        height, width = wish.size
+        asked = {"prompt": wish.prompt, "n": 1, "size": f"{width}x{height}", "response_format": "b64_json"}
+        body = self._body(asked | {"seed": wish.seed} | dict(wish.fields))
+        return self._sent("images/generations", body, _picture)
+
+    def draw_all(self, wishes: Sequence[Wish]) -> list[Picture | NoReply]:
+        """The images in the order of the wishes. Raises ServerError as ``ask_all`` does."""
+        return self._all(self.draw, wishes)
+
+    def _all(self, one: Callable[[T], R | NoReply], wanted: Sequence[T]) -> list[R | NoReply]:
         with ThreadPoolExecutor(self.concurrency) as pool:
-            replies = list(pool.map(self.ask, questions))
+            replies = list(pool.map(one, wanted))
         refused = [reply.why for reply in replies if isinstance(reply, NoReply) and reply.why.startswith("HTTP")]
-        if len(questions) > 1 and len(refused) == len(questions) and not self.answered:
+        if len(wanted) > 1 and len(refused) == len(wanted) and not self.answered:
             raise ServerError(f"{self.url} refused all of {len(refused)} questions: {' '.join(refused[0].split())}")
         return replies
 
-    def _request(self, question: Ask) -> dict[str, Any]:
-        return {
-            "model": self.model,
-            "messages": list(question.messages),
-            self.token_limit: question.max_tokens,
-            "temperature": question.temperature,
-            "seed": question.seed % 2**31,  # some servers hold it in 32 bits
-        } | self.extra
+    def _body(self, fields: Mapping[str, Any]) -> bytes:
+        wanted = {"model": self.model, **fields} | self.extra
+        return json.dumps({name: value for name, value in wanted.items() if value is not None}).encode()
 
-    def _sent(self, body: bytes) -> Reply | NoReply:
+    def _sent(self, path: str, body: bytes, read: Callable[[bytes], R | NoReply]) -> R | NoReply:
         wait = 0.0
         for attempt in range(self.retries + 1):
             time.sleep(wait)
             wait = self.backoff * 2**attempt
             try:
-                status, headers, response = self._post(body)
+                status, headers, response = self._post(path, body)
             except URLError as error:
                 if attempt == self.retries:
                     raise ServerError(f"{self.url} cannot be reached: {error.reason}") from None
@@ -159,7 +196,9 @@ class Server:
                 failed = NoReply(f"{type(error).__name__}: {error}", busy=True)
             else:
                 if status < 300:
-                    return _content(response)
+                    reply = read(response)
+                    self.answered |= not isinstance(reply, NoReply)
+                    return reply
                 if status in OURS or status < 400:
                     raise ServerError(f"{self.url}: HTTP {status} for model {self.model!r}")
                 passing = status in PASSING or status >= 500
@@ -169,11 +208,11 @@ class Server:
                 wait = max(wait, _retry_after(headers))
         return failed
 
-    def _post(self, body: bytes) -> tuple[int, HTTPMessage, bytes]:
+    def _post(self, path: str, body: bytes) -> tuple[int, HTTPMessage, bytes]:
         headers = {"Content-Type": "application/json"}
         if key := os.environ.get(self.key_variable):
             headers["Authorization"] = f"Bearer {key}"
-        request = Request(f"{self.url}/chat/completions", data=body, headers=headers)
+        request = Request(f"{self.url}/{path}", data=body, headers=headers)
         with self._opener.open(request, timeout=self.timeout) as response:
             body = response.read(LONGEST)
             if response.length:  # a reading with a limit does not raise by itself
@@ -220,6 +259,20 @@ def _content(response: bytes) -> Reply | NoReply:
         return NoReply(f"not a chat completion: {response[:200].decode(errors='replace')}")
     text, thought = (as_unicode(part) if isinstance(part, str) else "" for part in (content, thought))
     return Reply(text, thought, reason == "length")
+
+
+def _picture(response: bytes) -> Picture | NoReply:
+    """The image of a response, which is in it as base64: addresses elsewhere are not followed."""
+    try:
+        data = json.loads(response)["data"][0]
+        content, text = base64.b64decode(data["b64_json"], validate=True), data.get("revised_prompt")
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return NoReply(f"no image in base64: {response[:200].decode(errors='replace')}")
+    try:
+        image = read_image(io.BytesIO(content), "the reply")
+    except ImageError as error:
+        return NoReply(str(error))
+    return Picture(image, as_unicode(text) if isinstance(text, str) else None)
 
 
 def _part(part: Part) -> dict[str, Any]:

@@ -30,8 +30,30 @@ if TYPE_CHECKING:
     from srum.run import Run
 
 
+# The commands by group, in the order of `srum --help`.
+GROUPS = {
+    "Loop": ("run", "init", "config", "plan", "fork", "sweep"),
+    "Stages": ("rollout", "ground", "judge", "rasterize", "images", "pair", "train", "eval", "import"),
+    "Looking": ("report", "show", "compare", "ui", "export", "publish"),
+    "Models": ("doctor", "chain", "strokes", "refine", "reconstruct", "bench", "serve", "pretrain"),
+}
+GROUP_OF = {name: group for group, names in GROUPS.items() for name in names}
+
+
 class OneLineErrors(TyperGroup):
-    """Shows what the user can put right (``srum.errors``) as one line."""
+    """Shows what the user can put right (``srum.errors``) as one line, and the commands by group."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """In the order of ``GROUPS``."""
+        order = list(GROUP_OF)
+        return sorted(super().list_commands(ctx), key=lambda name: order.index(name) if name in order else len(order))
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command, which knows its group."""
+        command: Any = super().get_command(ctx, cmd_name)
+        if command is not None:
+            command.rich_help_panel = GROUP_OF.get(cmd_name)
+        return command
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
@@ -50,7 +72,6 @@ class OneLineErrors(TyperGroup):
 app = typer.Typer(
     cls=OneLineErrors,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Self-rewarding post-training for unified multimodal models, region by region.",
 )
@@ -59,7 +80,52 @@ BEGIN = ("rollout", "images")  # stages that make the run where there is none
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")]
 Round = Annotated[int, typer.Option("--round", min=0, help="Round, from 0.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file; what it leaves out has its default.")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Override; may be repeated.")]
+
+
+def _known(kind: str) -> Callable[[str], list[str]]:
+    """What the shell completes: names of that kind."""
+
+    def complete(incomplete: str) -> list[str]:
+        from srum.plugins import names
+
+        return [name for name in names(kind) if name.startswith(incomplete)]
+
+    return complete
+
+
+def _known_fields(incomplete: str) -> list[str]:
+    """What the shell completes: fields of a config, those of the default method among them."""
+    from srum.config import METHOD, config_class
+    from srum.explain import fields
+
+    return [field.name for field in fields(config_class(METHOD)) if field.name.startswith(incomplete)]
+
+
+def _known_overrides(incomplete: str) -> list[str]:
+    return [f"{name}=" for name in _known_fields(incomplete)]
+
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=VALUE", help="Override; may be repeated.", autocompletion=_known_overrides),
+]
+
+
+def _print_version(wanted: bool) -> None:
+    from srum import __version__
+
+    if wanted:
+        typer.echo(f"srum {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _srum(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    pass
 
 
 def _stage_command(stage: Stage) -> Callable[..., None]:
@@ -68,11 +134,13 @@ def _stage_command(stage: Stage) -> Callable[..., None]:
     def command(run: RunFolder, round_: Round = 0, config: ConfigFile = None, overrides: Overrides = None) -> None:
         _check_config(run, config, overrides or [])
 
-        from srum.loop import perform
+        from srum.loop import next_command, perform
         from srum.processes import connected
 
-        with connected(), _opened(run, config, overrides, new=stage.name in BEGIN) as opened:
+        with connected() as processes, _opened(run, config, overrides, new=stage.name in BEGIN) as opened:
             perform(opened, stage.name, round_)
+            if processes.rank == 0:
+                typer.echo(f"next: {next_command(opened, stage.name, round_)}")
 
     return command
 
@@ -94,13 +162,16 @@ def eval_(
     """
     from srum import loop
     from srum.processes import connected
+    from srum.rollout import own_prompts
     from srum.run_dir import RunError
 
     with connected() as processes, _opened(run, config, overrides) as opened:
-        if not opened.config.eval.count:
+        if not (opened.config.eval.count or (round_ is None and own_prompts(opened.config))):
             raise RunError(f"{run} has no evaluation: eval.count is 0")
         if round_ is None:
             loop.conclude(opened)
+            if processes.rank == 0:
+                typer.echo(f"open {run / 'report.html'}")
             return
         results = loop.evaluate_arms(opened, round_ + 1, opened.round(round_) / "eval")
         if processes.rank == 0:
@@ -113,7 +184,7 @@ def report(run: RunFolder) -> None:
     from srum import open_run
     from srum.report import write_report
 
-    typer.echo(write_report(open_run(run).folder))
+    typer.echo(f"open {write_report(open_run(run).folder)}")
 
 
 @app.command()
@@ -142,19 +213,24 @@ def show(
 @app.command()
 def compare(
     run: RunFolder,
-    other: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the other run.")],
+    other: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="Folder of another run.")] = None,
     image: Annotated[Path | None, typer.Option(help="Save the first 24 held-out images whose verdicts differ.")] = None,
     arm: Annotated[
         str | None, typer.Option(help="Arm whose images are saved (default: the first run's method).")
     ] = None,
 ) -> None:
-    """Print two runs side by side: configs, rounds, accuracies by the exact checker."""
+    """Print what the arms of a run took and how accurate they are at equal compute; of two runs, side by side, also
+    their configs, rounds and accuracies."""
     from rich.console import Console
 
     from srum import open_run
+    from srum.evaluation.compute import compute_tables
     from srum.plots import before_after_figure
     from srum.show import changed_images, comparison_tables
 
+    if other is None:
+        Console().print(*compute_tables([open_run(run)]))
+        return
     views = open_run(run), open_run(other)
     Console().print(*comparison_tables(*views))
     if image is not None:
@@ -199,6 +275,23 @@ def export(
 
 
 @app.command()
+def publish(
+    run: RunFolder,
+    arm: Annotated[str, typer.Argument(metavar="ARM", help="The arm whose newest weights are published.")],
+    destination: Annotated[str, typer.Argument(metavar="DIR|OWNER/NAME", help="A new folder, or a name on the hub.")],
+    adapter: Annotated[bool, typer.Option("--adapter", help="The LoRA adapter alone, with its base named.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="On the hub, where only its owner sees it.")] = False,
+) -> None:
+    """Publish weights with a model card written from the run, once they have been loaded back and draw the same."""
+    from srum import open_run
+    from srum.run import Run
+    from train.publishing import publish as publish_arm
+
+    view = open_run(run)
+    typer.echo(publish_arm(Run(view.folder, view.config), arm, destination, adapter, private))
+
+
+@app.command()
 def doctor(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder, hub id or shipped name.")],
     size: Annotated[
@@ -206,9 +299,28 @@ def doctor(
     ] = None,
     check: Annotated[bool, typer.Option(help="Load the weights and compare training with sampling.")] = True,
     device: Annotated[str, typer.Option(help="As device in a config: auto, spread, cpu, cuda, cuda:1, ...")] = "auto",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Run a step of each stage at its size, without weights or a GPU.")
+    ] = False,
+    processes: Annotated[
+        list[int] | None, typer.Option(min=1, help="Of the dry run's training; may be repeated (default: 1, 8, 64).")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="Settings of the dry run (default: three usual trainings).")
+    ] = None,
+    overrides: Overrides = None,
 ) -> None:
-    """Say what a checkpoint holds, what of it fits on this machine, and whether it computes as it should."""
+    """Say what a checkpoint holds, what of it fits on this machine, and whether it computes as it should; with
+    --dry-run what each stage would take of a GPU, of a published model without its weights, too."""
     from rich.console import Console
+
+    if dry_run:
+        from srum.config import load_config
+        from train.dry_run import costs, table_of
+
+        run = load_config(config, overrides or ()) if config or overrides else None
+        Console().print(table_of(costs(model, run, processes or (1, 8, 64))))
+        return
 
     from srum import models
     from srum.doctor import Machine, self_check, tables, usual_side
@@ -284,7 +396,10 @@ def run_(
     grounder: Annotated[str | None, typer.Option(help="sam, detector, classical, ... or my_module:MyGrounder.")] = None,
     method: Annotated[
         str | None,
-        typer.Option(help="srum, region_nft, sft, ... or my_module:MyMethod; its weights draw the next round."),
+        typer.Option(
+            help="srum, region_nft, sft, ... or my_module:MyMethod; its weights draw the next round.",
+            autocompletion=_known("method"),
+        ),
     ] = None,
 ) -> None:
     """Run all rounds, compare the method with the base model and others; end in a table and a report."""
@@ -297,9 +412,146 @@ def run_(
 
     with connected() as processes:
         wanted = processes.once(lambda: _config(out, config, [*(overrides or []), *flags]))
-        run_loop(wanted, out, resume, command=shlex.join(["srum", *sys.argv[1:]]))
+        run_loop(wanted, out, resume, command=shlex.join(["srum", *sys.argv[1:]]), foretell=True)
         if processes.rank == 0:
-            typer.echo("\n".join(str(out / name) for name in ("summary.json", "report.html") if (out / name).exists()))
+            typer.echo(f"open {out / 'report.html'}")
+
+
+@app.command()
+def plan(
+    config: Annotated[
+        Path | None, typer.Argument(metavar="CONFIG", help="YAML file; what it leaves out has its default.")
+    ] = None,
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(help="Where the run would be, for the room on that disk.")] = Path("runs"),
+) -> None:
+    """Say what a run will cost: images, forward passes, time, memory, disk, and what will not fit.
+
+    Time, memory and disk are measured with a small run of the same config in a temporary folder.
+    """
+    from srum.config import load_config
+
+    wanted = load_config(config, overrides or ())
+
+    from srum.loop import check_inputs, show_plan
+    from srum.plan import foresee
+
+    check_inputs(wanted)
+    show_plan(foresee(wanted, out, always=True))
+
+
+@app.command("config")
+def config_(
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    explain: Annotated[
+        str | None,
+        typer.Option(metavar="FIELD", help="Say what a field is, or all of a section.", autocompletion=_known_fields),
+    ] = None,
+) -> None:
+    """Print the whole config that a file and overrides make; with --explain, what a field of it is."""
+    from srum.config import dump, load_config
+
+    wanted = load_config(config, overrides or [])
+    if explain is None:
+        typer.echo(dump(wanted), nl=False)
+        return
+    from srum.explain import explain as explained
+
+    for field in explained(type(wanted), explain):
+        typer.echo(field)
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(metavar="FILE.yaml", help="The config to write.")] = Path("srum.yaml"),
+    model: Annotated[str | None, typer.Option(help="Shipped name, folder, or hub id.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=0, help="GPUs that it will run on.")] = None,
+    prompts: Annotated[str | None, typer.Option(help="A .txt or .jsonl file, or a set of the embedded world.")] = None,
+    grounder: Annotated[str | None, typer.Option(help="sam, detector, native, classical, ... or module:Name.")] = None,
+    judge: Annotated[str | None, typer.Option(help="self, start, a model, http://... or module:Name.")] = None,
+    judge_model: Annotated[str, typer.Option(help="The judge's name on its server.")] = "",
+    method: Annotated[
+        str | None, typer.Option(help="srum, region_nft, sft, ... or module:Name.", autocompletion=_known("method"))
+    ] = None,
+) -> None:
+    """Ask what a run should be, write that as a commented config, and check it. What an option says is not asked."""
+    from srum.config import METHOD, parse_config
+    from srum.init import Answers, is_here, launch, settings, usual_side, write
+
+    if path.exists():
+        raise SrumError(f"{path} is there already; choose another name")
+    model = _asked(model, "model (srum-tiny, a folder, or a hub id such as ByteDance-Seed/BAGEL-7B-MoT)", "srum-tiny")
+    tiny = model == "srum-tiny"
+    gpus = int(_asked(gpus, "GPUs", str(len(list(Path("/dev").glob("nvidia[0-9]*")))), int))
+    prompts = _asked(prompts, "prompts (a .txt or .jsonl file, or train)", "train" if tiny else "prompts.txt")
+    grounder = _asked(grounder, "grounder", "classical" if tiny else "sam")
+    judge = _asked(judge, "judge (self, start, a model, or a server's http://...)", "self")
+    if judge.startswith(("http://", "https://")):
+        judge_model = _asked(judge_model or None, "the judge's name there", "")
+    method = _asked(method, "method", METHOD, _method_name)
+    answers = Answers(model, gpus, prompts, grounder, judge, judge_model, method)
+    values = settings(answers, usual_side(model))
+    wanted = parse_config(values)
+
+    from srum import models
+    from srum.loop import check_inputs
+    from srum.rollout import choose_prompts
+
+    here = is_here(model, models.EMBEDDED)
+    if here:
+        check_inputs(wanted)
+    else:
+        choose_prompts(prompts, wanted.prompt_count, wanted.seed)
+    write(path, values, launch(path, gpus))
+    left = "" if here else f"; {model} is fetched at the first use, and checked then"
+    typer.echo(f"{path}: checked{left}. Go on with\n\n    {launch(path, gpus)}\n")
+
+
+def _asked(given: Any, question: str, default: str, parse: Callable[[str], Any] = str) -> Any:
+    """What an option gave, or what is answered, asked again until ``parse`` takes it."""
+    return given if given is not None else typer.prompt(question, default=default, value_proc=parse)
+
+
+def _method_name(answer: str) -> str:
+    from srum.config import config_class
+
+    try:
+        config_class(answer)
+    except SrumError as error:
+        raise typer.BadParameter(str(error)) from None
+    return answer
+
+
+@app.command()
+def sweep(
+    out: Annotated[Path, typer.Option(help="Folder of the runs: SETTING/seed-S.")] = Path("runs/sweep"),
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(metavar="A.B=VALUE,VALUE", help="A field and its values; several fields are combined."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="So many seeds, from that of the config on.")] = 3,
+) -> None:
+    """Run every setting with several seeds, and print one table with intervals over seeds and prompts.
+
+    Interrupted, the same command goes on.
+    """
+    from srum.config import load_config
+
+    wanted = load_config(config, overrides or [])
+
+    from srum.loop import console
+    from srum.processes import connected
+    from srum.sweep import sweep as sweep_runs
+    from srum.sweep import sweep_table
+
+    with connected() as processes:
+        numbers = range(wanted.seed, wanted.seed + seeds)
+        rows = sweep_runs(wanted, vary or [], numbers, out, shlex.join(["srum", *sys.argv[1:]]))
+        if processes.rank == 0:
+            console.print(sweep_table(rows))
 
 
 @app.command()

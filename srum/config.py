@@ -45,6 +45,9 @@ class Section(BaseModel):
 S = TypeVar("S", bound=Section)
 
 
+NOT_SAMPLED = {"plan", "planned_share", "server", "batch_size", "prompts", "count", "own_share", "own_limit"}
+
+
 class ImageConfig(Section):
     """How images are sampled (``srum.models.base.Sampling``) and how many at a time."""
 
@@ -54,6 +57,8 @@ class ImageConfig(Section):
     guidance: Annotated[float, Field(ge=0.0)] = 2.5  # <= 1 is off
     guidance_interval: tuple[Fraction, Fraction] = (0.0, 1.0)  # active where lo < t <= hi
     renorm: Literal["global", "channel", "text_channel"] = "global"
+    # a guided velocity is shrunk to the norm of the unguided one: of the image, of each token, of each before the image
+    # guidance
     plan: bool = False  # decode a planning text first; it conditions the image
     plan_temperature: Annotated[float, Field(ge=0.0)] = 0.0  # of that text; 0 is greedy
     decoder_steps: Count = 50  # of a model whose decoder draws, too (docs/blip3o.md)
@@ -69,49 +74,11 @@ class ImageConfig(Section):
 
     def sampling(self) -> dict[str, Any]:
         """The fields of ``srum.models.base.Sampling``."""
-        return self.model_dump(exclude={"plan", "planned_share", "batch_size", "prompts", "count"})
-
-
-class RolloutConfig(ImageConfig):
-    """Rollout: the candidates of a round. Half come from the stronger mode, with a plan, as the paper's all do; beside
-    them those of the bare prompt show the judge what the trained mode gets wrong (docs/lab-notes.md, 16). Without
-    guidance they are samples of the very velocity that is trained."""
-
-    guidance: Annotated[float, Field(ge=0.0)] = 1.0
-    plan: bool = True
-    plan_temperature: Annotated[float, Field(ge=0.0)] = 0.5  # candidates of one prompt get different plans
-    planned_share: Fraction = 0.5  # of a prompt's candidates, at least one, if plan; the others have the bare prompt
-
-    def planned(self, candidates: int) -> int:
-        """How many of so many candidates of a prompt plan: of a share above 0 at least one."""
-        return max(1, round(self.planned_share * candidates)) if self.plan and self.planned_share else 0
-
-
-class GroundConfig(Section):
-    """Grounding: which region proposer, and which of its proposals stay (``grounding.base.ground``)."""
-
-    grounder: str = "classical"  # a shipped or installed name, or my_module:MyGrounder
-    options: dict[str, Any] = {}  # arguments of its constructor, such as ground.options.checkpoint=FOLDER
-    max_regions: Count = 8  # the largest of those that the next four leave
-    min_area: Fraction = 0.0  # of the image
-    max_area: Fraction = 1.0
-    max_overlap: Fraction = 1.0  # IoU of boxes; of two that overlap more, the one proposed first stays
-    min_relevance: Fraction = 0.0  # the model's probability that a region bears on the prompt; 0 does not ask
-    batch_size: Count = 64  # images per shard
-
-    @model_validator(mode="after")
-    def _areas_are_ordered(self) -> GroundConfig:
-        if self.min_area >= self.max_area:
-            raise ValueError(f"min_area: {self.min_area} leaves no area below max_area={self.max_area}")
-        return self
-
-    def limits(self) -> dict[str, Any]:
-        """What ``ground`` takes by name, beside the grounder and the model."""
-        return self.model_dump(include={"max_regions", "min_area", "max_area", "max_overlap"})
+        return self.model_dump(exclude=NOT_SAMPLED)
 
 
 class ServerConfig(Section):
-    """A server that judges in place of a model in this process, by OpenAI's chat completions."""
+    """A server that judges, or draws, in place of a model in this process, by OpenAI's protocol (``srum.chat``)."""
 
     url: str = ""  # such as http://localhost:8000/v1; empty: no server
     model: str = ""  # its name there
@@ -120,7 +87,7 @@ class ServerConfig(Section):
     retries: Annotated[int, Field(ge=0)] = 4  # of a request that failed in passing, after 1, 2, 4, ... seconds
     concurrency: Count = 8  # requests at a time, of each process
     token_limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"  # what the server calls the limit
-    extra: dict[str, Any] = {}  # further fields of each request, such as {"chat_template_kwargs": ...}
+    extra: dict[str, Any] = {}  # further fields of each request; null leaves one of ours out
 
     @model_validator(mode="after")
     def _is_complete_and_holds_no_secret(self) -> ServerConfig:
@@ -134,6 +101,45 @@ class ServerConfig(Section):
         if not re.fullmatch(r"[A-Za-z_]\w*", self.key_variable):
             raise ValueError("key_variable: expected the name of an environment variable, never the key itself")
         return self
+
+
+class RolloutConfig(ImageConfig):
+    """Rollout: the candidates of a round. Half come from the stronger mode, with a plan, as the paper's all do; beside
+    them those of the bare prompt show the judge what the trained mode gets wrong (docs/lab-notes.md, 16). Without
+    guidance they are samples of the very velocity that is trained."""
+
+    guidance: Annotated[float, Field(ge=0.0)] = 1.0
+    plan: bool = True
+    plan_temperature: Annotated[float, Field(ge=0.0)] = 0.5  # candidates of one prompt get different plans
+    planned_share: Fraction = 0.5  # of a prompt's candidates, at least one, if plan; the others have the bare prompt
+    server: ServerConfig = ServerConfig()  # with a url it draws them; their latents are encoded here
+
+    def planned(self, candidates: int) -> int:
+        """How many of so many candidates of a prompt plan: of a share above 0 at least one."""
+        return max(1, round(self.planned_share * candidates)) if self.plan and self.planned_share else 0
+
+
+class GroundConfig(Section):
+    """Grounding: which region proposer, and which of its proposals stay (``grounding.base.ground``)."""
+
+    grounder: str = "classical"  # a shipped or installed name, or my_module:MyGrounder
+    options: dict[str, Any] = {}  # arguments of its constructor, such as ground.options.checkpoint=FOLDER
+    max_regions: Count = 8  # the largest of those that the next four leave
+    min_area: Fraction = 0.0  # of the image
+    max_area: Fraction = 1.0  # of the image
+    max_overlap: Fraction = 1.0  # IoU of boxes; of two that overlap more, the one proposed first stays
+    min_relevance: Fraction = 0.0  # the model's probability that a region bears on the prompt; 0 does not ask
+    batch_size: Count = 64  # images per shard
+
+    @model_validator(mode="after")
+    def _areas_are_ordered(self) -> GroundConfig:
+        if self.min_area >= self.max_area:
+            raise ValueError(f"min_area: {self.min_area} leaves no area below max_area={self.max_area}")
+        return self
+
+    def limits(self) -> dict[str, Any]:
+        """What ``ground`` takes by name, beside the grounder and the model."""
+        return self.model_dump(include={"max_regions", "min_area", "max_area", "max_overlap"})
 
 
 class JudgeConfig(Section):
@@ -211,11 +217,9 @@ class PairConfig(Section):
 class RefineConfig(ImageConfig):
     """Drawing again after an image was seen (``srum.refining``)."""
 
-    way: Literal["regenerate", "regenerate_clean", "edit", "prompt"] = (
-        "regenerate"  # RvR; and a clean latent; RvE; once
-    )
-    # more from the prompt alone, which is the control
-    rounds: Annotated[int, Field(ge=1, le=4)] = 1
+    way: Literal["regenerate", "regenerate_clean", "edit", "prompt"] = "regenerate"
+    # RvR; RvR with a clean latent; RvE; once more from the prompt alone, which is the control
+    rounds: Annotated[int, Field(ge=1, le=4)] = 1  # how often an image is drawn again, at most
     stop: Signed | None = 0.5  # no round after an image that the judge scores so or better; null: never stop
     always: bool = False  # refine a first image that is good already, too
     keep: Literal["best", "last"] = "best"  # by the judge
@@ -264,15 +268,15 @@ class SamplesConfig(Section):
 class TrainConfig(Section):
     """One training: the optimiser, what is trained, how it fits. What is minimised is the method's."""
 
-    steps: Count = 120
+    steps: Count = 120  # of the optimiser, in each round
     batch_size: Count = 64  # samples per optimiser step
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: that of pretraining, for matrices, in one process
-    lr: Positive = 3e-4
+    lr: Positive = 3e-4  # learning rate, at its highest
     schedule: Literal["constant", "linear", "cosine"] = "linear"  # after the warm-up; linear and cosine end at 0
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
-    betas: tuple[BelowOne, BelowOne] = (0.9, 0.95)
-    eps: Positive = 1e-15
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    warmup_steps: Annotated[int, Field(ge=0)] = 0  # over which the learning rate rises from 0
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.95)  # decays of AdamW's two averages
+    eps: Positive = 1e-15  # of AdamW, added to the root of the second average
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0  # decoupled, times the learning rate
     clip: Positive = 1.0  # norm of the gradient
     text_dropout: Fraction = 0.1  # share of examples trained without their droppable texts, for guidance
     image_dropout: Fraction = 0.1  # the same of the images that they begin with
@@ -317,6 +321,8 @@ class EvalConfig(ImageConfig):
 
     prompts: str = "held_out"  # a set of the embedded world, or a .jsonl file with its metadata
     count: Annotated[int, Field(ge=0)] = 300  # prompts; 0: no evaluation, which only the embedded world's prompts allow
+    own_share: BelowOne = 0.1  # of the prompts of one's own file: held out, and judged by the frozen judge in the end
+    own_limit: Count = 50  # of these prompts at most
 
 
 class RunConfig(Section):
@@ -326,12 +332,12 @@ class RunConfig(Section):
     model: str = "srum-tiny"  # a shipped name, or a folder in the official layout
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto: CUDA or else cpu; spread: the layers over GPUs, host, disk
     compile: bool = False  # the model's layers, by torch.compile (docs/performance.md); needs a C++ compiler
-    seed: Annotated[int, Field(ge=0)] = 0
-    rounds: Count = 4
+    seed: Annotated[int, Field(ge=0)] = 0  # of everything random: prompts, noise, replies, dropout
+    rounds: Count = 4  # of drawing, judging and training, each with the weights of the one before
     compare: tuple[str, ...] = ("sft", "srum")  # methods that are trained on the same candidates beside it
     prompts: str = "train"  # a set of the embedded world, or the path of a .jsonl or .txt file
     prompt_count: Count = 288  # prompts per round, drawn anew each round; all of a file that has no more
-    candidates_per_prompt: Count = 4
+    candidates_per_prompt: Count = 4  # images that are drawn of a prompt and judged
     rollout: RolloutConfig = RolloutConfig()
     ground: GroundConfig = GroundConfig()
     judge: JudgeConfig = JudgeConfig()
@@ -350,6 +356,8 @@ class RunConfig(Section):
             raise ValueError("train.replies: replies are learned with judge.view=boxes and judge.think=false")
         if self.train.replies and self.judge.reply == "none":
             raise ValueError("train.replies: there is no reply to learn while judge.reply is none")
+        if self.rollout.server.url and self.rounds > 1:
+            raise ValueError("rounds: rollout.server draws with the weights that it was started with; set rounds=1")
         if self.train.plan_in_context and not self.rollout.planned(self.candidates_per_prompt):
             raise ValueError("train.plan_in_context: no plan to train with; rollout.plan is false or planned_share 0")
         return self
@@ -458,24 +466,26 @@ def _apply(values: dict[str, Any], override: str) -> None:
 def _explain(detail: Any, kind: type[RunConfig]) -> str:
     name = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "extra_forbidden":
-        return f"unknown key {name}{_suggest([str(part) for part in detail['loc']], kind)}"
+        return f"unknown key {name}{suggestion([str(part) for part in detail['loc']], kind)}"
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "value_error":  # ours: the message names the field within its section
         return f"{name}.{message}" if name else message
     return f"{name}: {message}, got {detail['input']!r}"
 
 
-def _suggest(place: Sequence[str], kind: type[RunConfig]) -> str:
-    """The nearest known key: one that is spelled alike in the same section, else of that name in another."""
-    *sections, key = place
-    siblings: Any = kind().model_dump()
-    for section in sections:
-        siblings = siblings[section]
+def suggestion(place: Sequence[str], kind: type[RunConfig]) -> str:
+    """The known key nearest to an unknown one: one that is spelled alike in the same section, else of that name in
+    another."""
+    siblings, sections = kind().model_dump(), list[str]()
+    key, *deeper = place
+    while deeper and key in siblings:
+        siblings = siblings[key] if isinstance(siblings[key], dict) else {}
+        sections, (key, *deeper) = [*sections, key], deeper
     if near := difflib.get_close_matches(key, siblings, n=1):
         return f"; did you mean {'.'.join([*sections, *near])}?"
     if elsewhere := [known for known, _ in _leaves(kind().model_dump()) if known.split(".")[-1] == key]:
         return f"; did you mean {' or '.join(elsewhere)}?"
-    return f"; known here are {', '.join(siblings)}"
+    return f"; known here are {', '.join(siblings) or 'none'}"
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -67,8 +67,26 @@ def draw_prompts(
     path: bool = False,
 ) -> list[Generated]:
     """An image of each prompt, its noise drawn by its seed; with ``plan_seeds`` after a plan that is drawn by those."""
-    plans = [None] * len(prompts) if plan_seeds is None else write_plans(model, prompts, sampling, plan_seeds)
-    return model.draw(contexts_of(model, prompts, plans), sampling, seeds, path=path)
+    planned = draw_planned(model, prompts, sampling, seeds, plan_seeds or [None] * len(prompts), path)
+    return [made for made, _ in planned]
+
+
+def draw_planned(
+    model: UnifiedModel,
+    prompts: Sequence[str],
+    sampling: Sampling,
+    seeds: Sequence[int],
+    plan_seeds: Sequence[int | None],
+    path: bool = False,
+) -> list[tuple[Generated, str | None]]:
+    """The same with the plans, which only those images have that have a seed for one."""
+    planning = {n: seed for n, seed in enumerate(plan_seeds) if seed is not None}
+    asked = [prompts[n] for n in planning]
+    written = write_plans(model, asked, sampling, list(planning.values())) if planning else []
+    by_image = dict(zip(planning, written, strict=True))
+    plans = [by_image.get(n) for n in range(len(prompts))]
+    made = model.draw(contexts_of(model, prompts, plans), sampling, seeds, path=path)
+    return list(zip(made, plans, strict=True))
 
 
 def write_plans(model: UnifiedModel, prompts: Sequence[str], sampling: Sampling, seeds: Sequence[int]) -> list[str]:

@@ -26,6 +26,7 @@ FILES = {  # of a round, by the stage that makes them, in order
     "pair": ("pairs.jsonl", "pair_counts.json"),
     "train": ("train",),
 }
+OF_SOME = ("imported.json", "rollout_counts.json")  # of rounds whose candidates were imported, or drawn by a server
 DEPENDS = {  # on which parts of the config a stage depends, beside those of the stages before it
     "rollout": ("model", "seed", "prompts", "prompt_count", "candidates_per_prompt", "rollout"),
     "ground": ("ground",),
@@ -115,8 +116,9 @@ def _require_the_same(source: Path, stage: str, config: RunConfig, k: int) -> No
 
 def _shared(source: Path, stage: str, k: int) -> Iterator[Path]:
     """The files that a fork shares, by their names in the run; hidden ones are half-written."""
-    imports = (round_dir(source, number) / "imported.json" for number in range(k + (stage != "rollout")))
-    for part in (*_parts(source, stage, k), *(path for path in imports if path.exists())):
+    folders = [round_dir(source, number) for number in range(k + (stage != "rollout"))]
+    beside = (folder / name for folder in folders for name in OF_SOME)
+    for part in (*_parts(source, stage, k), *(path for path in beside if path.exists())):
         files = [file for file in sorted(part.rglob("*")) if file.is_file()] if part.is_dir() else [part]
         names = [file.relative_to(source) for file in files]
         yield from (n for n in names if LEFT_BEHIND not in n.parts and not any(p.startswith(".") for p in n.parts))

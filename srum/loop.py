@@ -10,45 +10,68 @@ shared, process 0 does, and it alone prints.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL.Image import Image
 from torch.nn import Parameter
 
 from grounding.base import load_grounder
 from judging.stage import load_judging
-from srum import models
+from srum import models, own
 from srum.config import ConfigError, RunConfig, config_of
-from srum.evaluation.accuracy import EvalResult, evaluate, require_metadata
-from srum.evaluation.comparison import summarize, summary_table
+from srum.errors import SrumError
+from srum.evaluation.accuracy import EvalResult, require_metadata
+from srum.evaluation.comparison import EVAL, eval_prompts, evaluate_arm, summarize, summary_table
 from srum.models.base import UnifiedModel, require
+from srum.plan import Plan, foresee
+from srum.plots import side_by_side
 from srum.plugins import resolve
 from srum.processes import Processes
-from srum.records import Prompt
-from srum.report import is_done, write_report
-from srum.rollout import choose_prompts
-from srum.run import BASE, REDRAWN, Run, console, find_method, load_model
-from srum.run_dir import RunError, alone_in, claim_run, write_json, write_text
-from srum.stages import Stage
+from srum.progress import expecting, part
+from srum.report import OFF, is_done, judge_of, write_report
+from srum.rollout import own_prompts, round_prompts
+from srum.run import BASE, Run, console, find_method, load_model
+from srum.run_dir import RunError, alone_in, claim_run, open_image, write_json, write_text
+from srum.stages import SHIPPED, Stage
 from train.optimizer import make_optimizer
-from train.stage import require_trainable
-from train.tracking import require_tracker
+from train.own import judge_own
+from train.stage import require_trainable, subject_of
+from train.tracking import require_tracker, tracked
+
+PAIRS = 12  # that a tracker shows
 
 
 def perform(run: Run, name: str, k: int) -> None:
     """One stage of round ``k``, timed; nothing is done again that is finished. Raises RunError for an unknown name."""
     if name not in run.stages:
         raise RunError(f"{run.method.name} has no stage {name!r}; its stages are {', '.join(run.stages)}")
-    with run.timed(f"{run.round(k).name}/{name}"):
+    with run.timed(f"{run.round(k).name}/{name}"), part(run.named(k, name)):
         resolve(run.stages[name].perform)(run, k)
 
 
-def run_loop(config: RunConfig, folder: Path, resume: bool = False, command: str = "") -> dict[str, Any]:
+def next_command(run: Run, name: str, k: int) -> str:
+    """The command that goes on after a stage of round ``k``."""
+    names = list(run.stages)
+    place = names.index(name) + 1
+    if place == len(names) and k + 1 == run.config.rounds:
+        return f"srum {'eval' if run.config.eval.count or own_prompts(run.config) else 'report'} {run.folder}"
+    following, k = (names[place], k) if place < len(names) else (names[0], k + 1)
+    if following not in {stage.name for stage in SHIPPED}:
+        return f"srum run --out {run.folder} --resume"
+    return f"srum {following} {run.folder} --round {k}"
+
+
+def run_loop(
+    config: RunConfig, folder: Path, resume: bool = False, command: str = "", foretell: bool = False
+) -> dict[str, Any]:
     """All rounds, then every arm on the held-out prompts: ``summary.json`` (returned) and ``report.html``.
 
-    ``command`` is what the report says the run was made with.
+    ``command`` is what the report says the run was made with. ``foretell``: print first what a new run will cost
+    (``srum.plan``), and on the way the time that is left in all; one process alone does.
 
     An interrupted run with ``resume`` ends in the same ``summary.json``, bit for bit. Raises ConfigError, RunError,
     GrounderError, TrainingError and ValueError for inputs that cannot work, before anything is written, and RunError
@@ -66,15 +89,40 @@ def run_loop(config: RunConfig, folder: Path, resume: bool = False, command: str
         processes.once(begin)
         run = Run(folder, config)
         processes.once(lambda: announce(run))
-        for k in range(config.rounds):
-            for stage in run.stages.values():
-                advance(run, stage, k)
-        return conclude(run)
+        plan = foresee(config, folder) if foretell and not resume and processes.count == 1 else None
+        with _ending(run), expecting({} if plan is None else plan.seconds):
+            if plan is not None:
+                show_plan(plan)
+            for k in range(config.rounds):
+                for stage in run.stages.values():
+                    advance(run, stage, k)
+            return conclude(run)
+
+
+@contextmanager
+def _ending(run: Run) -> Iterator[None]:
+    """Where the block fails or is interrupted, the report no longer loads itself again."""
+    try:
+        yield
+    except BaseException:
+        if Processes.here().rank == 0:
+            with suppress(SrumError):  # a disk that is full is said by what is raised here
+                write_report(run.folder)
+        raise
+
+
+def show_plan(plan: Plan) -> None:
+    """Print what a run will cost."""
+    console.print(plan.table())
+    for line in plan.lines():
+        console.print(line, soft_wrap=True, highlight=False)
 
 
 def announce(run: Run) -> None:
     """Write the report, and say where it is: from now on it grows with every stage."""
-    console.print(f"the report, written again after every stage: {write_report(run.folder)}", soft_wrap=True)
+    console.print(
+        f"the report, written again after every stage: {write_report(run.folder, running=True)}", soft_wrap=True
+    )
 
 
 def advance(run: Run, stage: Stage, k: int) -> None:
@@ -83,14 +131,14 @@ def advance(run: Run, stage: Stage, k: int) -> None:
     made_before = processes.once(lambda: is_done(run, stage, k))
     perform(run, stage.name, k)
     if not made_before:
-        processes.once(lambda: write_report(run.folder))
+        processes.once(lambda: write_report(run.folder, running=True))
 
 
 def check_inputs(config: RunConfig) -> None:
     """Raise now what would else be raised after hours: prompts, model, sizes, grounder, judge, optimiser, tracker."""
     require_trainable(config.device)
     require_arms(config)
-    choose_prompts(config.prompts, config.prompt_count, config.seed)
+    round_prompts(config, 0)
     if config.eval.count:
         require_metadata(eval_prompts(config))
     models.require_settings(config)
@@ -136,42 +184,54 @@ def require_sizes(config: RunConfig, model: UnifiedModel) -> None:
 def conclude(run: Run) -> dict[str, Any]:
     """Evaluate every arm after the last round; write ``summary.json`` and ``report.html``, print the table.
 
-    With ``eval.count=0`` the report alone; the summary is then empty.
+    Beside it ``own.json`` of one's own prompts, where some are held out. With neither the report alone; the summary is
+    then empty.
     """
     results = evaluate_arms(run, run.config.rounds, run.folder / "eval") if run.config.eval.count else {}
+    outcome = judge_own(run) if own_prompts(run.config) else {}
     summary = summarize(results)
 
     def publish() -> None:
         if summary:
             write_json(run.folder / "summary.json", summary)
             console.print(summary_table(summary))
+        if outcome:
+            values = own.summary(judge_of(own.frozen_judge(run.config.judge)), outcome)
+            write_json(run.folder / "own.json", values)
+            console.print(own.table(values))
+        if not (summary or outcome):
+            console.print(OFF)
         write_report(run.folder)
 
     Processes.here().once(publish)
+    if run.config.train.tracker and (summary or outcome) and Processes.here().rank == 0:
+        show_pairs(run, summary)
     return summary
+
+
+def show_pairs(run: Run, summary: Mapping[str, Any]) -> None:
+    """A tracker's run of the evaluation: the accuracies, and images before and after."""
+    subject = subject_of(run, "evaluation", run.arms[run.method.name])
+    with tracked(str(run.config.train.tracker), subject) as tracker:
+        rounds = run.config.rounds
+        if summary:
+            tracker.tell("accuracy", {arm: row["accuracy"] for arm, row in summary.items()} | {"step": rounds})
+        tracker.show("before and after", pictured_pairs(run.folder, run.method.name), rounds)
+
+
+def pictured_pairs(folder: Path, arm: str) -> dict[str, Image]:
+    """The first held-out prompts, of base and of an arm side by side, by their ids."""
+    place = next(place for place in (folder / "eval", folder / own.OWN) if place.exists())
+    ids = [path.stem for path in sorted((place / BASE / "images").glob("*.png"))[:PAIRS]]
+    files = {name: [place / one / "images" / f"{name}.png" for one in (BASE, arm)] for name in ids}
+    return {name: side_by_side([open_image(file) for file in pair]) for name, pair in files.items()}
 
 
 def evaluate_arms(run: Run, rounds: int, folder: Path) -> dict[str, EvalResult]:
     """The base model and every arm after so many rounds, on the same prompts with the same noise, in ``folder/ARM``."""
-    prompts = eval_prompts(run.config)
     results: dict[str, EvalResult] = {}
     weights = {arm: run.weights(arm, rounds) for arm in (BASE, *run.arms)}
     for arm in weights:
-        with run.timed(f"{folder.relative_to(run.folder)} {arm}"):
-            results |= _evaluated(run, arm, weights[arm], prompts, folder)
+        with run.timed(f"{folder.relative_to(run.folder)} {arm}"), part(EVAL.format(arm)):
+            results |= evaluate_arm(run, arm, weights[arm], folder)
     return results
-
-
-def _evaluated(run: Run, arm: str, weights: str, prompts: Sequence[Prompt], folder: Path) -> dict[str, EvalResult]:
-    """An arm's images, drawn once, and where its method draws otherwise, so drawn, too."""
-    model, config, seed = load_model(run.config, weights), run.config.eval, run.config.seed
-    results = {arm: evaluate(model, prompts, config, folder / arm, seed)}
-    if arm in run.arms and (draw := run.arms[arm].method.draw(model, run.arms[arm].config, seed)):
-        name = f"{arm}{REDRAWN}"
-        results[name] = evaluate(model, prompts, config, folder / name, seed, draw)
-    return results
-
-
-def eval_prompts(config: RunConfig) -> list[Prompt]:
-    """The prompts of the evaluation: the same for every seed of the run."""
-    return choose_prompts(config.eval.prompts, config.eval.count, seed=0)

@@ -67,8 +67,9 @@ def images_stage(run: Run, k: int) -> None:
     pictures = run_stage(folder, "pictures", Picture, chosen, config.batch_size, work)
     failures = Counter((picture.failure or "").partition(": ")[0] for picture in pictures if picture.failure)
     if failures.total() == len(pictures):
+        failure = pictures[0].failure
         Processes.here().once((folder / "pictures.jsonl").unlink)  # else the next attempt would find it finished
-        raise RunError(f"images.source: none of {len(pictures)} images can be read; the first: {pictures[0].failure}")
+        raise RunError(f"images.source: none of {len(pictures)} images can be read; the first: {failure}")
     if Processes.here().rank == 0:
         read = len(pictures) - failures.total()
         console.print(f"{folder.name}: {read} pictures of {config.source}, {failures.total()} could not be read")
@@ -284,7 +285,7 @@ def _rendered(seed: int) -> Image.Image:
 
 
 def _candidates(folder: Path, only_good: bool) -> dict[str, Entry]:
-    candidates = read_by_id(folder / "candidates.jsonl", Candidate)
+    candidates: Mapping[str, Candidate] = read_by_id(folder / "candidates.jsonl", Candidate)
     if only_good:
         rewards = read_by_id(folder / "rewards.jsonl", RewardMap, candidates, gaps=True)
         scores = {name: reward.sample_score for name, reward in rewards.items()}

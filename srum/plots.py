@@ -6,7 +6,8 @@ Frames: images (H, W) are drawn in image pixels, origin at the top left corner; 
 same pixels; a reward map (h, w) lies on the latent grid and is stretched over the whole image, cell by cell.
 Colours: scores and rewards share one diverging, colour-blind safe scale, fixed to [-1, 1]: red contradicts the prompt,
 white is neutral, blue is right. A map with the ``unit`` mapping therefore shows what it is: never red. Weights of the
-training have the same colours, fixed to [-1.5, 1.5]: red is repelled, white ignored, blue preserved.
+training have the same colours, fixed to [-1.5, 1.5]: red is repelled, white ignored, blue preserved. Maps are opaque:
+a cell has the colour that the bar gives its value, and of the image there are its outlines, in ink.
 """
 
 from __future__ import annotations
@@ -14,20 +15,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
-from pathlib import Path
-from textwrap import fill, shorten
+from textwrap import fill, shorten, wrap
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from matplotlib import colormaps, patheffects
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize, to_hex
+from matplotlib.colors import LinearSegmentedColormap, Normalize, to_hex, to_rgb
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.patches import FancyArrowPatch, Rectangle
+from matplotlib.path import Path
 from matplotlib.ticker import MultipleLocator
 from numpy.typing import NDArray
-from PIL.Image import Image
+from PIL.Image import Image, fromarray, new
+from skimage.filters import sobel
 
 from srum.geometry import rle_decode
 from srum.plugins import SHIPPED, find
@@ -35,15 +38,21 @@ from srum.records import Judgement, MaskRLE, Region, RegionJudgement
 from srum.run_dir import open_image
 
 if TYPE_CHECKING:
+    import pathlib
+
     from srum.chaining import ChainRecord
 
 INK = "#262626"  # text, axes and outlines
 MISSING = "#808080"  # what has no score
 SCORE_RANGE = Normalize(-1.0, 1.0)
-SCORE_COLOURS = colormaps["RdBu"]
+SCORE_COLOURS = LinearSegmentedColormap.from_list("scores", colormaps["RdBu"](np.linspace(0.1, 0.9, 255)))  # ink shows
 SCORE_BINS = np.linspace(-1, 1, 21)
 WEIGHT_RANGE = Normalize(-1.5, 1.5)  # alpha R + lambda_c with the paper's lambda_c, 0.5, is in [-0.5, 1.5]
 TIME_COLOURS = colormaps["viridis"]
+EDGE = 0.2  # steepness of an image, of which a black line on white has 1, from where on it is an outline
+WORDS = 34  # letters of a line of what the judge says
+LINE = 0.155  # inches of such a line
+BAR = 0.8  # inches that a colour bar takes
 LABEL_ROOM = 0.1  # of the height of an image: what the label of a region takes
 BASE_COLOUR = "#8c8c8c"
 Colours = Mapping[str, str]  # of arms that are not shipped methods, by name
@@ -95,27 +104,66 @@ def candidate_figure(
     masks: bool = False,
     grid: bool = False,
 ) -> Figure:
-    """An image with its regions in image pixels, each with id, score and label, coloured by score in [-1, 1].
+    """An image with its regions in image pixels, each with id and score (or label), coloured by score in [-1, 1].
 
-    ``masks`` draws the mask of a region that has one in place of its box. Region 0, the background, has neither: its
-    score stands above the image, beside the layout's. Regions without a score are grey. The reasons are printed below.
-    ``reward`` (h, w), where given, is shown beside the image (``reward_map_figure``), with the latent ``grid`` on
-    demand.
+    ``masks`` draws the mask of a region that has one in place of its box. Region 0, the background, has neither.
+    Regions without a score are grey, wrong ones have a thick line. ``reward`` (h, w), where given, is shown beside the
+    image (``reward_map_figure``), with the latent ``grid`` on demand, and the outlines of wrong regions on it. Beside
+    both stands what the judge says of each region, the background and the layout, what is wrong first.
     """
-    panels = 1 if reward is None else 2
-    figure = Figure(figsize=(4.8 if reward is None else 8.6, 4.8), layout="constrained")
-    axes = figure.subplots(1, panels, squeeze=False)[0]
-    _draw_regions(_image_axes(axes[0], image), regions, judgement, masks)
+    said = said_of(regions, judgement) if judgement else []
+    words = [_wrapped(*one) for one in said]
+    height = max(3.9, LINE * (sum(map(len, words)) + len(words) + 1))
+    widths = [3.6, *([] if reward is None else [3.6]), *([2.7] if said else [])]
+    figure = Figure(figsize=(sum(widths) + (0 if reward is None else BAR), height), layout="constrained")
+    axes = figure.subplots(1, len(widths), squeeze=False, gridspec_kw={"width_ratios": widths})[0]
+    _draw_regions(_image_axes(axes[0], image), regions, judgement, masks, short=judgement is not None)
+    axes[0].set_title("regions with their scores" if judgement else "regions", color=INK, fontsize=9)
     if reward is not None:
         _draw_map(axes[1], image, reward, SCORE_RANGE, grid)
+        _draw_wrong(axes[1], regions, judgement, masks)
         axes[1].set_title(_map_title("reward", reward), color=INK, fontsize=9)
         _colourbar(figure, axes[1], SCORE_RANGE, "reward")
-    if judgement:
-        said = sorted(judgement.regions, key=lambda region: region.region_id)
-        lines = [f"{region.region_id}: {region.reason or region.failure or 'no reason'}" for region in said]
-        lines.append(f"layout: {judgement.layout.reason or judgement.layout.failure or 'no reason'}")
-        figure.supxlabel("\n".join(lines), fontsize=8, color=INK, ha="left", x=0.02, wrap=True, parse_math=False)
+    if said:
+        _draw_words(axes[-1], [score for _, score, _ in said], words, height)
     return figure
+
+
+Said = tuple[str, float | None, str]  # of what, the score, the reason
+
+
+def said_of(regions: Sequence[Region], judgement: Judgement) -> list[Said]:
+    """What the judge says of every region, the background and the layout: the lowest score first, failures last."""
+    labels = {region.id: region.label for region in regions}
+    said = [(_name(one, labels.get(one.region_id)), one) for one in judgement.regions]
+    lines = [(name, one.score, one.reason or one.failure or "") for name, one in [*said, ("layout", judgement.layout)]]
+    return sorted(lines, key=lambda line: np.inf if line[1] is None else line[1])
+
+
+def _name(said: RegionJudgement, label: str | None) -> str:
+    return "background" if said.region_id == 0 else f"{said.region_id} {said.label or label or ''}".strip()
+
+
+def _wrapped(name: str, score: float | None, reason: str) -> list[str]:
+    """The lines of what is said of one thing, the first of them its name and score."""
+    return [*wrap(f"{name}  {_score_text(score)}", WORDS), *wrap(reason, WORDS)]
+
+
+def _draw_words(axes: Axes, scores: Sequence[float | None], words: Sequence[Sequence[str]], height: float) -> None:
+    """The lines of each thing below one another, with a swatch of its score; the axes are ``height`` inches tall."""
+    axes.set(xlim=(0, 1), ylim=(height, 0))
+    axes.set_axis_off()
+    axes.set_title("what the judge says", color=INK, fontsize=9, loc="left")
+    y = LINE
+    for score, lines in zip(scores, words, strict=True):
+        wrong = score is not None and score < 0
+        swatch = Rectangle((0, y - 0.09), 0.05, 0.1, facecolor=score_colour(score), edgecolor=INK, linewidth=0.7)
+        axes.add_patch(swatch)
+        for number, line in enumerate(lines):
+            weight = "bold" if wrong or number == 0 else "normal"
+            axes.text(0.09, y, line, fontsize=8, color=INK, weight=weight, parse_math=False)
+            y += LINE
+        y += LINE / 2
 
 
 def groundings_figure(
@@ -129,15 +177,17 @@ def groundings_figure(
     figure = Figure(figsize=(3.4 * len(groundings), 3.6), layout="constrained")
     panels = figure.subplots(1, len(groundings), squeeze=False)[0]
     for axes, (name, regions) in zip(panels, groundings.items(), strict=True):
-        _draw_regions(_image_axes(axes, image), regions, (judgements or {}).get(name), masks)
-        axes.set_title("\n".join(filter(None, [name, axes.get_title()])), color=INK, fontsize=9)
+        judgement = (judgements or {}).get(name)
+        _draw_regions(_image_axes(axes, image), regions, judgement, masks, short=True)
+        title = [name, _above(judgement)] if judgement else [name]
+        axes.set_title("\n".join(title), color=INK, fontsize=9, parse_math=False)
     return figure
 
 
 def reward_map_figure(
     image: Image, reward: NDArray[np.floating], mapping: str = "signed", *, grid: bool = False
 ) -> Figure:
-    """An image beside its reward map: (h, w) on the latent grid, laid over the image in grey, nearest cell.
+    """An image beside its reward map: (h, w) on the latent grid, cell by cell, under the outlines of the image.
 
     ``mapping`` names the range of the array, ``signed`` [-1, 1] or ``unit`` [0, 1]; the colours are [-1, 1] for both.
     ``grid`` draws the borders of the latent cells.
@@ -148,9 +198,15 @@ def reward_map_figure(
 def weight_figure(image: Image, weight: NDArray[np.floating], *, grid: bool = False) -> Figure:
     """An image beside the weight (h, w) of each latent token in training, on the colours of [-1.5, 1.5].
 
-    The weight of Eq. 3 is alpha R + lambda_c (``train/methods/srum.py``). As ``reward_map_figure`` otherwise.
+    The weight of Eq. 3 is alpha R + lambda_c (``train/methods/srum.py``). As ``reward_map_figure`` otherwise, whose
+    scale is that of an advantage, too.
     """
     return _map_figure(image, weight, WEIGHT_RANGE, "weight", grid)
+
+
+def credit_figure(image: Image, credit: NDArray[np.floating], *, grid: bool = False) -> Figure:
+    """An image beside the credit (h, w) in [-1, 1] of each latent token, as ``reward_map_figure`` draws a map."""
+    return _map_figure(image, credit, SCORE_RANGE, "credit", grid)
 
 
 def reward_maps_figure(
@@ -204,7 +260,46 @@ def before_after_figure(
     return figure
 
 
-def strips_figure(chains: Sequence[ChainRecord], folder: Path) -> Figure:
+def loop_figure(
+    prompt: str,
+    image: Image,
+    regions: Sequence[Region],
+    judgement: Judgement,
+    reward: NDArray[np.floating],
+    pair: BeforeAfter,
+) -> Figure:
+    """A round in one picture: a candidate, what the judge says of it, its reward map (h, w), and a pair of images from
+    before and after the training; the new weights draw the next candidates."""
+    figure = Figure(figsize=(11.0, 3.9))
+    lefts, width, bottom = (0.01, 0.212, 0.414, 0.616, 0.818), 0.172, 0.3
+    panels = [figure.add_axes((left, bottom, width, width * 11.0 / 3.9)) for left in lefts]
+    _image_axes(panels[0], image)
+    _draw_regions(_image_axes(panels[1], image), regions, judgement, masks=False, short=True)
+    _draw_map(panels[2], image, reward, SCORE_RANGE, grid=True)
+    _draw_wrong(panels[2], regions, judgement, masks=False)
+    _verdict_axes(panels[3], pair.before, "before", pair.before_correct)
+    _verdict_axes(panels[4], pair.after, "after", pair.after_correct)
+    titles = ("1  draw", "2  judge, region by region", "3  map the scores", "4  train, and draw again", "")
+    for axes, title in zip(panels, titles, strict=True):
+        axes.set_title(title, fontsize=10, color=INK, loc="left", weight="bold")
+    for text, x in ((prompt, lefts[0]), (pair.prompt, lefts[3])):
+        figure.text(x, 0.93, f"“{shorten(text, 60, placeholder=' …')}”", fontsize=10, color=INK, parse_math=False)
+    said = [one for one in said_of(regions, judgement) if one[1] is not None and one[1] < 0]
+    for number, (name, score, reason) in enumerate(said[:3]):
+        line = shorten(f"{name} {_score_text(score)}: {reason}", 64, placeholder=" …")
+        figure.text(lefts[1], 0.25 - 0.05 * number, line, fontsize=8, color=INK, weight="bold", parse_math=False)
+    _arrow(figure, [(lefts[4] + width / 2, 0.2), (lefts[4] + width / 2, 0.06), (0.04, 0.06), (0.04, 0.27)])
+    figure.text(0.5, 0.02, "the new weights draw the next round", fontsize=9, color=INK, ha="center")
+    return figure
+
+
+def _arrow(figure: Figure, corners: Sequence[tuple[float, float]]) -> None:
+    """An arrow along the corners, in shares of the figure."""
+    path = Path(list(corners))
+    figure.add_artist(FancyArrowPatch(path=path, arrowstyle="-|>", mutation_scale=14, color=INK, linewidth=1.2))
+
+
+def strips_figure(chains: Sequence[ChainRecord], folder: pathlib.Path) -> Figure:
     """Chains one below the other: their images (in ``folder``) from the first on, under each what was drawn after it
     was looked at, and how the chain ended."""
     columns = max(len(chain.images) for chain in chains)
@@ -250,16 +345,22 @@ def accuracy_figure(summary: Mapping[str, Mapping[str, Accuracy]], colours: Colo
 
 
 def loss_figure(metrics: Mapping[str, Sequence[Mapping[str, float]]], colours: Colours = NO_COLOURS) -> Figure:
-    """Training loss over optimiser steps, one line per arm; each row has at least ``step`` and ``loss``."""
-    figure = Figure(figsize=(4.6, 3.0), layout="constrained")
-    axes = figure.add_subplot()
-    for index, (arm, rows) in enumerate(metrics.items()):
+    """Training loss over optimiser steps, a panel per arm with a scale of its own: arms minimise different things.
+
+    Each row has at least ``step`` and ``loss``.
+    """
+    count = max(1, len(metrics))
+    figure = Figure(figsize=(4.6, 0.7 + 1.5 * count), layout="constrained")
+    panels = figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0]
+    for index, (axes, (arm, rows)) in enumerate(zip(panels, metrics.items(), strict=False)):
         steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]
-        axes.plot(steps, losses, color=colours.get(arm) or arm_colour(arm, index), linewidth=1.3, label=arm)
-    axes.set_xlabel("step")
-    axes.set_ylabel("loss")
-    _legend(figure, axes, len(metrics))
-    return _finish(figure, axes)
+        axes.plot(steps, losses, color=colours.get(arm) or arm_colour(arm, index), linewidth=1.3)
+        axes.set_title(arm, color=INK, fontsize=9, loc="left", parse_math=False)
+    for axes in panels:
+        axes.set_ylabel("loss")
+        _finish(figure, axes)
+    panels[-1].set_xlabel("step")
+    return figure
 
 
 def timestep_loss_figure(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
@@ -342,6 +443,24 @@ def steps_figure(steps: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
     return figure
 
 
+def side_by_side(images: Sequence[Image], gap: int = 4) -> Image:
+    """Images in a row, with some white pixels between them."""
+    size = sum(image.width for image in images) + gap * (len(images) - 1), max(image.height for image in images)
+    row, x = new("RGB", size, "white"), 0
+    for image in images:
+        row.paste(image, (x, 0))
+        x += image.width + gap
+    return row
+
+
+def as_image(figure: Figure, dpi: int = 100) -> Image:
+    """The figure as RGB pixels."""
+    canvas = FigureCanvasAgg(figure)
+    figure.set_dpi(dpi)
+    canvas.draw()
+    return fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+
+
 def arm_colour(arm: str, index: int = 0) -> str:
     """The colour of an arm: a shipped method says its own; the ``index`` picks one for the others."""
     if arm in SHIPPED["method"]:
@@ -362,30 +481,49 @@ def _image_axes(axes: Axes, image: Image, **options: object) -> Axes:
     return axes
 
 
-def _draw_regions(axes: Axes, regions: Sequence[Region], judgement: Judgement | None, masks: bool) -> None:
-    """The regions on an image, and above it the scores that have no place in it."""
+def _draw_regions(
+    axes: Axes, regions: Sequence[Region], judgement: Judgement | None, masks: bool, short: bool = False
+) -> None:
+    """The regions on an image, the wrong ones above the others; ``short`` labels have no words."""
     said = {region.region_id: region for region in judgement.regions} if judgement else {}
-    for region in regions:
-        if region.id != 0:
-            _draw_region(axes, region, said.get(region.id), masks)
-            _draw_label(axes, region, said.get(region.id))
-    if judgement:
-        background = f"background {_score_text(said[0].score)}, " if 0 in said else ""
-        axes.set_title(f"{background}layout {_score_text(judgement.layout.score)}", color=INK, fontsize=9)
+    shown = sorted((region for region in regions if region.id != 0), key=lambda r: _is_wrong(said.get(r.id)))
+    for region in shown:
+        _draw_region(axes, region, said.get(region.id), masks)
+    for region in shown:
+        _draw_label(axes, region, said.get(region.id), short)
+
+
+def _draw_wrong(axes: Axes, regions: Sequence[Region], judgement: Judgement | None, masks: bool) -> None:
+    """On a map the regions that contradict the prompt, with their numbers."""
+    said = {region.region_id: region for region in judgement.regions} if judgement else {}
+    wrong = [region for region in regions if region.id != 0 and _is_wrong(said.get(region.id))]
+    for region in wrong:
+        _draw_region(axes, region, said[region.id], masks)
+        _draw_label(axes, region, said[region.id], short=True)
+
+
+def _is_wrong(said: RegionJudgement | None) -> bool:
+    return said is not None and said.score is not None and said.score < 0
+
+
+def _above(judgement: Judgement) -> str:
+    """The scores that have no place in the image."""
+    background = [f"background {_score_text(one.score)}" for one in judgement.regions if one.region_id == 0]
+    return ", ".join([*background, f"layout {_score_text(judgement.layout.score)}"])
 
 
 def _draw_region(axes: Axes, region: Region, said: RegionJudgement | None, masks: bool) -> None:
     x0, y0, x1, y1 = region.box
-    colour = score_colour(said.score if said else None)
-    outline = [patheffects.Stroke(linewidth=4, foreground=INK), patheffects.Normal()]
+    colour, width = score_colour(said.score if said else None), 3.6 if _is_wrong(said) else 2.0
+    outline = [patheffects.Stroke(linewidth=width + 1.8, foreground=INK), patheffects.Normal()]
     if masks and region.mask is not None:
-        _draw_mask(axes, region.mask, colour, outline)
+        _draw_mask(axes, region.mask, colour, width, outline)
     else:
-        box = Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=2.2, path_effects=outline)
+        box = Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=width, path_effects=outline)
         axes.add_patch(box)
 
 
-def _draw_label(axes: Axes, region: Region, said: RegionJudgement | None) -> None:
+def _draw_label(axes: Axes, region: Region, said: RegionJudgement | None, short: bool = False) -> None:
     """Id, label and score above the region; where the image ends there, inside a tall region and below a short one."""
     x0, y0, x1, y1 = region.box
     width, height = axes.get_xlim()[1], axes.get_ylim()[0]
@@ -395,11 +533,13 @@ def _draw_label(axes: Axes, region: Region, said: RegionJudgement | None) -> Non
     x, end = (x1, "right") if x0 + x1 > width else (x0, "left")
     score, label = (said.score, said.label or region.label) if said else (None, region.label)
     colour = score_colour(score)
+    words = [str(region.id), *([] if short else [shorten(label or "", 24, placeholder=" …")]), _score_text(score)]
     axes.text(
         x,
         y,
-        " ".join(filter(None, [str(region.id), label, _score_text(score)])),
+        " ".join(filter(None, words)),
         fontsize=8,
+        weight="bold" if _is_wrong(said) else "normal",
         ha=end,
         va=side,
         parse_math=False,
@@ -408,14 +548,16 @@ def _draw_label(axes: Axes, region: Region, said: RegionJudgement | None) -> Non
     )
 
 
-def _draw_mask(axes: Axes, rle: MaskRLE, colour: str, outline: Sequence[patheffects.AbstractPathEffect]) -> None:
+def _draw_mask(
+    axes: Axes, rle: MaskRLE, colour: str, width: float, outline: Sequence[patheffects.AbstractPathEffect]
+) -> None:
     """The outline of a mask (H, W), closed where it meets the border of the image."""
-    height, width = rle.size
-    x, y = np.arange(-1, width + 1) + 0.5, np.arange(-1, height + 1) + 0.5  # centres of the pixels, one more all round
+    rows, columns = rle.size
+    x, y = np.arange(-1, columns + 1) + 0.5, np.arange(-1, rows + 1) + 0.5  # centres of the pixels, one more all round
     mask = np.pad(rle_decode(rle), 1).astype(float)
-    line = axes.contour(x, y, mask, levels=[0.5], colors=[colour], linewidths=2.2)
+    line = axes.contour(x, y, mask, levels=[0.5], colors=[colour], linewidths=width)
     line.set(path_effects=outline)
-    axes.set(xlim=(0, width), ylim=(height, 0))
+    axes.set(xlim=(0, columns), ylim=(rows, 0))
 
 
 def _readable_on(colour: str) -> str:
@@ -443,13 +585,22 @@ def _map_title(what: str, values: NDArray[np.floating]) -> str:
 
 
 def _draw_map(axes: Axes, image: Image, values: NDArray[np.floating], norm: Normalize, grid: bool) -> None:
-    """A map (h, w) over the image in grey, cell by cell."""
-    _image_axes(axes, image.convert("L"), cmap="gray", vmin=0, vmax=255)
+    """A map (h, w), cell by cell, in the very colours of the bar, under the outlines of the image."""
     extent = (0, image.width, image.height, 0)
-    axes.imshow(values, cmap=SCORE_COLOURS, norm=norm, alpha=0.7, interpolation="nearest", extent=extent)
+    axes.imshow(values, cmap=SCORE_COLOURS, norm=norm, interpolation="nearest", extent=extent)
+    axes.imshow(outlines(image), interpolation="nearest", extent=extent)
+    axes.set_axis_off()
     if grid:
         h, w = values.shape
         _draw_grid(axes, (h, w), image)
+
+
+def outlines(image: Image) -> NDArray[np.float64]:
+    """Where the image (H, W) is steep, as RGBA (H, W, 4) in [0, 1]: ink, opaque on an outline, clear elsewhere."""
+    steep = sobel(np.asarray(image.convert("RGB"), dtype=float) / 255, axis=(0, 1)).max(axis=-1)
+    shade = np.full((*steep.shape, 4), (*to_rgb(INK), 0.0))
+    shade[..., 3] = np.clip(steep / EDGE - 1, 0, 1)
+    return shade
 
 
 def _draw_grid(axes: Axes, grid: tuple[int, int], image: Image) -> None:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Literal
 
 from safetensors.torch import save_file
 from torch import Tensor
 
 from srum import models
+from srum.outcomes import count_outcomes, in_words
 from srum.processes import Processes
 from srum.records import Candidate, Grounding, Judgement, RewardMap
-from srum.reward_map import Skipped, binarized, centred, rasterize, sample_score
+from srum.reward_map import NEUTRAL, Skipped, binarized, centred, rasterize, sample_score, usual_scores
 from srum.run import Run, console
 from srum.run_dir import atomic, finished, read_by_id, run_stage, write_json
 
@@ -31,24 +30,25 @@ def rasterize_stage(run: Run, k: int) -> None:
     groundings = read_by_id(folder / "regions.jsonl", Grounding, candidates)
     judgements = read_by_id(folder / "judgements.jsonl", Judgement, candidates)
     model = models.load(run.newest(k), run.config.device, empty=True)  # it only knows its grid
-    in_map = judgements
-    if config.centred:
-        ids = list(candidates)
-        prompts = [candidate.prompt_id for candidate in candidates.values()]
-        in_map = dict(zip(ids, centred([judgements[name] for name in ids], prompts), strict=True))
-    if config.binary:
-        in_map = {name: binarized(judgement) for name, judgement in in_map.items()}
+    prompts = (candidate.prompt_id for candidate in candidates.values())
+    usual = usual_scores(map(judgements.__getitem__, candidates), prompts) if config.centred else {}
     rules = config.model_dump(exclude={"centred", "binary"})
     scale: Literal["signed", "unit"] = "signed" if config.mapping == "signed" else "unit"
 
-    def outcome(candidate: Candidate) -> tuple[Tensor, float] | Skipped:
+    def in_map(candidate: Candidate, judgement: Judgement) -> Judgement:
+        if config.centred:
+            judgement = centred(judgement, usual.get(candidate.prompt_id, NEUTRAL))
+        return binarized(judgement) if config.binary else judgement
+
+    def outcome(candidate: Candidate, judgement: Judgement) -> tuple[Tensor, float] | Skipped:
         grid = model.latent_grid(candidate.size)
-        return rasterize(candidate, groundings[candidate.id], in_map[candidate.id], grid, **rules)
+        return rasterize(candidate, groundings[candidate.id], in_map(candidate, judgement), grid, **rules)
 
     def work(batch: Mapping[str, Candidate]) -> list[RewardMap]:
-        outcomes = {name: outcome(candidate) for name, candidate in batch.items()}
+        judged = {name: judgements[name] for name in batch}
+        outcomes = {name: outcome(candidate, judged[name]) for name, candidate in batch.items()}
         return [
-            _keep_reward(folder, judgements[name], scale, *made)
+            _keep_reward(folder, batch[name], judged[name], scale, *made)
             for name, made in outcomes.items()
             if not isinstance(made, Skipped)
         ]
@@ -57,18 +57,25 @@ def rasterize_stage(run: Run, k: int) -> None:
 
     def count() -> None:
         rewarded = {reward.candidate_id for reward in rewards}
-        skipped = [str(outcome(candidate)) for name, candidate in candidates.items() if name not in rewarded]
-        counts = count_outcomes(list(groundings.values()), list(judgements.values()), skipped)
+        left = (candidates[name] for name in candidates if name not in rewarded)
+        skipped = [str(outcome(candidate, judgements[candidate.id])) for candidate in left]
+        counts = count_outcomes(groundings.values(), judgements.values(), skipped)
         write_json(folder / "counts.json", counts)
-        console.print(f"{folder.name}: {json.dumps(counts)}")
+        console.print(f"{folder.name}: {in_words(counts)}", soft_wrap=True, highlight=False)
 
     processes.once(count)
 
 
 def _keep_reward(
-    folder: Path, judgement: Judgement, mapping: Literal["signed", "unit"], values: Tensor, alpha: float
+    folder: Path,
+    candidate: Candidate,
+    judgement: Judgement,
+    mapping: Literal["signed", "unit"],
+    values: Tensor,
+    alpha: float,
 ) -> RewardMap:
-    name = f"rewards/{judgement.candidate_id}.safetensors"
+    below = PurePosixPath(candidate.latent).parent.parts[1:]  # the sub-folder of its latent
+    name = str(PurePosixPath("rewards", *below, f"{candidate.id}.safetensors"))
     with atomic(folder / name) as partial:
         save_file({"reward": values.contiguous()}, partial)
     return RewardMap(
@@ -79,23 +86,3 @@ def _keep_reward(
         alpha=alpha,
         sample_score=sample_score(judgement),
     )
-
-
-def count_outcomes(
-    groundings: Sequence[Grounding], judgements: Sequence[Judgement], skipped: Sequence[str]
-) -> dict[str, Any]:
-    """What became of a round's candidates: how many, and how many failed at what (``skipped``: why, each)."""
-    return {
-        "candidates": len(groundings),
-        "grounding_errors": sum(g.error is not None for g in groundings),
-        "without_regions": sum(g.error is None and all(region.id == 0 for region in g.regions) for g in groundings),
-        "regions_judged": sum(len(j.regions) for j in judgements),
-        "region_failures": _count(region.failure for j in judgements for region in j.regions),
-        "layout_failures": _count(j.layout.failure for j in judgements),
-        "skipped": _count(skipped),
-        "reward_maps": len(groundings) - len(skipped),
-    }
-
-
-def _count(kinds: Iterable[str | None]) -> dict[str, int]:
-    return {str(kind): number for kind, number in sorted(Counter(kind for kind in kinds if kind is not None).items())}

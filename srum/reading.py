@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import html
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -28,6 +28,7 @@ from torch import Tensor
 from srum import plots
 from srum.config import load_config
 from srum.evaluation.accuracy import CheckedImage
+from srum.lazy import Lazy
 from srum.records import Candidate, Grounding, Judgement, Prompt, Record, Region, RewardMap
 from srum.run import find_method
 from srum.run_dir import CONFIG, RunError, open_image, read_by_id, read_records, round_dir, round_dirs
@@ -191,9 +192,9 @@ class RunView:
 
     def candidate(self, id: str, round: int | None = None) -> CandidateView:
         """The candidate of that id, from the newest round that has it. Raises RunError where there is none."""
-        for view in (view for folder in reversed(self._round_dirs(round)) for view in read_round(folder)):
-            if view.id == id:
-                return view
+        for views in map(read_round, reversed(self._round_dirs(round))):
+            if id in views.places:
+                return views.make(id)
         where = "" if round is None else f" in round {round}"
         raise RunError(f"{self.folder} has no candidate {id!r}{where}; the ids are in round-*/candidates.jsonl")
 
@@ -230,29 +231,33 @@ class RunView:
         return f"<b>{html.escape(str(self.folder))}</b><table><tr>{head}</tr>{body}</table>"
 
 
-def read_round(folder: Path) -> Iterator[CandidateView]:
-    """The candidates in the folder of a round, in order. Raises RunError, on iteration, where there are none.
+def read_round(folder: Path) -> Lazy[CandidateView]:
+    """The candidates in the folder of a round, in order, by their ids (``places``). Raises RunError without any.
 
     A candidate that ``prompts.jsonl`` does not know has a prompt without metadata.
     """
-    candidates = read_records(folder / "candidates.jsonl", Candidate)
+    candidates = read_by_id(folder / "candidates.jsonl", Candidate)
     prompts = _by_id(folder / "prompts.jsonl", Prompt)
     groundings = _by_id(folder / "regions.jsonl", Grounding)
     judgements = _by_id(folder / "judgements.jsonl", Judgement)
     rewards = _by_id(folder / "rewards.jsonl", RewardMap)
-    for record in candidates:
-        yield CandidateView(
+
+    def view(name: str) -> CandidateView:
+        record = candidates[name]
+        return CandidateView(
             round=int(folder.name.removeprefix("round-")),
             folder=folder,
             record=record,
             prompt=prompts.get(record.prompt_id) or Prompt(id=record.prompt_id, text=record.prompt),
-            grounding=groundings.get(record.id),
-            judgement=judgements.get(record.id),
-            reward=rewards.get(record.id),
+            grounding=groundings.get(name),
+            judgement=judgements.get(name),
+            reward=rewards.get(name),
         )
 
+    return Lazy(list(candidates), view)
 
-def _by_id(path: Path, kind: type[R]) -> dict[str, R]:
+
+def _by_id(path: Path, kind: type[R]) -> Mapping[str, R]:
     """The records of a stage by the id of what they are about; none where the stage has not finished."""
     return read_by_id(path, kind) if path.exists() else {}
 

@@ -81,8 +81,9 @@ class Candidate(Record):
     """One generated image of one prompt.
 
     ``image`` and ``latent`` are paths relative to the round's folder; the latent is the sampler's own clean latent
-    (C, h, w) in the model's scaled latent space, never a re-encoding. ``context`` is what stood between the prompt and
-    the image; ``parent`` is the candidate that this one continues: chains and trees are candidates with parents.
+    (C, h, w) in the model's scaled latent space, never a re-encoding; of an image that a server drew, or that was
+    imported, it is the encoding. ``context`` is what stood between the prompt and the image; ``parent`` is the
+    candidate that this one continues: chains and trees are candidates with parents.
     """
 
     id: Name

@@ -11,6 +11,7 @@ The output has the size of the image. A round's noise is seeded by the run's see
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
 from PIL.Image import Image
@@ -35,12 +36,18 @@ def refine(
 ) -> list[Chain]:
     """Each first image and what was drawn after it; ``names`` seed the noise.
 
-    ``score`` says in [-1, 1] how well images meet their prompts, None where it cannot; only those are drawn again that
-    score less than ``config.stop``. What is kept is the best of a chain by that score, of equal ones the earlier.
+    ``score`` says in [-1, 1] how well images meet their prompts, None where it cannot; a first image with a score keeps
+    it. Only those are drawn again that score less than ``config.stop``. What is kept is the best of a chain by that
+    score, of equal ones the earlier.
     Raises MissingAbility.
     """
     require(model, {"edit": {"edit"}, "prompt": set()}.get(config.way, {"seen"}), "drawing an image again")
-    chains = [[Shot(one.image, one.seed, s)] for one, s in zip(firsts, _scored(score, firsts, prompts), strict=True)]
+    begun = list(firsts)
+    if unscored := [i for i, one in enumerate(firsts) if one.score is None]:
+        scores = _scored(score, [firsts[i] for i in unscored], [prompts[i] for i in unscored])
+        for i, value in zip(unscored, scores, strict=True):
+            begun[i] = replace(firsts[i], score=value)
+    chains = [[one] for one in begun]
     active = [i for i, (first,) in enumerate(chains) if config.always or not _good(first, config)]
     for number in range(1, config.rounds + 1):
         if not active:

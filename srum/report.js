@@ -29,7 +29,7 @@ const signed = (score) => (score < 0 ? "" : "+") + number(score);
 
 function paint(element, score) {
   element.style.setProperty("--colour", score == null ? missing : scale[Math.round(100 * (score + 1))]);
-  element.style.setProperty("--on-colour", Math.abs(score) > 0.6 ? "#fff" : "#000"); // the scale is pale in the middle
+  element.style.setProperty("--on-colour", Math.abs(score) > 0.75 ? "#fff" : "#000"); // the scale is pale in the middle
 }
 
 function fill(root, texts) {
@@ -149,6 +149,7 @@ function lineOf({ name, score, text, reply, region, box }) {
   const element = clone("line");
   fill(element, { b: name, ".score": score == null ? "" : ` ${signed(score)}`, ".text": text && `: ${text}` });
   paint(element.querySelector(".swatch"), score);
+  element.classList.toggle("blamed", score != null && score < 0);
   if (reply) fill(element, { ".reply": `the judge's reply: ${reply}` });
   if (box) Object.assign(element, { tabIndex: 0 }).dataset.region = region;
   return element;
@@ -163,6 +164,7 @@ function boxesOf({ lines, width, height }) {
     element.dataset.region = region;
     element.ariaLabel = score == null ? name : `${name} ${signed(score)}`;
     element.classList.toggle("whole", region === 0);
+    element.classList.toggle("blamed", score != null && score < 0);
     Object.assign(element.style, {
       left: `${(100 * x0) / width}%`,
       top: `${(100 * y0) / height}%`,
@@ -247,4 +249,5 @@ addEventListener("hashchange", () => location.hash.includes("=") && recall()); /
 
 form.hidden = false;
 recall();
-if (location.hash.includes("=")) byId("candidates").scrollIntoView();
+const again = performance.getEntriesByType("navigation")[0]?.type === "reload"; // the browser keeps the place then
+if (location.hash.includes("=") && !again) byId("candidates").scrollIntoView();

@@ -9,10 +9,11 @@ latent grid, stretched over the image (``srum.plots``).
 from __future__ import annotations
 
 import base64
+import csv
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from math import isqrt
 from pathlib import Path
@@ -25,24 +26,45 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from srum import plots
-from srum.config import CONFIG, load_config
+from srum.config import CONFIG, JudgeConfig, load_config
 from srum.evaluation.accuracy import Accuracy, CheckedImage, summarize
+from srum.evaluation.benchmark import Drawn
+from srum.evaluation.leakage import leakage
 from srum.evaluation.statistics import Estimate, difference
+from srum.lazy import Lazy
+from srum.outcomes import in_words, undrawn_in_words
+from srum.own import OWN, JudgedImage
 from srum.provenance import described, read_entries
 from srum.reading import CandidateView, read_round
-from srum.records import Candidate, Judged, Region, RegionJudgement
+from srum.records import Candidate, Judged, Prompt, Region, RegionJudgement
 from srum.refining import best_of
+from srum.rollout import own_prompts
 from srum.run import BASE, Run
-from srum.run_dir import MADE_WITH, ImageError, inside, open_image, read_records, round_dirs, write_text
+from srum.run_dir import (
+    MADE_WITH,
+    ImageError,
+    atomic,
+    inside,
+    open_image,
+    read_by_id,
+    read_records,
+    round_dirs,
+    write_text,
+)
 from srum.stages import TRAIN, Stage
 
 T = TypeVar("T")
 
+SHOWN = 2000  # candidates in the page at most; of more there is an index
+INDEX = "candidates.csv"
 PAIRS_PER_CATEGORY = 4
+OFF = "Evaluation is off: eval.count is 0, and no prompts of your own file are held out (eval.own_share)."
+RELOAD = 20  # seconds after which the page of a run that goes on loads itself again
+OWN_PAIRS = 24
 CHAINS = 12  # of an arm that draws in more than one step
 EXACT_SIDE = 128  # pixels; images up to this size are kept bit for bit and shown pixel by pixel
 LARGEST_SIDE = 384  # pixels of an image in the page; larger ones are scaled down
-CANDIDATE_PIXELS = 2000 * 256**2  # of all candidates together: 2,000 photographs make a page of less than 40 MB
+CANDIDATE_PIXELS = SHOWN * 256**2  # of all candidates together: 2,000 photographs make a page of less than 40 MB
 SAMPLE_SIDE = 160  # pixels of an image that was sampled while training went on
 LONGEST_REPLY = 600  # characters of a reply without a score
 CROSS = (
@@ -52,32 +74,37 @@ CROSS = (
 UNREADABLE = f"data:image/svg+xml;base64,{base64.b64encode(CROSS.encode()).decode()}"  # in place of an image
 
 
-def write_report(run_folder: Path) -> Path:
-    """Write ``report.html`` into ``run_folder`` and return its path."""
+def write_report(run_folder: Path, running: bool = False) -> Path:
+    """Write ``report.html`` into ``run_folder`` and return its path; of a ``running`` run it reloads itself."""
     loader = jinja2.PackageLoader("srum", "")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}  # of the filter tojson, which escapes markup
-    page = environment.get_template("report.html.j2").render(**_contents(run_folder))
+    page = environment.get_template("report.html.j2").render(**_contents(run_folder, running))
     path = run_folder / "report.html"
     write_text(path, page)
     return path
 
 
-def _contents(run: Path) -> dict[str, Any]:
+def _contents(run: Path, running: bool) -> dict[str, Any]:
     rounds = round_dirs(run)
     opened = Run(run, load_config(run / CONFIG))
     names = [BASE, *opened.arms]
     colours = {name: arm.method.colour for name, arm in opened.arms.items()}
     arms = _in_order(_arms(run / "eval"), names)
     accuracy = _accuracy(arms)
-    groups = _groups(folder for folder in rounds if (folder / "candidates.jsonl").exists())
+    read = [read_round(folder) for folder in rounds if (folder / "candidates.jsonl").exists()]
+    groups = _groups(read, run / INDEX)
     return {
         "name": run.resolve().name,
         "labels": {name: arm.method.label for name, arm in opened.arms.items()},
         "rounds": len(rounds),
+        "judge": judge_of(opened.config.judge),
         "to_come": to_come(opened),
+        "running": RELOAD if running and to_come(opened) else None,
         "accuracy": accuracy,
         "gains": _gains(arms),
+        "leaks": list(_leaks(run, rounds, arms)),
+        "benchmarks": [_benchmark(path) for path in sorted(run.glob("bench/*/*/table-*.json"))],
         "categories": sorted({category for row in accuracy.values() for category in row if category != "overall"}),
         "accuracy_svg": _svg(plots.accuracy_figure(accuracy, colours)),
         "rounds_svg": _rounds_svg(rounds, arms, names, colours),
@@ -87,17 +114,36 @@ def _contents(run: Path) -> dict[str, Any]:
         "config": _read_text(inside(run, "config.yaml")),
         "command": _read_text(inside(run, "command.txt")),
         "made_with": described(read_entries(inside(run, MADE_WITH))),
-        "counted_rounds": [folder.name for folder in rounds if (folder / "counts.json").exists()],
-        "counts": _counts(rounds),
+        "counts": {folder.name: words for folder in rounds if (words := _counts(folder))},
         "filters": _filters(groups),
         "data": {
             "scale": [plots.score_colour(score) for score in np.linspace(-1, 1, 201)],
             "missing": plots.MISSING,
             "groups": groups,
         },
+        "off": "" if opened.config.eval.count or own_prompts(opened.config) else OFF,
+        "own": _own(run, names),
+        "candidates": sum(map(len, read)),
+        "shown": sum(len(group["candidates"]) for group in groups),
+        "index": INDEX,
         "redrawn": list(_redrawn(run / "eval", arms)),
         **_before_after(run / "eval", arms, (BASE, names[-1])),
     }
+
+
+def judge_of(config: JudgeConfig) -> str:
+    """Who judges, in words."""
+    if config.reward:
+        return f"the reward function {config.reward}"
+    if config.by != "self":
+        return f"{config.by}, a judge of one's own"
+    if config.server.url:
+        return f"{config.server.model} on the server {config.server.url}"
+    known = {
+        "self": "the model itself, with the newest weights in every round",
+        "start": "the model itself, with the weights that entered the run",
+    }
+    return known.get(config.model, f"another model, {config.model}")
 
 
 def to_come(run: Run) -> list[str]:
@@ -107,7 +153,9 @@ def to_come(run: Run) -> list[str]:
         missing = [stage.name for stage in run.stages.values() if not is_done(run, stage, k)]
         lines += [f"round {k}: {', '.join(missing)}"] if missing else []
     arms = [arm for arm in (BASE, *run.arms) if not (run.folder / "eval" / arm / "verdicts.jsonl").exists()]
-    return lines + ([f"the held-out prompts: {', '.join(arms)}"] if run.config.eval.count and arms else [])
+    lines += [f"the held-out prompts: {', '.join(arms)}"] if run.config.eval.count and arms else []
+    own = [arm for arm in (BASE, *run.arms) if not (run.folder / OWN / arm / "scores.jsonl").exists()]
+    return lines + ([f"your held-out prompts: {', '.join(own)}"] if own and own_prompts(run.config) else [])
 
 
 def is_done(run: Run, stage: Stage, k: int) -> bool:
@@ -141,6 +189,27 @@ def _gains(arms: Mapping[str, list[CheckedImage]]) -> dict[str, Estimate]:
     }
 
 
+def _leaks(run: Path, rounds: Sequence[Path], arms: Mapping[str, list[CheckedImage]]) -> Iterator[str]:
+    """How many training prompts are those of the evaluation, and of each benchmark that is in the run's folder."""
+    files = [path for folder in rounds if (path := folder / "prompts.jsonl").exists()]
+    met = [prompt.text for path in files for prompt in read_records(path, Prompt)]
+    asked = {"the evaluation": {verdict.prompt for verdicts in arms.values() for verdict in verdicts}}
+    for path in sorted(run.glob("bench/*/*/images.jsonl")):
+        asked.setdefault(path.parts[-3], set()).update(drawn.prompt for drawn in read_records(path, Drawn))
+    for name, prompts in asked.items():
+        if met and prompts:
+            yield leakage(met, prompts).sentence(name)
+
+
+def _benchmark(path: Path) -> dict[str, Any]:
+    """A row about a table of ``srum bench``: its figures with their intervals."""
+    table = _read_json(path)
+    ours, facts = table["ours"], {name: table[name] for name in ("model", "setting", "evaluator")}
+    figures = [f"{name} {value:.4g} ({low:.4g} to {high:.4g})" for name, (value, low, high) in ours["figures"].items()]
+    counts = {"n": ours["n"], "failures": sum(ours["failures"].values())}
+    return facts | counts | {"name": path.parts[-3], "figures": figures}
+
+
 def _rounds_svg(
     rounds: list[Path],
     final: Mapping[str, list[CheckedImage]],
@@ -172,13 +241,13 @@ def _samples(rounds: list[Path], names: Sequence[str]) -> Iterator[dict[str, Any
     """The images sampled while an arm was trained: a row for every prompt, a column for every number of steps."""
     for folder in rounds:
         arms = {path.parent.name: sorted(path.glob("step-*")) for path in sorted(folder.glob("train/*/samples"))}
-        prompts = {c.id: c.prompt for c in read_records(folder / "candidates.jsonl", Candidate)} if arms else {}
+        candidates = read_by_id(folder / "candidates.jsonl", Candidate) if arms else {}
         for arm, steps in _in_order(arms, names).items():
             rows = []
             for name in sorted({image.stem for step in steps for image in step.glob("*.png")}):
                 files = [inside(step, f"{name}.png") for step in steps]  # the last step's may not all be there yet
                 pictures = [_picture(file, SAMPLE_SIDE) if file.exists() else None for file in files]
-                rows.append({"prompt": prompts[name], "pictures": pictures})
+                rows.append({"prompt": candidates[name].prompt, "pictures": pictures})
             yield {"title": f"{folder.name}, {arm}", "steps": [int(step.name[5:]) for step in steps], "rows": rows}
 
 
@@ -201,6 +270,34 @@ def _svg(figure: Figure) -> str:
 
 
 # Before and after
+
+
+def _own(run: Path, names: Sequence[str]) -> dict[str, Any] | None:
+    """What the frozen judge says of the held-out prompts of one's own file: numbers by arm, and pairs of images."""
+    if not (run / f"{OWN}.json").exists():
+        return None
+    arms = _in_order(
+        {path.parent.name: read_records(path, JudgedImage) for path in sorted((run / OWN).glob("*/scores.jsonl"))},
+        names,
+    )
+    after = {image.prompt_id: image for image in arms.get(names[-1], [])}
+    both = [(image, after[image.prompt_id]) for image in arms.get(BASE, []) if image.prompt_id in after]
+    pairs = [
+        {
+            "prompt": old.prompt,
+            "sides": [_own_side(run / OWN / arm, image) for arm, image in ((BASE, old), (names[-1], new))],
+        }
+        for old, new in both[:OWN_PAIRS]
+    ]
+    return _read_json(run / f"{OWN}.json") | {"pairs": pairs, "total": len(both)}
+
+
+def _own_side(folder: Path, image: JudgedImage) -> dict[str, Any]:
+    picture = _picture(inside(folder, image.files()[0]), LARGEST_SIDE)
+    verdict = "no score" if image.score is None else f"{image.score:+.2f}"
+    good = image.score is not None and image.score > 0
+    reasons = "; ".join(filter(None, [image.said, picture["problem"]]))
+    return {"arm": folder.name, "correct": good, "verdict": verdict, "reasons": reasons} | picture
 
 
 def _redrawn(folder: Path, arms: Mapping[str, list[CheckedImage]]) -> Iterator[dict[str, Any]]:
@@ -264,24 +361,24 @@ def _before_after(folder: Path, arms: Mapping[str, list[CheckedImage]], names: t
 def _side(folder: Path, verdict: CheckedImage) -> dict[str, Any]:
     picture = _picture(folder / "images" / f"{verdict.prompt_id}.png", LARGEST_SIDE)
     reasons = "; ".join([*verdict.reasons, *[picture["problem"]] * bool(picture["problem"])])
-    return {"arm": folder.name, "correct": verdict.correct, "reasons": reasons} | picture
+    said = "right" if verdict.correct else "wrong"
+    return {"arm": folder.name, "correct": verdict.correct, "verdict": said, "reasons": reasons} | picture
 
 
 # Candidates
 
 
-def _counts(rounds: list[Path]) -> dict[str, dict[str, float]]:
-    """What became of the candidates, ``counts[outcome][round]``, of the rounds that have been counted."""
-    counts: dict[str, dict[str, float]] = {}
-    for folder in rounds:
-        for outcome, count in _flatten(_read_json(folder / "counts.json")):
-            counts.setdefault(outcome, {})[folder.name] = count
-    return counts
+def _counts(folder: Path) -> str:
+    """What became of the candidates of a round, in words."""
+    asked, made = _read_json(folder / "rollout_counts.json"), _read_json(folder / "counts.json")
+    return " ".join(say(counts) for say, counts in ((undrawn_in_words, asked), (in_words, made)) if counts)
 
 
-def _groups(rounds: Iterable[Path]) -> list[dict[str, Any]]:
-    """The candidates of all rounds in the order of the run, grouped by round and prompt."""
-    views = [view for folder in rounds for view in read_round(folder)]
+def _groups(rounds: Sequence[Lazy[CandidateView]], index: Path) -> list[dict[str, Any]]:
+    """The candidates of all rounds in the order of the run, grouped by round and prompt; of more than ``SHOWN`` those
+    of prompts evenly spaced over the run, and ``index`` then lists all, a row each."""
+    many = sum(map(len, rounds)) > SHOWN
+    views = _spaced(rounds, index) if many else [view for views in rounds for view in views]
     side = min(LARGEST_SIDE, isqrt(CANDIDATE_PIXELS // max(1, len(views))))
     groups: dict[tuple[str, str], list[tuple[CandidateView, dict[str, Any]]]] = {}
     with ThreadPoolExecutor() as pool:  # Pillow decodes, scales and encodes without holding the interpreter's lock
@@ -289,6 +386,23 @@ def _groups(rounds: Iterable[Path]) -> list[dict[str, Any]]:
         for view, picture in zip(views, pictures, strict=True):
             groups.setdefault((view.folder.name, view.record.prompt_id), []).append((view, picture))
     return [_group(members) for members in groups.values()]
+
+
+def _spaced(rounds: Sequence[Lazy[CandidateView]], index: Path) -> list[CandidateView]:
+    members: dict[tuple[int, str], list[int]] = {}  # places by round and prompt
+    with atomic(index) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        for number, views in enumerate(rounds):
+            for place, view in enumerate(views):
+                row = view.row() | {"image": f"{view.folder.name}/{view.record.image}"}
+                if not members:
+                    table.writerow(row)
+                table.writerow(row.values())
+                members.setdefault((number, view.record.prompt_id), []).append(place)
+    groups = list(members.items())
+    count = max(1, len(groups) * SHOWN // sum(map(len, rounds)))
+    chosen = [groups[place * len(groups) // count] for place in range(count)]
+    return [rounds[number][place] for (number, _), places in chosen for place in places]
 
 
 def _group(members: Sequence[tuple[CandidateView, dict[str, Any]]]) -> dict[str, Any]:

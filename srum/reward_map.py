@@ -13,7 +13,7 @@ box (1, 0, 3, 2) of score -1 covers half of the first and half of the second. Of
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
 from statistics import fmean
 from typing import Literal
@@ -151,22 +151,20 @@ def reference_grid(pixels: Tensor, grid: Size) -> Tensor:
     return interpolate(pixels[None, None], size=grid, mode="bilinear", align_corners=False)[0, 0]
 
 
-def centred(judgements: Sequence[Judgement], prompts: Sequence[str]) -> list[Judgement]:
-    """The judgements with every region score less what the candidates of its prompt score on average, in [-1, 1].
-
-    ``prompts`` names the prompt of each. A candidate scores the mean of its regions and its background, as far as they
-    were judged. What is left is how much better or worse than usual for the prompt a region is.
-    """
+def usual_scores(judgements: Iterable[Judgement], prompts: Iterable[str]) -> dict[str, float]:
+    """By prompt what its candidates score on average: each the mean of its regions and its background, as far as they
+    were judged. ``prompts`` names the prompt of each of the ``judgements``."""
     by_prompt: dict[str, list[float]] = defaultdict(list)
     for judgement, prompt in zip(judgements, prompts, strict=True):
         if scores := [region.score for region in judgement.regions if region.score is not None]:
             by_prompt[prompt].append(fmean(scores))
-    means = {prompt: fmean(scores) for prompt, scores in by_prompt.items()}
+    return {prompt: fmean(scores) for prompt, scores in by_prompt.items()}
 
-    def less_usual(judgement: Judgement, prompt: str) -> Judgement:
-        return _rescored(judgement, lambda score: min(max(score - means[prompt], -1.0), 1.0))
 
-    return [less_usual(judgement, prompt) for judgement, prompt in zip(judgements, prompts, strict=True)]
+def centred(judgement: Judgement, usual: float) -> Judgement:
+    """The judgement with every region score less the ``usual`` one of its prompt, in [-1, 1]: how much better or worse
+    than usual a region is."""
+    return _rescored(judgement, lambda score: min(max(score - usual, -1.0), 1.0))
 
 
 def binarized(judgement: Judgement) -> Judgement:

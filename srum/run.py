@@ -68,6 +68,10 @@ class Run:
         """The weights that make and judge the candidates of round ``k``: those of the run's own arm."""
         return self.weights(self.method.name, k)
 
+    def named(self, k: int, what: str) -> str:
+        """What is done in round ``k``, as people count rounds: "round 1/4 - judge"."""
+        return f"round {k + 1}/{self.config.rounds} - {what}"
+
     def round(self, k: int) -> Path:
         """The folder of round ``k``."""
         return round_dir(self.folder, k)
@@ -119,9 +123,11 @@ def find_method(name: str) -> Method:
 
 
 def load_model(
-    config: RunConfig, weights: str, dtype: torch.dtype = torch.float32, empty: bool = False
+    config: RunConfig, weights: str, dtype: torch.dtype | None = None, empty: bool = False
 ) -> TrainableModel:
     """The model with these weights, or still ``empty`` (``models.load``), on the device, compiled, as the config says.
+
+    Its weights are ``dtype``, by default what drawing and writing hold them in (``models.held_dtype``).
 
     Raises RunError where several processes would share that device, and MissingAbility where it cannot be compiled.
     """
@@ -129,7 +135,8 @@ def load_model(
         raise RunError(f"device: every process needs a GPU of its own, not {config.device}; use auto or cuda")
     if config.compile or Processes.here().count > 1:
         gc.collect()  # the model before it, compiled or sharded, is a cycle and would keep its memory
-    model = models.load(weights, config.device, dtype, empty)
+    held = models.held_dtype(config.device) if dtype is None else dtype
+    model = models.load(weights, config.device, held, empty)
     if config.compile:
         require(model, {"compile"}, "compile=true")
         model.compile()

@@ -5,6 +5,7 @@
       eval/ARM/                  verdicts.jsonl, images/: every arm after the last round, on the held-out prompts
       round-000/
         prompts.jsonl candidates.jsonl regions.jsonl judgements.jsonl rewards.jsonl  counts.json
+        rollout_counts.json               only of a server's images: how many came, why others did not
         imported.json                     only of srum import: the lines and the folder of images that it is from
         images/ latents/ rewards/         PNG and safetensors, addressed by candidate id
         pictures.jsonl pictures/ latents/ images read for reconstruction (srum/pictures.py); pairs.jsonl (srum/pairs.py)
@@ -30,20 +31,21 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import yaml
 from filelock import FileLock, Timeout
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from pydantic import ValidationError
-from tqdm import tqdm
 
 from srum.config import CONFIG, FREE, RunConfig, differing_fields, dump, load_config
 from srum.disk import DiskFullError, writing
 from srum.errors import SrumError
 from srum.json_files import as_unicode, read_json
+from srum.lazy import Lazy
 from srum.processes import Processes
+from srum.progress import counting
 from srum.provenance import next_entry, read_entries
 from srum.records import FILE_SAFE, SCHEMA_VERSION, Prompt, Record
 
@@ -62,6 +64,10 @@ STAGE_OF = {
     "pairs": "pair",
     "verdicts": "eval",
 }  # the command that writes a file of this name
+VERSIONED = f'{{"schema": {SCHEMA_VERSION}, '.encode()  # how a line begins
+SECOND_VALUE = re.compile(rb'\{"schema": \d+, "\w+": "([A-Za-z0-9._-]+)"')
+UPRIGHT = 4  # EXIF orientations above turn width into height
+LARGEST_FILE = 2**44  # bytes of a file of records
 NAMED = 3  # ids that an error names
 LONGEST_PROMPT_ID = 100  # characters; the ids of candidates are longer
 
@@ -186,16 +192,38 @@ def round_dir(folder: Path, round_index: int) -> Path:
 # --- files
 
 
+class Home:
+    """A folder that names come into from anywhere. Where its own folders lead is asked once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        home = folder.resolve()
+        self._places = (home, *_blobs(home))
+        self._known: set[str] = set()  # folders from here that lie inside
+
+    def path(self, name: str) -> Path:
+        """As :func:`inside`."""
+        above, _, last = name.rpartition("/")
+        path = self.folder / name
+        if above in self._known and last not in ("", ".", "..") and "\0" not in name and not path.is_symlink():
+            return path
+        if "\0" in name or not self._holds(path):
+            raise RunError(f"{name!r} is not in {self.folder}")
+        if self._holds(self.folder / above):
+            self._known.add(above)
+        return path
+
+    def _holds(self, path: Path) -> bool:
+        return any(_real(path).is_relative_to(place) for place in self._places)
+
+
 def inside(folder: Path, name: str) -> Path:
     """The path of a file of ``folder``, which need not exist.
 
     Names come from anywhere, and so do links: raises RunError where they lead out of the folder. Those of a folder in
     the hub's cache lead to the blobs of its repository (snapshots/REVISION/x -> ../../blobs/HASH), which is fine.
     """
-    home = folder.resolve()
-    if "\0" in name or not any(_real(folder / name).is_relative_to(place) for place in (home, *_blobs(home))):
-        raise RunError(f"{name!r} is not in {folder}")
-    return folder / name
+    return Home(folder).path(name)
 
 
 def _real(path: Path) -> Path:
@@ -248,14 +276,67 @@ def claim_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     there = read_json(held)
     if changed := [name for name in {**there, **wanted} if there.get(name) != wanted.get(name)]:
         raise RunError(
-            f"{folder} was made with other settings ({held.name}: {', '.join(changed)}); delete it, or choose another"
+            f"{folder} holds images of other settings or weights ({held.name}: {', '.join(changed)}); "
+            "choose another, or delete it"
         )
 
 
 def write_records(path: Path, records: Iterable[Record]) -> None:
     """Write records as JSON lines at once, each with the schema's version."""
     lines = ({"schema": SCHEMA_VERSION} | record.model_dump(mode="json") for record in records)
-    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    _write_lines(path, (f"{json.dumps(line, ensure_ascii=False)}\n".encode() for line in lines))
+
+
+def _write_lines(path: Path, lines: Iterable[bytes]) -> None:
+    with atomic(path) as partial, partial.open("wb") as file:
+        file.writelines(lines)
+
+
+class Records(Mapping[str, R]):
+    """Records by the id of what they are about, in the order of their lines.
+
+    They stay in their files: kept of each is its id and where its line begins, and it is parsed whenever it is asked
+    for. Raises RunError, as ``read_records`` does, where a line is no longer what it was.
+    """
+
+    def __init__(self, kind: type[R], files: Sequence[Path], places: dict[str, int]) -> None:
+        self.kind, self.files, self._places = kind, files, places  # a place: the number of the file, and the byte
+        self._open: tuple[int, BinaryIO] | None = None
+
+    def line(self, name: str) -> bytes:
+        """The line of a record as it is written."""
+        number, start = divmod(self._places[name], LARGEST_FILE)
+        if self._open is None or self._open[0] != number:
+            self._close()
+            self._open = number, self.files[number].open("rb")
+        file = self._open[1]
+        file.seek(start)
+        return file.readline()
+
+    def __getitem__(self, name: str) -> R:
+        where = f"{self.files[self._places[name] // LARGEST_FILE]}: {name}"
+        record = _parsed(self.line(name), self.kind, None, where)
+        if record is None or record_id(record) != name:
+            raise RunError(f"{where} is no longer where it was: the file has changed meanwhile")
+        return record
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": None}
+
+    def _close(self) -> None:
+        if self._open is not None:
+            self._open[1].close()
+
+    __del__ = _close
 
 
 def read_records(path: Path, kind: type[R]) -> list[R]:
@@ -264,34 +345,55 @@ def read_records(path: Path, kind: type[R]) -> list[R]:
     Raises RunError, naming file and line, for a missing file, a torn last line (which only the stage that writes the
     file can mend, ``run_stage``), any other malformed line, and one that names a file outside the file's folder.
     """
-    records, torn = _read_whole_lines(path, kind)
-    if torn:
-        again = f"srum {STAGE_OF[path.stem]}" if path.stem in STAGE_OF else "the stage that writes it"
-        raise RunError(f"{path}:{len(records) + 1} is torn; run `{again}` again, which mends it")
-    return records
+    records = [record for _, record in _whole_lines(path, kind)]
+    _require_whole(path, records)
+    return [record for record in records if record is not None]
 
 
-def read_by_id(path: Path, kind: type[R], ids: Collection[str] | None = None, gaps: bool = False) -> dict[str, R]:
-    """The records of a finished stage by the id of what they are about.
+def read_by_id(path: Path, kind: type[R], ids: Collection[str] | None = None, gaps: bool = False) -> Records[R]:
+    """The records of a finished stage by the id of what they are about, all of them checked.
 
     There must be one for each of ``ids`` (None: any) or, with ``gaps``, at most one; else RunError names file and
     ids. Raises as ``read_records`` does.
     """
-    return _by_id(path, read_records(path, kind), ids, gaps)
+    records, torn = _indexed([path], kind, ids, gaps)
+    _require_whole(path, [*records, None] if torn else ())
+    return records
 
 
-def _by_id(path: Path, records: Sequence[R], ids: Collection[str] | None, gaps: bool) -> dict[str, R]:
-    found = {record_id(record): record for record in records}
-    expected = found if ids is None else ids
+def _require_whole(path: Path, records: Sequence[object]) -> None:
+    """RunError for a file that ends in a torn line, None."""
+    if records and records[-1] is None:
+        again = f"srum {STAGE_OF[path.stem]}" if path.stem in STAGE_OF else "the stage that writes it"
+        raise RunError(f"{path}:{len(records)} is torn; run `{again}` again, which mends it")
+
+
+def _indexed(files: Sequence[Path], kind: type[R], ids: Collection[str] | None, gaps: bool) -> tuple[Records[R], bool]:
+    """The records of files, and whether the last of these ended in a torn line. Raises as ``read_by_id`` does."""
+    places: dict[str, int] = {}
+    torn = False
+    for number, path in enumerate(files):
+        found: Counter[str] = Counter()
+        for start, record in _whole_lines(path, kind):
+            torn = record is None
+            if record is not None:
+                name = record_id(record)
+                found[name] += 1
+                places[name] = number * LARGEST_FILE + start
+        _require_ids(path, found, found if ids is None else ids, gaps or torn)
+    return Records(kind, files, places), torn
+
+
+def _require_ids(path: Path, found: Mapping[str, int], expected: Collection[str], gaps: bool) -> None:
+    """RunError for a file that does not have the ``expected`` ids once each."""
     faults = {
         "nothing about": [] if gaps else [name for name in expected if name not in found],
         "records about the unknown": [name for name in found if name not in expected],
-        "several records about": [name for name, count in Counter(map(record_id, records)).items() if count > 1],
+        "several records about": [name for name, count in found.items() if count > 1],
     }
     if any(faults.values()):
         said = "; ".join(f"{fault} {_some(names)}" for fault, names in faults.items() if names)
         raise RunError(f"{path} holds {said}; delete it and what was made of it, and run its stage again")
-    return found
 
 
 def _some(names: Sequence[str]) -> str:
@@ -299,41 +401,69 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMED]) + rest
 
 
-def _read_whole_lines(path: Path, kind: type[R]) -> tuple[list[R], bool]:
-    """The records, and whether a torn last line followed them."""
+def _whole_lines(path: Path, kind: type[R]) -> Iterator[tuple[int, R | None]]:
+    """Where each line begins, and its record; None for a torn last line."""
+    home = Home(path.parent.parent if path.parent.suffix == PARTS else path.parent)
+    start = 0
     try:
-        lines = path.read_bytes().splitlines(keepends=True)
+        file = path.open("rb")
     except FileNotFoundError:
         raise RunError(f"{path} is missing: the stage that writes it has not finished") from None
-    folder = path.parent.parent if path.parent.suffix == PARTS else path.parent
-    records: list[R] = []
-    for number, line in enumerate(lines, start=1):
+    with file:
+        for number, line in enumerate(file, start=1):
+            yield start, _parsed(line, kind, home, f"{path}:{number}")
+            start += len(line)
+
+
+def _parsed(line: bytes, kind: type[R], home: Home | None, where: str) -> R | None:
+    """The record of a line from ``where``, its files asked for in ``home``; None for one that is torn."""
+    if (record := _as_written(line, kind)) is None:
         try:
             values = json.loads(line)
         except (ValueError, RecursionError):
-            if number == len(lines) and not line.endswith(b"\n"):
-                return records, True
-            raise RunError(f"{path}:{number}: not JSON: {line[:80]!r}") from None
-        where = f"{path}:{number}"
+            if not line.endswith(b"\n"):
+                return None
+            raise RunError(f"{where}: not JSON: {line[:80]!r}") from None
         if not isinstance(values, dict) or values.pop("schema", None) != SCHEMA_VERSION:
             raise RunError(f"{where}: not a record of schema version {SCHEMA_VERSION}")
-        records.append(make_record(values, kind, folder, where))
-    return records, False
+        record = _validated(values, kind, where)
+    if home is not None:
+        _require_inside(record, home, where)
+    return record
+
+
+def _as_written(line: bytes, kind: type[R]) -> R | None:
+    """The record of a line as ``write_records`` begins it, in half the time; None for any other and for what fails."""
+    if not line.startswith(VERSIONED):
+        return None
+    try:
+        return kind.model_validate_json(b"{" + line[len(VERSIONED) :])
+    except ValidationError:
+        return None
 
 
 def make_record(values: Mapping[str, Any], kind: type[R], folder: Path, where: str) -> R:
     """The record of plain ``values`` that came from ``where``. Raises RunError, also for files outside ``folder``."""
+    record = _validated(values, kind, where)
+    _require_inside(record, Home(folder), where)
+    return record
+
+
+def _validated(values: Mapping[str, Any], kind: type[R], where: str) -> R:
     try:
-        record = kind.model_validate(values)
-        for name in record.files():
-            inside(folder, name)
+        return kind.model_validate(values)
     except ValidationError as error:
         detail = error.errors()[0]
         field = ".".join(map(str, detail["loc"])) or kind.__name__
         raise RunError(f"{where}: {field}: {detail['msg'].removeprefix('Value error, ')}") from None
+
+
+def _require_inside(record: Record, home: Home, where: str) -> None:
+    try:
+        for name in record.files():
+            home.path(name)
     except RunError as error:
         raise RunError(f"{where}: {error}") from None
-    return record
 
 
 def save_image(image: Image.Image, path: Path) -> None:
@@ -347,9 +477,24 @@ def open_image(path: Path) -> Image.Image:
 
     Raises ImageError, naming the file, where it cannot be read.
     """
+    return read_image(path, str(path))
+
+
+def read_image(file: Path | BinaryIO, name: str) -> Image.Image:
+    """The same of a path or of bytes, which are called ``name`` in the ImageError."""
+    try:
+        with Image.open(file) as image:
+            return to_rgb(image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all that Pillow's readers raise
+        raise ImageError(f"{name} is not a readable image: {error}") from None
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(width, height) of the image that ``open_image`` gives; only where it begins is read. Raises ImageError."""
     try:
         with Image.open(path) as image:
-            return to_rgb(image)
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) > UPRIGHT
+            return (image.height, image.width) if turned else image.size
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all that Pillow's readers raise
         raise ImageError(f"{path} is not a readable image: {error}") from None
 
@@ -392,35 +537,32 @@ def run_stage(
     batch_size: int,
     work: Callable[[Mapping[str, T]], list[R]],
     gaps: bool = False,
-) -> list[R]:
+) -> Sequence[R]:
     """The records of a stage: read from ``NAME.jsonl`` where finished, else computed batch by batch and kept.
 
     ``items`` are by id, in order; ``work`` turns a batch of them into a record for each or, with ``gaps``, for some.
     The first field of a record is the id of its item. Items without a record are tried again after an interruption.
-    Several processes share the batches that are missing; all return all records, in the order of the items. Raises
-    RunError, naming the file, where it holds records of other items or, finished, not of all.
+    Several processes share the batches that are missing; all return all records, in the order of the items, each read
+    whenever it is asked for. Raises RunError, naming the file, where it holds records of other items or, finished, not
+    of all.
     """
     final, parts = folder / f"{name}.jsonl", folder / f"{name}{PARTS}"
     processes = Processes.here()
-    complete, done, shards = processes.once(lambda: _what_is_there(final, parts, kind, items, batch_size, gaps))
-    if complete:
-        return [done[key] for key in items if key in done]
-    missing = [(key, item) for key, item in items.items() if key not in done]
-    batches = [dict(missing[start : start + batch_size]) for start in range(0, len(missing), batch_size)]
-    own = range(len(batches))[processes.rank :: processes.count]
-    made: list[R] = []
-    first = processes.rank == 0
-    total = len(done) + sum(len(batches[number]) for number in own)
-    with tqdm(total=total, initial=len(done), desc=name, disable=None if first else True) as bar:
-        for number in own:
-            records = work(batches[number])
-            write_records(_shard(parts, shards + number), records)
-            made += records
-            bar.update(len(batches[number]))
-    done |= {record_id(record): record for record in processes.joined(made)}
-    merged = [done[key] for key in items if key in done]
-    processes.once(lambda: _finish(final, parts, merged))
-    return merged
+    complete, done = processes.once(lambda: _what_is_there(final, parts, kind, items, batch_size, gaps))
+    if not complete:
+        missing = [key for key in items if key not in done]
+        batches = [missing[start : start + batch_size] for start in range(0, len(missing), batch_size)]
+        first = int(done.files[-1].stem) + 1 if done.files else 0
+        shards = [_shard(parts, first + number) for number in range(len(batches))]
+        own = range(len(batches))[processes.rank :: processes.count]
+        total = len(done) + sum(len(batches[number]) for number in own)
+        with counting(name, total, len(done), told=processes.rank == 0) as advance:
+            for number in own:
+                write_records(shards[number], work({key: items[key] for key in batches[number]}))
+                advance(len(batches[number]), "")
+        processes.wait()
+        done = processes.once(lambda: _merged(final, parts, [*done.files, *shards], kind, items))
+    return Lazy([key for key in items if key in done], done.__getitem__)
 
 
 def _shard(parts: Path, number: int) -> Path:
@@ -429,47 +571,63 @@ def _shard(parts: Path, number: int) -> Path:
 
 def _what_is_there(
     final: Path, parts: Path, kind: type[R], items: Collection[str], batch_size: int, gaps: bool
-) -> tuple[bool, dict[str, R], int]:
-    """Whether the stage is finished, the records that it has, by id, and from which number on its next shards count.
-
-    A torn file becomes a shard, a torn shard goes.
-    """
+) -> tuple[bool, Records[R]]:
+    """Whether the stage is finished, and the records that it has. A torn file becomes a shard, a torn shard goes."""
     if final.exists():
-        records, torn = _read_whole_lines(final, kind)
+        records, torn = _indexed([final], kind, items, gaps)
         if not torn:
             _drop(parts)
-            return True, _by_id(final, records, items, gaps), 0
+            return True, records
         _warn_of_torn(final)
         _back_to_parts(final, parts, list(items), batch_size, records)
-    done: dict[str, R] = {}
-    last = -1
-    for shard in sorted(parts.glob("*.jsonl")):
-        records, torn = _read_whole_lines(shard, kind)
-        if torn:
+    whole = []
+    for shard in sorted(parts.glob("*.jsonl"), key=lambda path: int(path.stem)):
+        if _indexed([shard], kind, items, gaps=True)[1]:
             _warn_of_torn(shard)
             shard.unlink()
-            continue
-        done |= _by_id(shard, records, items, gaps=True)
-        last = int(shard.stem)
-    return False, done, last + 1
+        else:
+            whole.append(shard)
+    return False, _indexed(whole, kind, items, gaps=True)[0]
 
 
 def _warn_of_torn(path: Path) -> None:
     warnings.warn(f"{path} ends in a torn line; its batch is done again", stacklevel=2)
 
 
-def _back_to_parts(final: Path, parts: Path, ids: Sequence[str], batch_size: int, records: Sequence[Record]) -> None:
+def _back_to_parts(final: Path, parts: Path, ids: Sequence[str], batch_size: int, records: Records[R]) -> None:
     """One shard of the batches that a torn file still holds whole: those before the batch of its last record."""
     place = {name: number for number, name in enumerate(ids)}
-    _by_id(final, records, place, gaps=True)
-    end = place[record_id(records[-1])] // batch_size * batch_size if records else 0
-    write_records(_shard(parts, 0), [record for record in records if place[record_id(record)] < end])
+    end = max((place[name] for name in list(records)[-1:]), default=0) // batch_size * batch_size
+    _write_lines(_shard(parts, 0), (records.line(name) for name in records if place[name] < end))
     final.unlink()
 
 
-def _finish(final: Path, parts: Path, records: Sequence[Record]) -> None:
-    write_records(final, records)
+def _merged(final: Path, parts: Path, shards: Sequence[Path], kind: type[R], items: Iterable[str]) -> Records[R]:
+    """The file of the records of all shards, in the order of the items."""
+    done = Records(kind, shards, _places(shards))
+    names = [name for name in items if name in done]
+    _write_lines(final, map(done.line, names))
     _drop(parts)
+    return Records(kind, [final], _places([final]))
+
+
+def _places(files: Sequence[Path]) -> dict[str, int]:
+    """Where the records of files that are known to be whole begin, by their ids."""
+    places: dict[str, int] = {}
+    for number, path in enumerate(files):
+        start = number * LARGEST_FILE
+        with path.open("rb") as file:
+            for line in file:
+                places[_id_in(line)] = start
+                start += len(line)
+    return places
+
+
+def _id_in(line: bytes) -> str:
+    """The id in a line that ``write_records`` wrote: the second of its values."""
+    found = SECOND_VALUE.match(line)
+    name: str = list(json.loads(line).values())[1] if found is None else found[1].decode()
+    return name
 
 
 def _drop(parts: Path) -> None:
@@ -488,11 +646,11 @@ def forget(folder: Path, name: str, kind: type[R], unwanted: Callable[[R], bool]
 
     def rewrite() -> None:
         for path in [*parts.glob("*.jsonl"), *([final] if final.exists() else [])]:
-            records, torn = _read_whole_lines(path, kind)
-            wanted = [record for record in records if not unwanted(record)]
+            records, torn = _indexed([path], kind, None, gaps=True)
+            wanted = [name for name, record in records.items() if not unwanted(record)]
             if torn or len(wanted) == len(records):
                 continue  # torn, it is the stage's to mend
-            write_records(_shard(parts, 0) if path == final else path, wanted)
+            _write_lines(_shard(parts, 0) if path == final else path, map(records.line, wanted))
             if path == final:
                 final.unlink()
 
@@ -504,12 +662,18 @@ def finished(folder: Path, name: str) -> bool:
     path = folder / f"{name}.jsonl"
 
     def whole() -> bool:
-        if not path.exists() or path.read_bytes()[-1:] not in (b"", b"\n"):
+        if not path.exists() or not _ends_a_line(path):
             return False
         _drop(folder / f"{name}{PARTS}")
         return True
 
     return Processes.here().once(whole)
+
+
+def _ends_a_line(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END) if file.seek(0, os.SEEK_END) else None
+        return file.read() in (b"", b"\n")
 
 
 # --- prompts
@@ -520,10 +684,10 @@ PROMPT_FILES = (".jsonl", ".txt")  # how their names end
 def read_prompts(path: Path) -> list[Prompt]:
     """The prompts of a user's file, in order; blank lines are passed over.
 
-    ``.txt``: a prompt per line. ``.jsonl``: an object per line with ``prompt`` or ``text``, and perhaps an ``id``
-    (letters, digits and ``._-``; else it is ``line-0007``) and ``metadata``; other fields (GenEval's ``tag`` and
-    ``include``) are metadata themselves. A line with half of a surrogate pair, which JSON can hold and no file in
-    UTF-8, is left out with a warning that names it. Raises RunError, naming the line.
+    ``.txt``: a prompt per line; one that begins with # is a comment. ``.jsonl``: an object per line with ``prompt`` or
+    ``text``, and perhaps an ``id`` (letters, digits and ``._-``; else it is ``line-0007``) and ``metadata``; other
+    fields (GenEval's ``tag`` and ``include``) are metadata themselves. A line with half of a surrogate pair, which JSON
+    can hold and no file in UTF-8, is left out with a warning that names it. Raises RunError, naming the line.
     """
     parse = _text_prompt if path.suffix == ".txt" else _json_prompt
     try:
@@ -534,7 +698,7 @@ def read_prompts(path: Path) -> list[Prompt]:
         raise RunError(f"{path}: not UTF-8 at byte {error.start}") from None
     prompts: dict[str, Prompt] = {}
     for number, line in enumerate(lines, start=1):
-        if not line.strip():
+        if not line.strip() or (path.suffix == ".txt" and line.lstrip().startswith("#")):
             continue
         prompt = parse(line.strip(), number, f"{path}:{number}")
         if prompt is None:
@@ -586,7 +750,8 @@ def _is_unicode(values: Any) -> bool:
 
 
 class StageTimer:
-    """Seconds per stage, added up over errors and interruptions short of a kill, in ``timings.json``."""
+    """Seconds per stage, added up over errors and interruptions short of a kill, in ``timings.json``; what is timed
+    within a stage is not counted to it again."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -594,18 +759,21 @@ class StageTimer:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Add the time that the block takes to ``name``."""
-        start = time.perf_counter()
+        start, before = time.perf_counter(), sum(self._seconds().values())
         try:
             yield
         except DiskFullError:
             raise  # and no room for this
         except BaseException:
-            self._add(name, start)
+            self._add(name, start, before)
             raise
-        self._add(name, start)
+        self._add(name, start, before)
 
-    def _add(self, name: str, start: float) -> None:
+    def _add(self, name: str, start: float, before: float) -> None:
+        seconds = self._seconds()
+        own = time.perf_counter() - start - (sum(seconds.values()) - before)
+        write_json(self.path, seconds | {name: round(seconds.get(name, 0.0) + max(0.0, own), 3)})
+
+    def _seconds(self) -> dict[str, float]:
         kept = read_json(self.path).items() if self.path.exists() else ()
-        seconds = {as_unicode(stage): value for stage, value in kept if isinstance(value, int | float)}
-        seconds[name] = round(seconds.get(name, 0.0) + time.perf_counter() - start, 3)
-        write_json(self.path, seconds)
+        return {as_unicode(stage): value for stage, value in kept if isinstance(value, int | float)}

@@ -27,14 +27,14 @@ from typing import Any, ClassVar
 from PIL import Image
 
 from srum.config import ConfigError
-from srum.drawing import checked_sampling, contexts_of, write_plans
+from srum.drawing import checked_sampling, draw_planned
 from srum.errors import SrumError
 from srum.json_files import as_unicode
 from srum.models.base import Decoding, MissingAbility, Sampling, Segment, UnifiedModel, to_edit
 from srum.run_dir import ImageError, to_rgb
 
 STEPS = 1000  # timesteps of an image
-SEEDS = 2**62
+SEEDS = 2**63
 DIGITS = re.compile(r"[0-9]{1,19}")
 
 
@@ -71,10 +71,11 @@ class Job:
     """One reply or image that is wanted: ``alike`` says with which others it is made in one call."""
 
     alike: Any
-    context: list[Segment]
     seed: int
-    size: tuple[int, int] | None = None
-    prompt: str | None = None  # of an image that is drawn after a plan
+    context: Sequence[Segment] = ()  # of a reply or an edit
+    size: tuple[int, int] | None = None  # of an edit
+    prompt: str = ""  # of an image that is drawn
+    plan_seed: int | None = None  # where that is after a plan
     result: Future[Any] = field(default_factory=Future)
 
 
@@ -142,12 +143,12 @@ class Line:
         contexts, seeds = [job.context for job in jobs], [job.seed for job in jobs]
         if kind == "write":
             return self.model.write(contexts, settings, seeds)
-        if kind == "plan":
-            prompts = [job.prompt or "" for job in jobs]
-            plans = write_plans(self.model, prompts, settings, seeds)
-            contexts = contexts_of(self.model, prompts, plans)
+        if kind == "draw":
+            prompts, plan_seeds = [job.prompt for job in jobs], [job.plan_seed for job in jobs]
+            made = draw_planned(self.model, prompts, settings, seeds, plan_seeds)
+            return [(one.image, plan) for one, plan in made]
         sizes = [job.size or settings.size for job in jobs]
-        return self.model.draw(contexts, settings, seeds, sizes=sizes)
+        return [(one.image, None) for one in self.model.draw(contexts, settings, seeds, sizes=sizes)]
 
 
 # --- requests
@@ -192,7 +193,7 @@ class Service:
         if not 0 <= temperature <= 10:
             raise Refused(400, "temperature: 0 to 10")
         decoding = Decoding(max_tokens=limit, temperature=temperature)
-        (written,) = self.line.add([Job(("write", decoding), context, _seed(body))])
+        (written,) = self.line.add([Job(("write", decoding), _seed(body), context)])
         text, reason = as_unicode(written.text), "stop" if written.ended else "length"
         message = {"role": "assistant", "content": text}
         usage = {"prompt_tokens": 0, "completion_tokens": len(written.ids), "total_tokens": len(written.ids)}
@@ -203,16 +204,20 @@ class Service:
         }
 
     def generate(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Images of a prompt; beside OpenAI's fields ``seed``, ``plan`` and those of ``Sampling``."""
+        """Images of a prompt; beside OpenAI's fields ``seed``, ``plan``, ``plan_seed`` (default: the image's) and those
+        of ``Sampling``. A plan is in the response as ``revised_prompt``."""
         sampling, prompt = self._sampling(body), _text(body, "prompt")
         try:
             self.model.latent_grid(sampling.size)
         except ValueError as error:
             raise Refused(400, f"size: {error}") from None
-        planned = _typed(body, "plan", bool, False)
-        (context,) = contexts_of(self.model, [prompt], [None])
-        kind = "plan" if planned else "draw"
-        return self._drawn(body, [Job((kind, sampling), context, seed, prompt=prompt) for seed in self._seeds(body)])
+        seeds = self._seeds(body)
+        planned, first = _typed(body, "plan", bool, False), _seed(body, "plan_seed", seeds[0])
+        jobs = [
+            Job(("draw", sampling), seed, prompt=prompt, plan_seed=first + k if planned else None)
+            for k, seed in enumerate(seeds)
+        ]
+        return self._drawn(body, jobs)
 
     def edit(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """An image, changed as the prompt says; it keeps the size at which the model sees it."""
@@ -223,12 +228,13 @@ class Service:
             raise Refused(400, "image: one image is changed at a time")
         begun, size = to_edit(self.model, self._picture(images[0]))
         context = [*begun, Segment("text", text=prompt, droppable=True)]
-        return self._drawn(body, [Job(("draw", sampling), context, seed, size) for seed in self._seeds(body)])
+        return self._drawn(body, [Job(("edit", sampling), seed, context, size) for seed in self._seeds(body)])
 
     def _drawn(self, body: Mapping[str, Any], jobs: list[Job]) -> dict[str, Any]:
         if body.get("response_format") not in (None, "b64_json"):
             raise Refused(400, "response_format: b64_json alone")
-        data = [{"b64_json": _png(result.image)} for result in self.line.add(jobs)]
+        made = self.line.add(jobs)
+        data = [{"b64_json": _png(image)} | ({"revised_prompt": plan} if plan else {}) for image, plan in made]
         return {"created": 0, "data": data}
 
     def _seeds(self, body: Mapping[str, Any]) -> list[int]:
@@ -305,10 +311,10 @@ def _number(body: Mapping[str, Any], name: str, default: int) -> int:
     return int(value) if isinstance(value, str) and DIGITS.fullmatch(value) else int(_typed(body, name, int, default))
 
 
-def _seed(body: Mapping[str, Any]) -> int:
-    seed = _number(body, "seed", 0)
+def _seed(body: Mapping[str, Any], name: str = "seed", default: int = 0) -> int:
+    seed = _number(body, name, default)
     if not 0 <= seed < SEEDS:
-        raise Refused(400, f"seed: 0 to {SEEDS - 1}")
+        raise Refused(400, f"{name}: 0 to {SEEDS - 1}")
     return seed
 
 
@@ -357,12 +363,23 @@ class Handler(BaseHTTPRequestHandler):
     key: ClassVar[str] = ""
 
     def do_GET(self) -> None:
+        try:
+            self._send(200, self._told())
+        except Refused as error:
+            self._refuse(error)
+
+    def _told(self) -> Mapping[str, Any]:
         if self.path == "/health":
-            self._send(200, {"status": "ok"})
-        elif self.path == "/v1/models":
-            self._send(200, {"object": "list", "data": [{"id": self.service.name, "object": "model"}]})
-        else:
-            self._refuse(Refused(404, f"no {self.path} here"))
+            return {"status": "ok"}
+        self._require_key()
+        if self.path != "/v1/models":
+            raise Refused(404, f"no {self.path} here")
+        return {"object": "list", "data": [{"id": self.service.name, "object": "model"}]}
+
+    def _require_key(self) -> None:
+        given = self.headers.get("Authorization", "")
+        if self.key and not compare_digest(given.encode(), f"Bearer {self.key}".encode()):
+            raise Refused(401, "a key is needed")
 
     def do_POST(self) -> None:
         try:
@@ -380,9 +397,7 @@ class Handler(BaseHTTPRequestHandler):
         if int(length) > most:
             self._pass_over(min(int(length), 4 * most))
             raise Refused(413, f"at most {most} bytes")
-        given = self.headers.get("Authorization", "")
-        if self.key and not compare_digest(given.encode(), f"Bearer {self.key}".encode()):
-            raise Refused(401, "a key is needed")
+        self._require_key()
         content = self.rfile.read(int(length))
         if len(content) < int(length):
             raise Refused(400, "the body ends early")

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from srum.config import differing_fields
 from srum.evaluation.accuracy import CheckedImage, accuracy_of
+from srum.evaluation.compute import compute_tables
 from srum.evaluation.statistics import difference
 from srum.plots import BeforeAfter
 from srum.reading import CandidateView, RunView
@@ -67,8 +68,9 @@ def _score_and_reason(judged: Judged | None) -> tuple[str, str]:
 
 
 def comparison_tables(a: RunView, b: RunView) -> list[Table]:
-    """Where the configs differ, the rounds, and the accuracy of every arm that both have evaluated."""
-    return [table for table in (_configs(a, b), _rounds(a, b), _accuracies(a, b)) if table.row_count]
+    """Where the configs differ, the rounds, the accuracy of every arm that both have evaluated, and the compute."""
+    tables = (_configs(a, b), _rounds(a, b), _accuracies(a, b), *compute_tables([a, b]))
+    return [table for table in tables if table.row_count]
 
 
 def _configs(a: RunView, b: RunView) -> Table:

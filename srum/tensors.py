@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -65,9 +66,17 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_tensor(path: Path) -> Tensor:
-    """The one tensor of a file, as float32. Raises as ``open_tensors`` does."""
+    """The one tensor of a file, as float32: a copy, since a tensor of a file keeps two maps of it open, of which a
+    process may have 65,530. Raises as ``open_tensors`` does."""
     (values,) = read_tensors(path).values()
-    return values.float()
+    return values.to(torch.float32, copy=True)
+
+
+def tensor_shape(path: Path) -> tuple[int, ...]:
+    """The shape of the one tensor of a file, whose values are not read. Raises as ``open_tensors`` does."""
+    with open_tensors(path) as tensors:
+        (name,) = tensors.keys()
+        return tuple(tensors.get_slice(name).get_shape())
 
 
 def fill(tensor: Tensor, whole: Any) -> None:

@@ -143,16 +143,16 @@ def imgedit_files() -> dict[str, str]:
 
 def tiif_files() -> dict[str, str]:
     types = [kind for kinds in tiif.GROUPS.values() for kind in kinds]
-    counts = [8] * 4 + [7] * 35
     files = {tiif.SCORER: 'raw_prompt = """Answer: ##YNQuestions##"""\n'}
-    for kind, count in zip(types, counts, strict=True):
-        rows = [
-            {"type": kind, "short_description": f"{kind} {n}", "long_description": f"long {kind} {n}"}
-            for n in range(count)
-        ]
-        asked = [{"type": kind, "yn_question_list": ["A?", "B?"], "yn_answer_list": ["yes", "no"]}] * count
-        prompts, questions = tiif.FOLDERS["testmini"]
-        files |= {f"{prompts}/{kind}.jsonl": lines(rows), f"{questions}/{kind}_q.jsonl": lines(asked)}
+    counts = {"testmini": [8] * 4 + [7] * 35, "full": [66] * 3 + [65] * 36}
+    for name, (prompts, questions, _) in tiif.SETS.items():
+        for kind, count in zip(types, counts[name], strict=True):
+            rows = [
+                {"type": kind, "short_description": f"{kind} {n}", "long_description": f"long {kind} {n}"}
+                for n in range(count)
+            ]
+            asked = [{"type": kind, "yn_question_list": ["A?", "B?"], "yn_answer_list": ["yes", "no"]}] * count
+            files |= {f"{prompts}/{kind}.jsonl": lines(rows), f"{questions}/{kind}_q.jsonl": lines(asked)}
     return files
 
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from srum.serve import Http, Limits, Service
+
 Reply = str | tuple[int, dict[str, str], Any]
 
 
@@ -44,3 +46,17 @@ def chat_server(behave: Callable[[dict[str, Any]], Reply]) -> Iterator[str]:
         finally:
             server.shutdown()
             server.server_close()
+
+
+@contextmanager
+def serving(model: Any, limits: Limits | None = None, key: str = "") -> Iterator[str]:
+    """The address of ``srum serve`` around this model, which is called m there."""
+    with pytest.MonkeyPatch.context() as patch, Http(Service(model, "m", limits), port=0, key=key) as server:
+        patch.setenv("no_proxy", "*")
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield server.address
+        finally:
+            server.shutdown()
+            thread.join()

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from srum import models
 from srum.drawing import draw_prompts
 from srum.models.bagel import Bagel
-from srum.models.bagel.model import Precision
 from srum.models.base import Decoding, Generated, Sampling, Segment
+from srum.models.precision import Precision
 from srum.records import Prompt
 from srum.run_dir import run_stage, write_records
 from srum.shapes.prompts import prompt_set
@@ -83,6 +83,6 @@ def test_an_interrupted_stage_has_the_batches_that_it_began_with(count: int, siz
         for number in sorted(done & set(range(len(batches)))):
             shard = Path(folder) / "things.parts" / f"{number:05d}.jsonl"
             write_records(shard, [Prompt(id=name, text="a") for name in batches[number]])
-        records = run_stage(Path(folder), "things", Prompt, items, size, work)
+        records = list(run_stage(Path(folder), "things", Prompt, items, size, work))
     assert made == [batch for number, batch in enumerate(batches) if number not in done]
     assert [record.id for record in records] == names

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +22,10 @@ from benchmarks import (
     memory,
     rasterizer,
     real_size,
+    reca,
+    refine,
     report,
+    stacked,
     stages,
     training,
 )
@@ -29,11 +35,12 @@ from srum.evaluation.denoising import JudgedStep, JudgedSteps
 from srum.models.bagel import Bagel
 from srum.records import Candidate, Prompt
 from srum.run import Run
-from srum.run_dir import read_records
+from srum.run_dir import RunError, read_records
 from tests.fakes import FakeModel
 from train.data import TrainingRecord
 
-GOLDEN = Path(__file__).parent / "golden" / "bagel" / "checkpoint"
+ROOT = Path(__file__).parents[1]
+GOLDEN = ROOT / "tests" / "golden" / "bagel" / "checkpoint"
 SMALL = [
     "prompt_count=6",
     "candidates_per_prompt=2",
@@ -95,6 +102,43 @@ def test_the_gpu_check_at_a_toy_size(part: str, capsys: pytest.CaptureFixture[st
     for start in expected[part]:
         (line,) = [line for line in lines if line.startswith(start)]
         assert "Error" not in line and " 0.00 s an image" not in line
+
+
+STUB = """#!/bin/sh
+case "$*" in
+    *" decode"*) echo begun; exec sleep 60 ;;
+    *bf16*) echo MISS; exit 1 ;;
+esac
+echo "did $*"
+"""
+
+
+def run_check(results: Path, *args: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    command = ["bash", "benchmarks/gpu_check.sh", str(results), *args]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, **settings})
+
+
+def test_a_gpu_check_that_is_cut_reports_what_it_has(tmp_path: Path) -> None:
+    """A part that takes too long is ended and keeps its lines, those after it say that no time was left."""
+    stub = tmp_path / "python"
+    stub.write_text(STUB)
+    stub.chmod(0o755)
+    done = run_check(tmp_path / "results", PYTHON=str(stub), LIMIT="3")
+    said = {path.stem: path.read_text().splitlines() for path in (tmp_path / "results").iterdir()}
+    assert done.returncode == 1 and "SOMETHING DIFFERS" in done.stdout and "== parity-bf16\nMISS" in done.stdout
+    assert said["draw"][0] == "did -W ignore -m benchmarks.gpu_check draw" and "status 0" in said["draw"][1]
+    assert said["decode"][0] == "begun" and "status 124" in said["decode"][1]
+    assert said["compiled"] == ["no time left"] and said.keys() >= {"parity-fp32", "agree", "train"}
+
+
+@pytest.mark.slow
+def test_the_gpu_check_runs_from_end_to_end(tmp_path: Path) -> None:
+    """Every part at a toy size on the CPU: each ends well, and all that is compared agrees."""
+    done = run_check(tmp_path, "--tiny", PYTHON=sys.executable, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stdout
+    parts = {path.stem: path.read_text() for path in tmp_path.glob("*.txt")}
+    assert parts.keys() == {"parity-fp32", "parity-bf16", "agree", "draw", "train", "decode", "compiled"}
+    assert all("exit status 0" in text and "Error" not in text for text in parts.values())
 
 
 def test_operations_of_an_image_are_those_of_its_products() -> None:
@@ -250,6 +294,129 @@ def test_the_lab_measures_every_part(
     before = (tmp_path / "lab/lab.json").read_bytes()
     lab.main(small_lab)
     assert json.loads((tmp_path / "lab/lab.json").read_text()) == json.loads(before)
+
+
+@pytest.fixture
+def small_arms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Arguments of a seed of refine, reca or stacked, on the fake model."""
+    monkeypatch.setattr(models, "load", FakeModel.load)
+    sizes = [
+        *SMALL[:-1],
+        "eval.count=7",
+        "images.count=4",
+        "pairs.select=relative",
+        "pairs.min_gap=1e-6",
+        "train.warmup_steps=0",
+    ]
+    overrides = [argument for override in sizes for argument in ("--set", override)]
+    return ["--seeds", "1", "--out", str(tmp_path / "out"), *overrides]
+
+
+def test_arms_of_refinement_begin_with_the_same_images(
+    small_arms: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All arms, and again: nothing is drawn twice. One that is measured alone comes out as it did among the others."""
+    refine.main(small_arms)
+    found = json.loads((tmp_path / "out/refine.json").read_text())
+    rows = {name: [refine.Outcome(**one) for one in own] for name, own in found.items()}
+    once, again = 30.0, 30.0  # 15 steps, with and without text
+    for name, own in rows.items():
+        assert [one.before for one in own] == [one.after for one in rows["base"]], name
+        assert all(len(one.after) == len(one.passes) == 7 for one in own)
+        assert all((passes - once) % again == 0 for one in own for passes in one.passes)
+    for name, drawings in {"base": 1, "sft": 1, "rvr, drawn once": 1, "rvr, always": 2, "best of 4": 4}.items():
+        assert {passes for one in rows[name] for passes in one.passes} == {drawings * once}
+    for first, later in zip(rows["rvr, round 1"], rows["rvr, round 3"], strict=True):
+        assert all(a <= b <= a + 2 * again for a, b in zip(first.passes, later.passes, strict=True))
+
+    alone = tmp_path / "out/seed-1/arms/always.json"
+    held = alone.read_text()
+    alone.unlink()
+    refine.main([*small_arms, "--arms", "always"])
+    assert alone.read_text() == held
+    with monkeypatch.context() as patch:  # by the base model's weights an arm that draws once is the base
+        patch.setattr(refine, "weights_of", lambda run, name: run.config.model)
+        (tmp_path / "out/seed-1/arms/sft.json").unlink()
+        refine.main([*small_arms, "--arms", "sft"])
+    same = json.loads((tmp_path / "out/refine.json").read_text())
+    assert same["sft"] == same["base"] == found["base"]
+    monkeypatch.setattr(FakeModel, "draw", None)
+    refine.main([*small_arms, "--arms", "rvr", "best_of"])
+    fewer = json.loads((tmp_path / "out/refine.json").read_text())
+    assert list(fewer) == ["base", *(f"rvr, round {k}" for k in (1, 2, 3)), *(f"best of {k}" for k in (2, 3, 4))]
+    assert all(fewer[name] == found[name] for name in fewer)
+    with pytest.raises(RunError, match="is a run of another config"):
+        refine.main([*small_arms, "--set", "eval.count=8"])
+
+
+def test_passes_of_guided_images_by_hand() -> None:
+    """16 timesteps are 15 steps; without guidance one branch, with that of texts two, with that of images three."""
+    for guidance, image_guidance, branches in ((1.0, 1.0, 1), (2.5, 1.0, 2), (2.5, 1.5, 3), (1.0, 2.0, 3)):
+        sampling = {"timesteps": 16, "guidance": guidance, "image_guidance": image_guidance}
+        assert refine.passes_of(sampling) == 15 * branches
+
+
+def test_arms_are_compared_prompt_by_prompt_over_seeds() -> None:
+    """An arm that gains on each prompt has a difference without width; one that gains on each prompt of one seed of two
+    has one that reaches zero. Of three right images one is broken: a sixth of all."""
+    nothing, all_of, half = [False] * 3, [True] * 3, [True, True, False]
+
+    def rows(*after: list[bool], before: list[bool] = nothing) -> list[refine.Outcome]:
+        return [refine.Outcome(before, own, [30.0] * 3) for own in after]
+
+    shown = refine.table(
+        {
+            "base": rows(nothing, nothing),
+            "sure": rows(all_of, all_of),
+            "one seed": rows(all_of, nothing),
+            "breaks": rows(all_of, half, before=all_of),
+        }
+    )
+    cells = {row[0]: row[1:] for row in zip(*(list(column.cells) for column in shown.columns), strict=True)}
+    assert cells["sure"][1] == "+100.0 (+100.0 to +100.0)" and cells["base"][1] == "+0.0 (+0.0 to +0.0)"
+    low, high = cells["one seed"][1].removeprefix("+50.0 (").removesuffix(")").split(" to ")
+    assert float(low) <= 0 and float(high) >= 100
+    assert cells["breaks"][2:] == ("0.0", "16.7", "30", "2")
+
+
+def test_arms_of_reconstruction(small_arms: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each changes what it says it does; two trainings share the steps; finished, nothing is drawn again."""
+    arms = ["reca", "own", "clean_latent", "sft_reca"]
+    reca.main([*small_arms, "--arms", *arms])
+    found = json.loads((tmp_path / "out/reca.json").read_text())
+    assert list(found) == ["base", *arms]
+    for arm, outcomes in found.items():
+        assert [(len(one["drawn"]), len(one["reconstructed"])) for one in outcomes] == [(7, 7)]
+        assert all((len(one["loss"]) == 2) == (arm != "base") for one in outcomes)
+    place = tmp_path / "out/seed-1/trained"
+    assert sorted(path.name for path in place.iterdir()) == [
+        *("clean_latent-3", "own-3", "reca-3", "sft-1", "sft-reca-1")
+    ]
+    second = load_config(place / "sft-reca-1/config.yaml")
+    assert (second.method, second.train.steps, second.seed) == ("reca", 1, 1 + reca.SEED_STRIDE)
+    assert second.model == str(place / "sft-1/round-000/train/sft/model")
+    monkeypatch.setattr(FakeModel, "draw", None)
+    reca.main([*small_arms, "--arms", *arms])
+    assert json.loads((tmp_path / "out/reca.json").read_text()) == found
+
+
+def test_stacked_arms_have_equal_compute(small_arms: list[str], tmp_path: Path) -> None:
+    """Three trainings of a step of 4 samples in 3 passes; before SRUM and RvR 12 candidates are drawn in 15 passes."""
+    stacked.main([*small_arms, "--arms", "srum", "reca_srum_rvr"])
+    found = json.loads((tmp_path / "out/stacked.json").read_text())
+    rows = {arm: [stacked.Outcome(**one) for one in own] for arm, own in found.items()}
+    learned, drawn = 3 * 4, 12 * 15
+    assert [rows[arm][0].training for arm in rows] == [0.0, 3 * (learned + drawn), 3 * learned + 2 * drawn]
+    place = tmp_path / "out/seed-1/trained"
+    assert {path.name for path in place.iterdir()} == {
+        *("srum-1", "srum-srum-1", "srum-srum-srum-1", "reca-1", "reca-srum-1", "reca-srum-rvr-1")
+    }
+    assert json.loads((place / "reca-1/forked.json").read_text())["stage"] == "images"
+    for outcomes in rows.values():
+        assert all(passes in (30.0, 60.0) for one in outcomes for passes in one.passes)
+        assert all(
+            a == b for one in outcomes for a, b, p in zip(one.once, one.again, one.passes, strict=True) if p == 30
+        )
 
 
 def records_of(*made: tuple[str, str | None, float]) -> list[TrainingRecord]:

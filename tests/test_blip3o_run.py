@@ -4,6 +4,7 @@ changes it."""
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from srum.config import dump
 from srum.loop import run_loop
 from srum.models.blip3o import Blip3o
 from tests.blip3o_tiny import BOXES, CHECKPOINT, small, teach_boxes, whole_run
@@ -19,7 +21,8 @@ from tests.launch import launch
 from tests.test_loop import files_of
 from train.trainer import Trainer
 
-DOCTOR = "from srum.cli import app; app()"
+SRUM = [sys.executable, "-c", "from srum.cli import app; app()"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python", *SRUM]
 
 
 @pytest.fixture(scope="module")
@@ -86,18 +89,35 @@ def test_a_kill_while_judging_and_while_training_changes_nothing(
     assert [name for name in ours if ours[name] != theirs[name] and "checkpoints" not in name] == []
 
 
-def test_two_processes_do_what_one_does(whole: Path, model: Path, tmp_path: Path) -> None:
-    launch(whole_run, tmp_path / "two", model)
-    one, two = (files_of(folder) for folder in (whole, tmp_path / "two"))
-    before = [name for name in one if "train/" not in name and name.startswith("round-000")]
-    assert [name for name in before if one[name] != two.get(name)] == []
+def assert_two_did_what_one_did(one: Path, two: Path) -> None:
+    """The same files, byte for byte before training; weights up to the order in which gradients are added."""
+    ours, theirs = files_of(one), files_of(two)
+    kept = [name for name in ours if "checkpoints" not in name and name != "command.txt"]
+    assert set(kept) <= theirs.keys()
+    before = [name for name in kept if "train/" not in name and name.startswith("round-000")]
+    assert before and [name for name in before if ours[name] != theirs[name]] == []
     for arm in ("srum", "region_nft"):
-        a, b = (
-            load_file(folder / "round-000" / "train" / arm / "model" / "model.safetensors")
-            for folder in (whole, tmp_path / "two")
-        )
+        a, b = (load_file(run / "round-000" / "train" / arm / "model" / "model.safetensors") for run in (one, two))
         for name in a:
             torch.testing.assert_close(a[name], b[name], rtol=1e-4, atol=2e-6)
+
+
+def test_two_processes_do_what_one_does(whole: Path, model: Path, tmp_path: Path) -> None:
+    launch(whole_run, tmp_path / "two", model)
+    assert_two_did_what_one_did(whole, tmp_path / "two")
+
+
+@pytest.mark.slow
+def test_torchrun_goes_from_prompts_to_report(whole: Path, model: Path, tmp_path: Path) -> None:
+    """``srum run --grounder native`` by two processes, and again: nothing is left to do."""
+    (tmp_path / "small.yaml").write_text(dump(small(model)))
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    command = [*TORCHRUN, "run", "--config", "small.yaml", "--grounder", "native", "--out", "two"]
+    for more in ([], ["--resume"]):
+        done = subprocess.run([*command, *more], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "two" / "report.html").is_file()
+        assert_two_did_what_one_did(whole, tmp_path / "two")
 
 
 @pytest.mark.parametrize("train", [["train.lora.rank=4"], ["train.trainable=all"]])
@@ -114,8 +134,6 @@ def test_other_things_to_train(model: Path, whole: Path, tmp_path: Path, train: 
 
 
 def test_the_doctor_knows_it() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", DOCTOR, "doctor", str(CHECKPOINT), "--size", "64"], capture_output=True, text=True
-    )
+    done = subprocess.run([*SRUM, "doctor", str(CHECKPOINT), "--size", "64"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "diffusion transformer" in done.stdout and "8x8 of 32 numbers" in done.stdout

@@ -100,7 +100,7 @@ def test_chains_of_other_settings_are_not_mixed(tmp_path: Path) -> None:
         ("srum-tiny", prompts[:1], settings, "prompts"),
         ("srum-tiny", prompts, replace(settings, max_refinements=9), "max_refinements"),
     ):
-        with pytest.raises(RunError, match=rf"other settings \(settings\.json: {differs}\)"):
+        with pytest.raises(RunError, match=rf"other settings or weights \(settings\.json: {differs}\)"):
             claim(tmp_path, model, asked, other, 0)
     with pytest.raises(RunError, match=r"eval\.count is 0"):
         claim(tmp_path / "none", "srum-tiny", [], settings, 0)

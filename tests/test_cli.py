@@ -13,8 +13,8 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from srum import models
-from srum.cli import app
+from srum import __version__, models
+from srum.cli import GROUPS, app
 from srum.config import load_config
 from srum.models.base import Written
 from srum.run_dir import alone_in
@@ -74,6 +74,7 @@ HEAVY = {"torch", "numpy", "matplotlib", "transformers", "PIL"}
         (["run", "--help"], 0),
         (["run", "--set", "typo=1"], 2),
         (["run", "--config", "nowhere.yaml"], 2),
+        (["config", "--explain", "train.lr"], 0),
         (["ground", "run", "--set", "train.lrr=1"], 2),
     ],
 )
@@ -131,7 +132,7 @@ def test_stages_are_the_run() -> None:
         assert srum(stage, "parts", "--round", "0").exit_code == 0
     assert srum("eval", "parts", "--round", "0").exit_code == 0
     assert srum("eval", "parts").exit_code == 0
-    assert srum("report", "parts").output == "parts/report.html\n"
+    assert srum("report", "parts").output == "open parts/report.html\n"
     for name in ("summary.json", "round-000/rewards.jsonl", "round-000/counts.json", "config.yaml"):
         assert Path("parts", name).read_bytes() == Path("whole", name).read_bytes()
     assert (
@@ -175,7 +176,8 @@ def test_an_arm_is_trained_once_and_the_command_says_so() -> None:
     folder = Path("run/round-000/train")
     first = srum("train", "run").output
     assert "training on" in first and "already trained" not in first
-    assert srum("train", "run").output == "".join(f"already trained: {folder / arm}\n" for arm in ARMS)
+    said = [f"already trained: {folder / arm}\n" for arm in ARMS]
+    assert srum("train", "run").output == "".join([*said, "next: srum eval run\n"])
     shutil.rmtree(folder / "sft")
     third = srum("train", "run").output
     assert third.startswith(f"already trained: {folder / 'srum'}\n") and "training on" in third
@@ -279,7 +281,8 @@ from srum.models.base import Segment
 from srum.records import Candidate
 from srum.run_dir import read_records
 from srum.stages import ROLLOUT
-from train.examples import Example, Mix, Part
+from train.examples import Example
+from train.feed import Mix, Part
 from train.methods.base import Method, cross_entropy
 
 
@@ -385,13 +388,13 @@ def test_without_a_reward_map_the_training_says_why(monkeypatch: pytest.MonkeyPa
 def test_a_run_without_an_evaluation() -> None:
     assert srum(
         "run", "--out", "run", *SETS, "--set", "eval.count=0", "--set", "eval.prompts=none.txt"
-    ).output.endswith("\nrun/report.html\n")
+    ).output.endswith("\nopen run/report.html\n")
     assert not Path("run/summary.json").exists() and not Path("run/eval").exists()
     assert error_of(srum("eval", "run")) == "run has no evaluation: eval.count is 0"
 
 
 def test_an_interruption_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*arguments: object) -> None:
+    def interrupt(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -399,3 +402,26 @@ def test_an_interruption_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> N
         result = srum("rollout", "run", *SETS)
     assert result.exit_code == 130 and result.stderr.endswith("the same command goes on, srum run with --resume\n")
     assert srum("rollout", "run").exit_code == 0
+
+
+def test_help_groups_every_command_with_run_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    page = srum("--help").output
+    places = [page.index(f" {group} ") for group in GROUPS]
+    assert places == sorted(places) and "─ Commands ─" not in page
+    assert page.index("│ run ") < min(page.index(f"│ {name} ") for name in ("rollout", "report", "config"))
+
+
+def test_version_and_the_whole_config() -> None:
+    assert srum("--version").output == f"srum {__version__}\n"
+    Path("c.yaml").write_text(srum("config", "--set", "seed=3").output)
+    assert load_config("c.yaml") == load_config(None, ["seed=3"])
+    assert srum("config", "--explain", "train.lr").output.startswith("train.lr: number > 0; by default 0.0003\n  ")
+    assert error_of(srum("config", "--explain", "train.lrr")) == "unknown key train.lrr; did you mean train.lr?"
+
+
+def test_the_shell_completes_fields_and_methods() -> None:
+    asked = {"_SRUM_COMPLETE": "complete_bash", "COMP_CWORD": "3"}
+    for words, completed in {"srum run --set train.lr": "train.lr=", "srum run --method region": "region_nft"}.items():
+        result = CliRunner().invoke(app, [], env=asked | {"COMP_WORDS": words}, prog_name="srum")
+        assert result.output.split() == [completed]

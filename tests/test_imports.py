@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-FLOORS = {"srum": 0, "grounding": 1, "judging": 1, "train": 2, "srum.loop": 3, "srum.cli": 4}
+FLOORS = {"srum": 0, "grounding": 1, "judging": 1, "train": 2, "srum.loop": 3, "srum.sweep": 3, "srum.cli": 4}
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for package in ("srum", "grounding", "judging", "train")

@@ -22,11 +22,11 @@ from srum.evaluation.accuracy import Accuracy, EvalResult
 from srum.evaluation.comparison import summarize
 from srum.loop import evaluate_arms, perform, run_loop
 from srum.models.base import MissingAbility
-from srum.rasterize import count_outcomes
+from srum.outcomes import count_outcomes
 from srum.reading import read_round
 from srum.records import Candidate, Failure, Grounding, Judgement, LayoutJudgement, Region, RegionJudgement, RewardMap
 from srum.report import to_come
-from srum.reward_map import Skipped, centred
+from srum.reward_map import Skipped, centred, usual_scores
 from srum.run import Run
 from srum.run_dir import RunError, read_records
 from tests.fakes import FakeModel, run_on_fakes
@@ -314,11 +314,11 @@ def test_which_weights_each_stage_takes_and_with_which_seeds(tmp_path: Path, mon
         loaded.setdefault((stage, k), []).append(weights)
         return FakeModel.load(weights, *arguments, **options)
 
-    def train(*arguments: Any, reproduces: bool) -> Any:
-        *_, folder, seed, _, _ = arguments
+    def train(*arguments: Any, reproduces: bool, **named: Any) -> Any:
+        *_, folder, seed = arguments
         trained.append((folder.name, reproduces))
         seeds["train"].add(seed)
-        return train_arm(*arguments, reproduces=reproduces)
+        return train_arm(*arguments, reproduces=reproduces, **named)
 
     monkeypatch.setattr(models, "load", load)
     monkeypatch.setattr("train.stage.train", train)
@@ -328,7 +328,7 @@ def test_which_weights_each_stage_takes_and_with_which_seeds(tmp_path: Path, mon
         for stage in STAGES:
             perform(run, stage, k)
     stage = "eval"
-    monkeypatch.setattr(loop, "evaluate", lambda *arguments: arguments[2:])
+    monkeypatch.setattr("srum.evaluation.comparison.evaluate", lambda *arguments: arguments[2:])
     evaluated = evaluate_arms(run, 2, tmp_path / "eval")
     assert evaluated == {arm: (run.config.eval, tmp_path / "eval" / arm, 3) for arm in ARMS}
 
@@ -376,7 +376,9 @@ def test_no_field_of_grounding_and_rasterizing_is_lost_on_the_way(
         assert given == ground and isinstance(relevant, RelevanceFilter) and relevant.threshold == 0.25
     candidates = read_records(run.round(0) / "candidates.jsonl", Candidate)
     judgements = read_records(run.round(0) / "judgements.jsonl", Judgement)
-    assert list(made_of.values()) == centred(judgements, [candidate.prompt_id for candidate in candidates])
+    prompts = [candidate.prompt_id for candidate in candidates]
+    usual = usual_scores(judgements, prompts)
+    assert list(made_of.values()) == [centred(j, usual[p]) for j, p in zip(judgements, prompts, strict=True)]
 
 
 def test_layers_in_several_places_are_not_trained(tmp_path: Path) -> None:
@@ -552,7 +554,7 @@ def test_the_report_grows_with_every_stage(
     the start and the end alone."""
     left: list[int] = []
 
-    def written(folder: Path) -> Path:
+    def written(folder: Path, running: bool = False) -> Path:
         left.append(len(to_come(Run(folder, load_config(folder / "config.yaml")))))
         return folder / "report.html"
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.contour import ContourSet
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -62,12 +63,12 @@ def test_score_colours_go_from_red_over_white_to_blue(worse: float, better: floa
 def test_candidate_boxes_lie_in_image_pixels_in_the_colour_of_their_score() -> None:
     figure = plots.candidate_figure(IMAGE, REGIONS, JUDGEMENT)
     _png(figure)
-    first, second = _boxes(figure)
+    second, first = _boxes(figure)  # what is wrong lies above the others
     assert (*first.get_xy(), first.get_width(), first.get_height()) == (4, 6, 16, 24)
     assert plots.to_hex(first.get_edgecolor()) == plots.score_colour(-0.8)
     assert plots.to_hex(second.get_edgecolor()) == plots.MISSING
     texts = _texts(figure)
-    for said in ("1 red circle -0.80", "2 no score", "background +0.00, layout +0.50", "costs $5 and $6", "no_score"):
+    for said in ("1 -0.80", "2 no score", "1 red circle  -0.80", "layout  +0.50", "costs $5 and $6", "no_score"):
         assert said in texts
 
 
@@ -81,11 +82,61 @@ def test_reward_map_covers_the_image_on_the_fixed_scale() -> None:
     reward = np.array([[-1.0, 0.0, 0.25], [0.5, 0.75, 1.0]])
     figure = plots.reward_map_figure(IMAGE, reward, "unit", grid=True)
     _png(figure)
-    overlay = figure.axes[1].images[1]
+    overlay = figure.axes[1].images[0]
     assert overlay.get_extent() == [0, 64, 48, 0]
     assert (overlay.norm.vmin, overlay.norm.vmax) == (-1, 1)
     assert np.array_equal(overlay.get_array(), reward)
     assert "unit, 2×3 latent cells" in _texts(figure)  # noqa: RUF001
+
+
+def test_a_cell_has_the_colour_that_the_bar_gives_its_value() -> None:
+    """-1 is drawn as the bar's -1, +1 as its +1: the map is opaque, and of an image without edges nothing is on it."""
+    figure = plots.reward_map_figure(IMAGE, np.array([[-1.0, 1.0]]))
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())
+    colours = []
+    for x, y in ((16, 24), (48, 24)):
+        column, row = figure.axes[1].transData.transform((x, y))
+        colours.append(pixels[len(pixels) - 1 - int(row), int(column), :3])
+    of_bar = 255 * plots.SCORE_COLOURS([0.0, 1.0])[:, :3]
+    assert np.abs(np.array(colours) - of_bar).max() <= 1
+    assert plots.score_colour(-1) == plots.to_hex(plots.SCORE_COLOURS(0.0))
+
+
+def test_outlines_are_where_the_image_changes() -> None:
+    half = Image.new("RGB", (16, 16), "white")
+    half.paste("black", (8, 0, 16, 16))
+    opaque = plots.outlines(half)[..., 3].max(axis=0)
+    assert opaque[7:9].all() and not opaque[:6].any() and not opaque[10:].any()
+    assert not plots.outlines(IMAGE)[..., 3].any()
+
+
+def test_what_is_wrong_is_said_first_and_stands_out_on_the_map() -> None:
+    assert [name for name, _, _ in plots.said_of(REGIONS, JUDGEMENT)] == ["1 red circle", "background", "layout", "2"]
+    figure = plots.candidate_figure(IMAGE, REGIONS, JUDGEMENT, np.zeros((6, 8)))
+    _png(figure)
+    on_image, on_map = ([p for p in axes.patches if isinstance(p, Rectangle)] for axes in figure.axes[:2])
+    assert [box.get_linewidth() for box in on_map] == [3.6] and on_map[0].get_xy() == (4, 6)
+    assert sorted(box.get_linewidth() for box in on_image) == [2.0, 3.6]
+
+
+def test_long_reasons_make_the_figure_taller() -> None:
+    said = [RegionJudgement(region_id=i, score=0.0, reason="very " * 60) for i in range(4)]
+    long = JUDGEMENT.model_copy(update={"regions": said})
+    low, high = (plots.candidate_figure(IMAGE, REGIONS, judgement) for judgement in (JUDGEMENT, long))
+    _png(high)
+    assert high.get_figheight() > 1.5 * low.get_figheight()
+    words = high.axes[-1]
+    assert all(0 <= y <= words.get_ylim()[0] for _, y in (text.get_position() for text in words.texts))
+
+
+def test_every_arm_has_a_loss_scale_of_its_own() -> None:
+    rows = {"sft": [{"step": 1, "loss": 100.0}, {"step": 2, "loss": 90.0}], "srum": [{"step": 1, "loss": -0.1}] * 2}
+    figure = plots.loss_figure(rows)
+    _png(figure)
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["sft", "srum"]
+    assert figure.axes[1].get_ylim()[1] < 1 < 80 < figure.axes[0].get_ylim()[0]
 
 
 def test_a_mask_is_outlined_at_the_borders_of_its_pixels() -> None:
@@ -105,7 +156,7 @@ def test_a_candidate_and_its_reward_map_in_one_figure() -> None:
     figure = plots.candidate_figure(IMAGE, REGIONS, JUDGEMENT, np.zeros((6, 8)), grid=True)
     _png(figure)
     assert len(_boxes(figure)) == 2
-    assert "reward, 6×8 latent cells" in _texts(figure) and "layout: fine" in _texts(figure)  # noqa: RUF001
+    assert "reward, 6×8 latent cells" in _texts(figure) and "fine" in _texts(figure)  # noqa: RUF001
 
 
 def test_labels_of_regions_stay_inside_the_image() -> None:
@@ -134,7 +185,7 @@ def test_weights_have_a_fixed_scale_of_their_own() -> None:
     weight = 0.6 * np.array([[-1.0, 0.0], [0.5, 1.0]]) + 0.5
     figure = plots.weight_figure(IMAGE, weight)
     _png(figure)
-    overlay = figure.axes[1].images[1]
+    overlay = figure.axes[1].images[0]
     assert (overlay.norm.vmin, overlay.norm.vmax) == (-1.5, 1.5)
     assert np.array_equal(overlay.get_array(), weight)
 
@@ -143,7 +194,7 @@ def test_reward_maps_in_rows_share_one_scale() -> None:
     rewards = {f"rule {i}": np.full((2, 2), i / 10) for i in range(5)}
     figure = plots.reward_maps_figure(IMAGE, rewards, columns=3)
     _png(figure)
-    drawn = {axes.get_title(): axes.images[1] for axes in figure.axes if axes.get_title()}
+    drawn = {axes.get_title(): axes.images[0] for axes in figure.axes if axes.get_title()}
     assert list(drawn) == list(rewards)
     assert all((overlay.norm.vmin, overlay.norm.vmax) == (-1, 1) for overlay in drawn.values())
     assert all(np.array_equal(overlay.get_array(), rewards[name]) for name, overlay in drawn.items())

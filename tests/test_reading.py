@@ -190,4 +190,4 @@ def test_a_damaged_array_is_named(copy: Path) -> None:
         with pytest.raises(ValueError, match=f"{name} is not a whole safetensors file"):
             read()
         with pytest.raises(ValueError, match=f"{name} is not a whole safetensors file"):
-            load_training_records(view.folder)
+            [(record.latent, record.reward_map) for record in load_training_records(view.folder)]

@@ -142,10 +142,13 @@ def test_the_pictures_are_drawn_from_a_run(tmp_path: Path) -> None:
     spec.loader.exec_module(pictures)
     run_on_fakes(tmp_path / "run")
     run = open_run(tmp_path / "run")
-    spread = {c.id: float(values.std()) for c in run.candidates(0) if (values := c.reward_map()) is not None}
-    assert pictures.draw_reward_map(run, 0, None, tmp_path / "a.png") == max(spread, key=spread.__getitem__)
-    other = min(spread, key=spread.__getitem__)
-    assert pictures.draw_reward_map(run, 0, other, tmp_path / "b.png") == other
+    wrong = [c for c in run.candidates(0) if c.reward and pictures.has_wrong(c)]
+    chosen = pictures.choose(run, 0, None)
+    assert chosen.id == max(wrong, key=lambda c: float(c.reward_map().std())).id  # type: ignore[union-attr]
+    assert pictures.choose(run, 0, "train-0000-0").id == "train-0000-0"
+    pictures.draw_reward_map(chosen, tmp_path / "a.png")
+    prompt = run.verdicts()["base"][0].prompt_id
+    assert pictures.draw_loop(run, chosen, prompt, tmp_path / "loop.png") == prompt
     pictures.draw_gallery(run, 0, tmp_path / "gallery.png")
     lab = {what: {"what": what, "mean": 50.0, "interval": [45.0, 55.0]} for what in ("base", "sft, 1", "sft, 3")}
     (tmp_path / "lab.json").write_text(json.dumps({"own": list(lab.values())}))
@@ -155,7 +158,7 @@ def test_the_pictures_are_drawn_from_a_run(tmp_path: Path) -> None:
         means.parent.mkdir(parents=True)
         means.write_text(json.dumps([{"t": t, "layout": -t, "detail": 1 - t, "correct": 1 - t} for t in (1.0, 0.5)]))
     pictures.draw_steps(tmp_path, tmp_path / "steps.png")
-    for name in ("a.png", "objectives.png", "steps.png"):
+    for name in ("a.png", "loop.png", "objectives.png", "steps.png"):
         with Image.open(tmp_path / name) as drawn:
             assert drawn.width > drawn.height > 300
     with Image.open(tmp_path / "gallery.png") as drawn:

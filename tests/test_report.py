@@ -18,6 +18,8 @@ from skimage.data import astronaut
 from benchmarks.report import ask, chromium, write_run
 from srum import report
 from srum.config import load_config
+from srum.evaluation.benchmark import Drawn
+from srum.outcomes import count_outcomes
 from srum.records import (
     Candidate,
     Failure,
@@ -29,7 +31,7 @@ from srum.records import (
     RegionJudgement,
     RewardMap,
 )
-from srum.report import to_come, write_report
+from srum.report import judge_of, to_come, write_report
 from srum.run import Run
 from srum.run_dir import RunError, claim_run, write_json, write_records, write_text
 
@@ -121,7 +123,7 @@ def write_round(folder: Path, prompts: int = 2) -> list[str]:
         "rewards": rewards,
     }.items():
         write_records(folder / f"{stage}.jsonl", records)
-    write_json(folder / "counts.json", {"candidates": 2 * prompts, "failures": {"no_score": prompts}})
+    write_json(folder / "counts.json", count_outcomes(groundings, judgements, ["layout_failed"] * prompts))
     return [candidate.id for candidate in candidates]
 
 
@@ -189,7 +191,25 @@ def test_everything_is_in_the_page(run: Path) -> None:
     assert "needs JavaScript" in page.text
     assert "model: srum-tiny" in page.text and "srum run --out demo" in page.text
     assert "round-000/rollout" in page.text and "12.3" in page.text
-    assert "failures / no score" in page.text
+    assert "4 candidates, 2 with a reward map. 2 without one: 2 layout failed. 6 regions judged." in page.text
+    assert "No region found on 2 images. Replies about layouts that failed: 2 no score." in page.text
+
+
+def test_benchmarks_of_the_run_and_prompts_that_training_met_are_in_the_page(run: Path) -> None:
+    """The evaluation's prompts all begin with "a photo of", as the two training prompts do; geneval asks for one."""
+    folder = run / "bench/geneval/bagel-short"
+    asked = [f"a photo of a red circle above a blue square & <b>{n}</b>" for n in (1, 7)]
+    drawn = [Drawn(item_id=f"{n}", path=f"{n}.png", prompt=text, seed=0) for n, text in enumerate(asked)]
+    write_records(folder / "images.jsonl", drawn)
+    ours = {"figures": {"overall": [0.5, 0.25, 0.75]}, "n": 2, "failures": {"no_image": 1}}
+    write_json(folder / "table-x.json", {"model": "m<i>", "setting": "bagel", "evaluator": "e 1", "ours": ours})
+    page = parse(write_report(run))
+    assert (
+        "Of 2 training prompts 0 are prompts of the evaluation, 0 more are but for their opening, 2 have its template."
+        in page.text
+    )
+    assert "Of 2 training prompts 1 are prompts of geneval, 0 more" in page.text
+    assert "overall 0.5 (0.25 to 0.75)" in page.text and "m<i>" in page.text
 
 
 def test_every_candidate_of_every_round_is_in_the_data(run: Path) -> None:
@@ -335,6 +355,18 @@ def test_a_page_of_2000_candidates_stays_below_40_megabytes(
     assert 2000 * each < 40e6
 
 
+def test_a_large_run_is_a_sample_and_an_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 32 candidates the 4 of a prompt from each half of the run, and a row for each of the 32."""
+    write_run(tmp_path, 32, 64)
+    monkeypatch.setattr(report, "SHOWN", 8)
+    page = write_report(tmp_path).read_text()
+    assert "Here are 8 of 32, of prompts evenly spaced over the run" in parse(tmp_path / "report.html").text
+    rows = [line.split(",") for line in (tmp_path / "candidates.csv").read_text().splitlines()]
+    assert len(rows) == 33 and all((tmp_path / row[-1]).exists() for row in rows[1:])
+    assert page.count('"id":"train-') == 8
+    assert [page.count(f'"round":"round-00{k}"') for k in range(4)] == [1, 0, 1, 0]
+
+
 def test_the_same_run_gives_the_same_page(run: Path) -> None:
     assert write_report(run).read_bytes() == write_report(run).read_bytes()
 
@@ -360,6 +392,35 @@ def test_the_page_says_what_is_still_to_come(run: Path, tmp_path: Path) -> None:
         "round 0: rollout, ground, judge, rasterize, train",
         f"the held-out prompts: {', '.join(ARMS)}",
     ]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        ([], "the model itself, with the newest weights in every round"),
+        (["judge.model=start"], "the model itself, with the weights that entered the run"),
+        (["judge.model=models/other"], "another model, models/other"),
+        (["judge.by=mine:Judge"], "mine:Judge, a judge of one's own"),
+        (["judge.reward=mine:reward"], "the reward function mine:reward"),
+        (
+            ["judge.server.url=http://h/v1", "judge.server.model=m", "judge.soft=false"],
+            "m on the server http://h/v1",
+        ),
+    ],
+)
+def test_the_page_names_who_judges(tmp_path: Path, overrides: list[str], named: str) -> None:
+    config = load_config(None, overrides)
+    assert judge_of(config.judge) == named
+    claim_run(tmp_path, config)
+    assert f"The judge: {named}." in parse(write_report(tmp_path)).text
+
+
+def test_the_page_of_a_run_reloads_itself_until_the_run_ends(run: Path) -> None:
+    assert "location.reload()" in write_report(run, running=True).read_text()
+    assert "location.reload()" not in write_report(run).read_text()  # interrupted, or a stage by hand
+    for k, arm in product(("round-000", "round-001"), ARMS[1:]):
+        (run / k / "train" / arm / "model").mkdir()
+    assert "location.reload()" not in write_report(run, running=True).read_text()  # nothing is to come
 
 
 @pytest.mark.parametrize("missing", ["rewards", "judgements", "regions"])

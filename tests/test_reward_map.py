@@ -12,7 +12,7 @@ from torch import Tensor
 from srum.evaluation.released import reference_map
 from srum.geometry import rle_encode
 from srum.records import Box, Candidate, Failure, Grounding, Judgement, LayoutJudgement, Region, RegionJudgement, Size
-from srum.reward_map import Overlap, Skipped, binarized, centred, rasterize, reference_grid, sample_score
+from srum.reward_map import Overlap, Skipped, binarized, centred, rasterize, reference_grid, sample_score, usual_scores
 from srum.run import find_method
 from tests.train.ranks import config_of
 from train.objective import Tokens
@@ -263,10 +263,16 @@ def test_reference_is_the_released_codes_map(boxes: list[Box], values: list[floa
     assert rewards.min() >= 0.5 and rewards.max() <= 1
 
 
+def all_centred(judgements: list[Judgement], prompts: list[str]) -> list[Judgement]:
+    """Each less what is usual for its prompt."""
+    usual = usual_scores(judgements, prompts)
+    return [centred(one, usual.get(prompt, 0.0)) for one, prompt in zip(judgements, prompts, strict=True)]
+
+
 def test_centred_scores_by_hand() -> None:
     """Candidates of p score (1 + 0.5) / 2 = 0.75 and -0.25 on average, 0.25 together; one of q scores 0.3 alone."""
     judged = [judgement({0: 1.0, 1: 0.5}), judgement({1: -0.25, 2: None}), judgement({1: 0.3}), judgement({1: None})]
-    found = centred(judged, ["p", "p", "q", "r"])
+    found = all_centred(judged, ["p", "p", "q", "r"])
     scores = [[region.score for region in one.regions] for one in found]
     assert scores == [[0.75, 0.25], [-0.5, None], [0.0], [None]]
     assert [one.layout for one in found] == [one.layout for one in judged]
@@ -285,14 +291,14 @@ def test_centred_scores_stay_in_range_and_forget_what_all_share(candidates: list
     one, other = (
         [
             [region.score or 0.0 for region in judged.regions]
-            for judged in centred([judgement(dict(enumerate(scores))) for scores in group], ["p"] * len(group))
+            for judged in all_centred([judgement(dict(enumerate(scores))) for scores in group], ["p"] * len(group))
         ]
         for group in (half, moved)
     )
     for a, b in zip(one, other, strict=True):
         assert a == pytest.approx(b, abs=1e-12) and all(-1 <= score <= 1 for score in a)
     assert sum(sum(scores) / len(scores) for scores in one) == pytest.approx(0, abs=1e-9)
-    wide = centred([judgement(dict(enumerate(scores))) for scores in candidates], ["p"] * len(candidates))
+    wide = all_centred([judgement(dict(enumerate(scores))) for scores in candidates], ["p"] * len(candidates))
     assert all(-1 <= (region.score or 0) <= 1 for judged in wide for region in judged.regions)
 
 

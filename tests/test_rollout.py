@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -13,18 +16,20 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from judging.self_judge import SelfJudge
-from srum.config import EvalConfig, RunConfig, load_config
+from srum.chat import ServerError
+from srum.config import ConfigError, EvalConfig, RunConfig, load_config
 from srum.drawing import contexts_of
 from srum.evaluation.accuracy import evaluate
 from srum.models.base import Decoding, Generated, MissingAbility, Sampling, Written
 from srum.records import Candidate, Prompt
 from srum.rollout import choose_prompts, rollout
-from srum.run_dir import open_image, read_records
+from srum.run_dir import RunError, open_image, read_records
 from srum.seeding import seed_for
 from srum.shapes.prompts import from_metadata
 from srum.shapes.render import render
 from srum.shapes.scenes import sample_scene
 from tests.fakes import FakeModel, texts_of
+from tests.servers import chat_server, serving
 
 PROMPTS = [Prompt(id=f"p{number}", text=f"prompt {number}") for number in range(3)]
 
@@ -38,12 +43,19 @@ def config(*overrides: str) -> RunConfig:
 def test_candidates_are_in_order_and_their_files_are_there(tmp_path: Path) -> None:
     candidates = rollout(FakeModel(), PROMPTS, config(), 1, tmp_path)
     assert [c.id for c in candidates] == ["p0-0", "p0-1", "p1-0", "p1-1", "p2-0", "p2-1"]
-    assert read_records(tmp_path / "candidates.jsonl", Candidate) == candidates
+    assert read_records(tmp_path / "candidates.jsonl", Candidate) == list(candidates)
     for c in candidates:
         assert c.seed == seed_for(0, 1, c.id, "rollout")
         assert c.plan == f"a plan of {c.prompt}" and c.size == (64, 64) and c.sampling["timesteps"] == 16
         assert open_image(tmp_path / c.image).size == (64, 64)
         assert load_file(tmp_path / c.latent)["latent"].shape == (3, 8, 8)
+
+
+def test_files_of_many_candidates_are_in_sub_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("srum.rollout.CROWD", 4)
+    candidates = rollout(FakeModel(), PROMPTS, config(), 0, tmp_path)
+    assert [c.image for c in candidates][3:5] == ["images/0000/p1-1.png", "images/0001/p2-0.png"]
+    assert all((tmp_path / name).exists() for c in candidates for name in c.files())
 
 
 def test_a_share_of_a_prompts_candidates_plans(tmp_path: Path) -> None:
@@ -81,7 +93,7 @@ def test_the_latent_is_the_samplers_own(tmp_path: Path) -> None:
 def test_batch_size_and_company_change_no_candidate(tmp_path: Path) -> None:
     all_at_once = rollout(FakeModel(), PROMPTS, config("rollout.batch_size=64"), 0, tmp_path / "a")
     alone = rollout(FakeModel(), PROMPTS[2:], config("rollout.batch_size=1"), 0, tmp_path / "b")
-    assert all_at_once[4:] == alone
+    assert list(all_at_once)[4:] == list(alone)
     assert (tmp_path / "a" / alone[0].image).read_bytes() == (tmp_path / "b" / alone[0].image).read_bytes()
 
 
@@ -222,3 +234,82 @@ def test_a_model_without_plans_is_refused(tmp_path: Path) -> None:
 def test_prompts_without_metadata_cannot_be_checked(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"prompt 'p0' .* not of the embedded world: include"):
         evaluate(FakeModel(), PROMPTS, EvalConfig(), tmp_path, seed=0)
+
+
+# --- a server draws
+
+
+def by_server(url: str, *overrides: str) -> RunConfig:
+    named = [f"rollout.server.url={url}", "rollout.server.model=m", "rounds=1", "rollout.planned_share=0.5"]
+    return config(*named, *overrides)
+
+
+def test_a_server_draws_what_the_model_draws_in_process(tmp_path: Path) -> None:
+    """The same records, seeds, plans and images; latents are what the run's own model encodes of these images."""
+    here = rollout(FakeModel(), PROMPTS, config("rollout.planned_share=0.5"), 0, tmp_path / "here")
+    with serving(FakeModel()) as url:
+        there = rollout(FakeModel(), PROMPTS, by_server(url), 0, tmp_path / "there")
+    assert [c.model_copy(update={"sampling": {}}) for c in here] == [
+        c.model_copy(update={"sampling": {}}) for c in there
+    ]
+    assert {c.plan is None for c in there} == {True, False}
+    assert there[0].sampling == here[0].sampling | {"server": {"url": url, "model": "m"}}
+    for candidate in there:
+        image = open_image(tmp_path / "there" / candidate.image)
+        assert image.tobytes() == open_image(tmp_path / "here" / candidate.image).tobytes()
+        (encoded,) = FakeModel().encode([image])
+        assert torch.equal(load_file(tmp_path / "there" / candidate.latent)["latent"], encoded)
+    counts = json.loads((tmp_path / "there/rollout_counts.json").read_text())
+    assert counts == {"asked": 6, "drawn": 6, "not_drawn": {}}
+
+
+def png(image: Image.Image) -> str:
+    data = io.BytesIO()
+    image.save(data, format="png")
+    return base64.b64encode(data.getvalue()).decode()
+
+
+def test_images_that_a_server_does_not_draw_are_counted_and_no_candidates(tmp_path: Path) -> None:
+    """One is refused, one is no image, one has an address in place of an image; a busy server is asked again, and
+    another size is resized as the model encodes it."""
+    bodies: list[dict[str, Any]] = []
+
+    def behave(body: dict[str, Any]) -> Any:
+        bodies.append(body)
+        if len(bodies) == 1:
+            return 429, {"Retry-After": "0"}, {}
+        data = {
+            "prompt 0": {"b64_json": png(Image.new("RGB", (100, 52)))},
+            "prompt 1": {"b64_json": base64.b64encode(b"no image").decode()},
+            "prompt 2": {"url": "http://example.com/a.png"},
+        }
+        if body["seed"] == seed_for(0, 0, "p0-1", "rollout"):
+            return 400, {}, {"error": "not that one"}
+        return 200, {}, {"data": [data[body["prompt"]]]}
+
+    extra = ["rollout.server.extra={response_format: null, num_inference_steps: 9}", "rollout.server.concurrency=1"]
+    with chat_server(behave) as url:
+        made = rollout(FakeModel(), PROMPTS, by_server(url, *extra), 0, tmp_path)
+    assert [(c.id, c.size) for c in made] == [("p0-0", (48, 96))]
+    assert read_records(tmp_path / "candidates.jsonl", Candidate) == made and made[0].plan is None
+    counts = json.loads((tmp_path / "rollout_counts.json").read_text())
+    kinds = {"HTTP 400": 1, "the reply is not a readable image": 2, "no image in base64": 2}
+    assert counts == {"asked": 6, "drawn": 1, "not_drawn": kinds}
+    assert len(bodies) == 7 and bodies[0] == bodies[1] and bodies[0]["size"] == "64x64" and bodies[0]["plan"] is True
+    assert "response_format" not in bodies[0] and bodies[0]["num_inference_steps"] == 9
+    assert "plan" not in bodies[2] and bodies[2]["seed"] == seed_for(0, 0, "p0-1", "rollout")
+
+
+def test_a_server_that_draws_nothing_ends_the_stage(tmp_path: Path) -> None:
+    with chat_server(lambda _: (200, {}, {"data": []})) as url, pytest.raises(RunError, match="drew none of 6 images"):
+        rollout(FakeModel(), PROMPTS, by_server(url), 0, tmp_path)
+    with chat_server(lambda _: (404, {}, {})) as url, pytest.raises(ServerError, match="HTTP 404 for model 'm'"):
+        rollout(FakeModel(), PROMPTS, by_server(url), 0, tmp_path)
+    assert not (tmp_path / "candidates.jsonl").exists()
+    with serving(FakeModel()) as url:
+        assert len(rollout(FakeModel(), PROMPTS, by_server(url), 0, tmp_path)) == 6
+
+
+def test_a_server_draws_one_round() -> None:
+    with pytest.raises(ConfigError, match=r"rounds: rollout\.server draws with the weights that it was started with"):
+        by_server("http://localhost:1/v1", "rounds=2")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 import time
@@ -30,6 +31,7 @@ from srum.run_dir import (
     finished,
     inside,
     open_image,
+    read_by_id,
     read_prompts,
     read_records,
     round_dirs,
@@ -58,7 +60,7 @@ class Work:
 
 
 def stage(folder: Path, work: Work, batch_size: int = 3) -> list[Prompt]:
-    return run_stage(folder, "things", Prompt, ITEMS, batch_size, work, gaps=bool(work.skip))
+    return list(run_stage(folder, "things", Prompt, ITEMS, batch_size, work, gaps=bool(work.skip)))
 
 
 def test_a_stage_writes_one_file_and_is_not_done_again(tmp_path: Path) -> None:
@@ -104,6 +106,18 @@ def test_two_interruptions_keep_the_shards_of_both(tmp_path: Path) -> None:
             stage(tmp_path, Work(fail_at=place), size)
     rest = Work()
     assert [record.id for record in stage(tmp_path, rest, 5)] == list(ITEMS) and rest.batches == [["p6"]]
+
+
+def test_records_stay_in_their_file(tmp_path: Path) -> None:
+    """Found by id after a pickle, too; a file that changes meanwhile is noticed."""
+    made = list(stage(tmp_path, Work()))
+    path = tmp_path / "things.jsonl"
+    records = pickle.loads(pickle.dumps(read_by_id(path, Prompt)))
+    assert list(records.values()) == made and records["p3"] == made[3] and "p9" not in records
+    records = read_by_id(path, Prompt)
+    path.write_bytes(path.read_bytes().replace(b"number 0", b"number 00"))
+    with pytest.raises(RunError, match=r"things\.jsonl: p4"):
+        records["p4"]
 
 
 def test_a_finished_file_of_other_items_is_refused(tmp_path: Path) -> None:
@@ -421,10 +435,11 @@ def test_a_run_killed_before_its_config_was_there_starts(tmp_path: Path) -> None
 
 
 def test_prompts_of_a_text_file(tmp_path: Path) -> None:
-    (tmp_path / "p.txt").write_bytes("\ufeffa red square\r\n\r\n  two é  \n".encode())
+    (tmp_path / "p.txt").write_bytes("\ufeffa red square\r\n\r\n  two é  \n # not #3\na #4\n".encode())
     assert [(p.id, p.text) for p in read_prompts(tmp_path / "p.txt")] == [
         ("line-0001", "a red square"),
         ("line-0003", "two é"),
+        ("line-0005", "a #4"),
     ]
 
 
@@ -503,6 +518,14 @@ def test_times_add_up_over_interruptions(tmp_path: Path) -> None:
         pass
     times = json.loads(path.read_text())
     assert 5.0 <= times["judge"] < 6.0 and 0.01 <= times["ground"] < 1.0
+
+
+def test_what_is_timed_within_a_stage_counts_once(tmp_path: Path) -> None:
+    path = tmp_path / "timings.json"
+    with StageTimer(path).stage("train"), StageTimer(path).stage("train/sft"):
+        time.sleep(0.2)
+    times = json.loads(path.read_text())
+    assert times["train/sft"] >= 0.2 > times["train"] >= 0
 
 
 def test_seeds_are_stable_and_their_parts_count() -> None:

@@ -11,9 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -32,22 +30,10 @@ from srum.models.base import Decoding, Generated, Sampling, Segment, Written, to
 from srum.run import Run
 from srum.serve import Http, Limits, ServeError, Service
 from tests.fakes import FakeModel
+from tests.servers import serving
 
 SMALL = Sampling(size=(64, 64), timesteps=4)
 RED = Image.new("RGB", (64, 64), "red")
-
-
-@contextmanager
-def serving(model: Any, limits: Limits | None = None, key: str = "") -> Iterator[str]:
-    with pytest.MonkeyPatch.context() as patch, Http(Service(model, "m", limits), port=0, key=key) as server:
-        patch.setenv("no_proxy", "*")
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield server.address
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 def post(address: str, path: str, body: Any, **headers: str) -> tuple[int, Any]:
@@ -63,7 +49,11 @@ def post(address: str, path: str, body: Any, **headers: str) -> tuple[int, Any]:
 
 
 def image_of(data: dict[str, Any]) -> Image.Image:
-    return Image.open(io.BytesIO(base64.b64decode(data["b64_json"])))
+    return _of_base64(data["b64_json"])
+
+
+def _of_base64(text: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(text)))
 
 
 def drawing(**fields: Any) -> dict[str, Any]:
@@ -92,6 +82,36 @@ def test_replies_and_images_are_those_of_the_model_in_process(tiny: Any) -> None
         assert near < 1 < far  # two in a batch round otherwise; the second has another seed
         _, change = post(address, "/v1/images/edits", drawing(prompt="make it blue", image=chat.data_uri(RED)))
         assert image_of(change["data"][0]).tobytes() == edited.image.tobytes()
+
+
+def test_the_openai_client_draws_edits_and_judges(tiny: Any) -> None:
+    """The package itself: what it gets is what the model gives in process, and what is refused is its own errors."""
+    openai = pytest.importorskip("openai")
+    data = io.BytesIO()
+    RED.save(data, format="png")
+    context = [Segment("seen", image=RED), Segment("text", text="What is this?")]
+    (written,) = tiny.write([context], Decoding(max_tokens=12), [0])
+    (drawn,) = draw_prompts(tiny, ["a red circle"], SMALL, [3])
+    begun, size = to_edit(tiny, RED)
+    (edited,) = tiny.draw([[*begun, Segment("text", text="make it blue", droppable=True)]], SMALL, [3], sizes=[size])
+    settings = {"seed": 3, "timesteps": 4}
+    with serving(tiny, key="secret") as address:
+        client = openai.OpenAI(base_url=address, api_key="secret", max_retries=0)
+        assert [model.id for model in client.models.list()] == ["m"]
+        reply = client.chat.completions.create(
+            model="m", messages=[user(RED, "What is this?")], max_tokens=12, temperature=0
+        )
+        assert (reply.choices[0].message.content, reply.usage.completion_tokens) == (written.text, len(written.ids))
+        made = client.images.generate(model="m", prompt="a red circle", size="64x64", extra_body=settings)
+        assert _of_base64(made.data[0].b64_json).tobytes() == drawn.image.tobytes()
+        changed = client.images.edit(
+            model="m", image=("red.png", data.getvalue()), prompt="make it blue", size="64x64", extra_body=settings
+        )
+        assert _of_base64(changed.data[0].b64_json).tobytes() == edited.image.tobytes()
+        with pytest.raises(openai.BadRequestError, match="size: image size"):
+            client.images.generate(model="m", prompt="a red circle", size="60x60")
+        with pytest.raises(openai.AuthenticationError):
+            openai.OpenAI(base_url=address, api_key="other", max_retries=0).models.list()
 
 
 def test_a_form_with_a_file_is_an_edit_too() -> None:
@@ -124,12 +144,13 @@ def test_a_plan_comes_first_where_it_is_asked_for() -> None:
     assert image_of(body["data"][0]).tobytes() == expected.image.tobytes()
 
 
-def test_judging_through_it_gives_the_same_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drawing_and_judging_through_it_gives_the_same_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "load", FakeModel.load)
-    small = ["prompt_count=3", "candidates_per_prompt=2", "judge.soft=false", "judge.retries=0"]
+    small = ["rounds=1", "prompt_count=3", "candidates_per_prompt=2", "judge.soft=false", "judge.retries=0"]
     runs = []
     with serving(FakeModel()) as address:
-        for name, fields in {"here": [], "there": [f"judge.server.url={address}", "judge.server.model=m"]}.items():
+        named = [f"{part}.server.{field}" for part in ("rollout", "judge") for field in (f"url={address}", "model=m")]
+        for name, fields in {"here": [], "there": named}.items():
             runs.append(Run(tmp_path / name, load_config(None, [*small, *fields])))
             for stage in ("rollout", "ground", "judge"):
                 perform(runs[-1], stage, 0)

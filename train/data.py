@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -13,13 +13,31 @@ from judging.instructions import Instructions, load_instructions
 from srum.config import TrainConfig
 from srum.errors import TrainingError
 from srum.json_files import read_json
+from srum.lazy import Lazy
 from srum.models.base import Segment
 from srum.records import Candidate, Grounding, Judged, Judgement, RewardMap
 from srum.run_dir import RunError, read_by_id
 from srum.tensors import read_tensor
-from train.examples import Example, Mix, Part, hold_out
+from train.examples import Example, hold_out
+from train.feed import Mix, Part
 
 ROUNDING = 1e-5  # how far float32 arithmetic may carry a reward past its range
+
+
+class Array:
+    """A field that is given as a tensor, as a file, or as what makes it; the latter two each time it is asked for."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = f"_{name}"
+
+    def __get__(self, record: object | None, owner: type | None = None) -> Tensor:
+        if record is None:
+            raise AttributeError("the field has no default")
+        kept = vars(record)[self.name]
+        return read_tensor(kept) if isinstance(kept, Path) else kept if isinstance(kept, Tensor) else kept()
+
+    def __set__(self, record: object, value: Tensor | Path | Callable[[], Tensor]) -> None:
+        vars(record)[self.name] = value
 
 
 @dataclass(frozen=True)
@@ -31,8 +49,9 @@ class TrainingRecord:
     """
 
     candidate: Candidate
-    latent: Tensor
-    reward_map: Tensor
+    latent: Array = Array()
+    reward_map: Array = Array()
+    _: KW_ONLY
     mapping: Literal["signed", "unit"]
     alpha: float
     sample_score: float
@@ -42,20 +61,29 @@ class TrainingRecord:
         """The sample's one score on the scale of its reward map."""
         return self.sample_score if self.mapping == "signed" else (self.sample_score + 1) / 2
 
+    @property
+    def target(self) -> Segment:
+        """The latent as what is to be drawn; one in a file is read at every visit."""
+        kept = vars(self)["_latent"]
+        if isinstance(kept, Path):
+            return Segment("noisy", file=kept, loss=True)
+        return Segment("noisy", latent=self.latent, loss=True)
 
-def load_training_records(folder: Path) -> list[TrainingRecord]:
-    """The training records in the folder of a round, in the order of its candidates.
+
+def load_training_records(folder: Path) -> Sequence[TrainingRecord]:
+    """The training records in the folder of a round, in the order of its candidates, made when they are asked for.
 
     Reads ``candidates.jsonl`` and ``rewards.jsonl``; a candidate whose judgement failed is in the first only. Raises
-    RunError for a missing or malformed file and where a reward map is not what its line says, and TrainingError
-    where there are none.
+    RunError for a missing or malformed file and, where it is asked for, for a reward map that is not what its line
+    says, and TrainingError where there are none.
     """
     candidates = read_by_id(folder / "candidates.jsonl", Candidate)
     rewards = read_by_id(folder / "rewards.jsonl", RewardMap, candidates, gaps=True)
     if not rewards:
         skipped = read_json(folder / "counts.json")["skipped"]
         raise TrainingError(f"nothing to train on: no candidate of {folder} has a reward map, because of {skipped}")
-    return [_load(folder, candidate, rewards[name]) for name, candidate in candidates.items() if name in rewards]
+    names = [name for name in candidates if name in rewards]
+    return Lazy(names, lambda name: _record(folder, candidates[name], rewards[name]))
 
 
 def candidate_mix(
@@ -76,23 +104,23 @@ def candidate_mix(
 
 def candidate_examples(
     records: Sequence[TrainingRecord], credits: Sequence[Tensor], plan_in_context: bool = False
-) -> list[Example]:
+) -> Sequence[Example]:
     """Text -> image: the prompt, its plan where wanted and made, and the latent with its loss and credit.
 
     Texts drop together.
     """
-    return [
-        Example(
+
+    def example(number: int) -> Example:
+        record = records[number]
+        texts = texts_of(record.candidate, plan_in_context)
+        return Example(
             id=record.candidate.id,
             group=record.candidate.prompt_id,
-            segments=[
-                *(Segment("text", text=text, droppable=True) for text in texts_of(record.candidate, plan_in_context)),
-                Segment("noisy", latent=record.latent, loss=True),
-            ],
-            credit=(credit,),
+            segments=[*(Segment("text", text=text, droppable=True) for text in texts), record.target],
+            credit=Lazy([number], credits.__getitem__),
         )
-        for record, credit in zip(records, credits, strict=True)
-    ]
+
+    return Lazy(range(len(records)), example)
 
 
 def texts_of(candidate: Candidate, plan_in_context: bool) -> list[str]:
@@ -100,7 +128,7 @@ def texts_of(candidate: Candidate, plan_in_context: bool) -> list[str]:
     return [candidate.prompt] if candidate.plan is None or not plan_in_context else [candidate.prompt, candidate.plan]
 
 
-def load_replies(folder: Path, instructions: str) -> list[Example]:
+def load_replies(folder: Path, instructions: str) -> Sequence[Example]:
     """The replies of a round's judgements that could be read at once: image, question, reply with its loss.
 
     Questions are those of the ``instructions`` that were asked. Raises TrainingError where there are none.
@@ -108,15 +136,25 @@ def load_replies(folder: Path, instructions: str) -> list[Example]:
     asked = load_instructions(instructions)
     candidates = read_by_id(folder / "candidates.jsonl", Candidate)
     groundings = read_by_id(folder / "regions.jsonl", Grounding, candidates)
-    replies = []
-    for name, judgement in read_by_id(folder / "judgements.jsonl", Judgement, candidates).items():
-        for number, (question, judged) in enumerate(_questions(asked, candidates[name], groundings[name], judgement)):
-            if all(one.failure is None and one.attempts == 1 and one.raw for one in judged):
-                image = folder / candidates[name].image
-                replies.append(_reply(f"{name}/{number}", image, question, judged[0].raw))
-    if not replies:
+    judgements = read_by_id(folder / "judgements.jsonl", Judgement, candidates)
+
+    def questions(name: str) -> list[tuple[str, Sequence[Judged]]]:
+        return _questions(asked, candidates[name], groundings[name], judgements[name])
+
+    def reply(place: tuple[str, int]) -> Example:
+        name, number = place
+        question, judged = questions(name)[number]
+        return _reply(f"{name}/{number}", folder / candidates[name].image, question, judged[0].raw)
+
+    places = [
+        (name, number)
+        for name in judgements
+        for number, (_, judged) in enumerate(questions(name))
+        if all(one.failure is None and one.attempts == 1 and one.raw for one in judged)
+    ]
+    if not places:
         raise TrainingError("train.replies: there is no reply to learn; the judge's were unreadable, or forced")
-    return replies
+    return Lazy(places, reply)
 
 
 def _questions(
@@ -141,17 +179,21 @@ def _reply(name: str, image: Path, question: str, reply: str) -> Example:
     return Example(id=name, segments=segments)
 
 
-def _load(folder: Path, candidate: Candidate, reward: RewardMap) -> TrainingRecord:
+def _record(folder: Path, candidate: Candidate, reward: RewardMap) -> TrainingRecord:
+    return TrainingRecord(
+        candidate=candidate,
+        latent=folder / candidate.latent,
+        reward_map=lambda: _reward_map(folder, reward),
+        mapping=reward.mapping,
+        alpha=reward.alpha,
+        sample_score=reward.sample_score,
+    )
+
+
+def _reward_map(folder: Path, reward: RewardMap) -> Tensor:
     values = read_tensor(folder / reward.values)
     low = -1.0 if reward.mapping == "signed" else 0.0
     in_range = bool(((values >= low - ROUNDING) & (values <= 1 + ROUNDING)).all())
     if tuple(values.shape) != reward.grid or not in_range:
         raise RunError(f"{reward.values}: expected {reward.grid} in [{low}, 1], got {tuple(values.shape)}: {values}")
-    return TrainingRecord(
-        candidate=candidate,
-        latent=read_tensor(folder / candidate.latent),
-        reward_map=values,
-        mapping=reward.mapping,
-        alpha=reward.alpha,
-        sample_score=reward.sample_score,
-    )
+    return values

@@ -1,10 +1,11 @@
 """What feeds the trainer: the packs of each step, of which each process makes its own.
 
-``ExampleFeed`` draws them from examples; pretraining has a feed whose packs come from worker processes.
+A ``Mix`` of examples has them drawn by ``ExampleFeed``; pretraining has a feed whose packs come from worker processes.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -12,10 +13,13 @@ from typing import Any, Protocol
 import torch
 
 from srum.config import TrainConfig
+from srum.errors import TrainingError
 from srum.models.base import UnifiedModel
 from srum.processes import Processes
-from train.examples import Example, Mix, generator_for, in_all_words
-from train.packs import Pack, Sample, at_every_timestep, cut, draw, make_pack, opened
+from srum.tensors import tensor_shape
+from train.examples import Example, draw_order, generator_for, in_all_words
+from train.metrics import TIMESTEP_BINS
+from train.packs import Pack, Sample, at_timestep, cut, draw, make_pack, measured, opened, worded
 
 
 @dataclass(frozen=True)
@@ -50,9 +54,13 @@ class Feed(Protocol):
         """What is held out, the same every time; nothing where nothing is."""
         ...
 
+    def compared(self) -> Mapping[str, Iterator[Step]]:
+        """What is measured before the first step and never learned (``Mix``)."""
+        ...
+
 
 class Source(Protocol):
-    """What is learned: examples (``train.examples.Mix``), or what else can be made a feed of."""
+    """What is learned: examples (a ``Mix``), or what else can be made a feed of."""
 
     def digest(self) -> str:
         """A checksum of what is learned, for resuming."""
@@ -61,6 +69,80 @@ class Source(Protocol):
     def feed(self, model: UnifiedModel, config: TrainConfig, seed: int, processes: Processes) -> Feed:
         """The steps, as this model and these processes take them."""
         ...
+
+
+@dataclass(frozen=True)
+class Part:
+    """Examples of one kind, ``per_step`` of them in each step, from an endless stream of seeded permutations.
+
+    ``name`` tells the streams of a mix apart.
+    """
+
+    name: str
+    examples: Sequence[Example]
+    per_step: int
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Examples of several kinds, exactly so many of each in every step.
+
+    ``compared``: examples by what they are called, of which nothing is learned; before the first step their losses are
+    told to the method (``Method.remark``).
+    """
+
+    parts: Sequence[Part]
+    held_out: Sequence[Example] = ()
+    compared: Mapping[str, Sequence[Example]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for part in self.parts:
+            if part.per_step and not part.examples:
+                rest = f" beside {len(self.held_out)} to validate with" if self.held_out else ""
+                raise TrainingError(f"there is nothing to train on: no {part.name or 'examples'}{rest}")
+
+    @classmethod
+    def of_shares(cls, kinds: Mapping[str, Sequence[Example]], shares: Mapping[str, int], batch_size: int) -> Mix:
+        """The kinds by their ``shares`` (2 : 1 : 1) of a batch. Raises TrainingError where that does not divide."""
+        whole = sum(shares.values())
+        if batch_size % whole:
+            raise TrainingError(
+                f"train.batch_size: {batch_size} is no multiple of {whole}, the sum of the shares {shares}"
+            )
+        return cls([Part(name, kinds[name], batch_size // whole * share) for name, share in shares.items()])
+
+    def at(self, step: int, seed: int) -> list[tuple[int, Example]]:
+        """(epoch, example) of a step: of each part in turn."""
+        return [
+            (epoch, part.examples[index])
+            for part in self.parts
+            for epoch, index in draw_order(
+                len(part.examples), step * part.per_step, (step + 1) * part.per_step, seed, part.name
+            )
+        ]
+
+    def feed(self, model: UnifiedModel, config: TrainConfig, seed: int, processes: Processes) -> ExampleFeed:
+        """The steps, as this model and these processes take them."""
+        return ExampleFeed(model, self, config, seed, processes)
+
+    def __str__(self) -> str:
+        return f"{sum(len(part.examples) for part in self.parts)} examples"
+
+    def digest(self) -> str:
+        """A checksum of the examples in order: ids, texts, credits.
+
+        It reads these and looks whether the files of latents are whole: what is damaged is found before the first step.
+        """
+        total = hashlib.sha256()
+        for example in (*(e for part in self.parts for e in part.examples), *self.held_out):
+            texts = [(s.kind, s.text or s.ids or s.texts or None, s.loss) for s in example.segments]
+            total.update(repr((example.id, texts)).encode())
+            for segment in example.segments:
+                if segment.file:
+                    tensor_shape(segment.file)
+            for credit in example.credit:
+                total.update(credit.numpy().tobytes())
+        return total.hexdigest()
 
 
 class ExampleFeed:
@@ -72,30 +154,43 @@ class ExampleFeed:
         self.model, self.mix, self.config, self.seed, self.processes = model, mix, config, seed, processes
         if "prepare" in model.abilities:
             preparing: Any = model
-            examples = (*(example for part in mix.parts for example in part.examples), *mix.held_out)
-            preparing.prepare(opened(model, one).segments for example in examples for one in in_all_words(example))
+            others = (*mix.held_out, *(example for kind in mix.compared.values() for example in kind))
+            examples = (*(example for part in mix.parts for example in part.examples), *others)
+            preparing.prepare(
+                opened(model, worded(one)).segments for example in examples for one in in_all_words(example)
+            )
 
     def step(self, number: int) -> Step:
         """The examples of the step with their dropout, timesteps and noise."""
-        visits = self.mix.at(number, self.seed)
-        drawn = [(epoch, opened(self.model, example, self.seed, epoch)) for epoch, example in visits]
-        packs = self.own_packs([self.model.length(example.segments) for _, example in drawn])
-        samples = [([self.draw(*drawn[place]) for place in members], counted) for members, counted in packs]
-        return self._step(samples, [example for _, example in drawn])
+        visits = [(epoch, worded(example, self.seed, epoch)) for epoch, example in self.mix.at(number, self.seed)]
+        packs = self.own_packs([measured(self.model, example) for _, example in visits])
+        samples = [([self.draw(*visits[place]) for place in members], counted) for members, counted in packs]
+        return self._step(samples, [example for _, example in visits])
 
     def validation(self) -> Iterator[Step]:
         """Every example that is held out, at one timestep of every bin, by batches."""
-        held_out = [opened(self.model, example) for example in self.mix.held_out]
-        samples = [s for e in held_out for s in at_every_timestep(self.model, e, self.config, self.seed)]
-        for start in range(0, len(samples), self.config.batch_size):
-            batch = samples[start : start + self.config.batch_size]
-            packs = self.own_packs([self.model.length(sample.segments) for sample in batch])
-            own = [([batch[place] for place in members], counted) for members, counted in packs]
-            yield self._step(own, [sample.example for sample in batch])
+        yield from self._whole(self.mix.held_out)
+
+    def compared(self) -> Mapping[str, Iterator[Step]]:
+        """The same of what is compared; examples of one id have the same noise."""
+        return {name: self._whole(examples) for name, examples in self.mix.compared.items()}
+
+    def _whole(self, examples: Sequence[Example]) -> Iterator[Step]:
+        places = [(number, bin) for number in range(len(examples)) for bin in range(TIMESTEP_BINS)]
+        for start in range(0, len(places), self.config.batch_size):
+            batch = [(worded(examples[number]), bin) for number, bin in places[start : start + self.config.batch_size]]
+            packs = self.own_packs([measured(self.model, example) for example, _ in batch])
+            own = [([self.look(*batch[place]) for place in members], counted) for members, counted in packs]
+            yield self._step(own, [example for example, _ in batch])
 
     def draw(self, epoch: int, example: Example) -> Sample:
-        """The example as this epoch sees it."""
-        return draw(self.model, example, self.config, generator_for(self.seed, epoch, example.id))
+        """The example as this epoch sees it, its files read."""
+        generator = generator_for(self.seed, epoch, example.id)
+        return draw(self.model, opened(self.model, example), self.config, generator)
+
+    def look(self, example: Example, bin: int) -> Sample:
+        """The example as every validation sees it at a timestep, its files read."""
+        return at_timestep(self.model, opened(self.model, example), self.config, self.seed, bin)
 
     def own_packs(self, lengths: Sequence[int]) -> list[tuple[list[int], bool]]:
         """Those of this process."""

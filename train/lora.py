@@ -15,7 +15,7 @@ from typing import Any
 import peft
 import torch
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from srum.config import LoraConfig
@@ -56,10 +56,15 @@ def adapted(model: TrainableModel, trained: Collection[str], config: LoraConfig)
     try:
         yield [name for name, parameter in model.network.named_parameters() if parameter.requires_grad]
     finally:
-        for name, layer in _layers(model.network):
-            parent, _, child = name.rpartition(".")
-            setattr(model.network.get_submodule(parent), child, layer.get_base_layer())
-        del model.network.peft_config
+        unwrap(model.network)
+
+
+def unwrap(network: nn.Module) -> None:
+    """Put back the layers that peft wrapped."""
+    for name, layer in _layers(network):
+        parent, _, child = name.rpartition(".")
+        setattr(network.get_submodule(parent), child, layer.get_base_layer())
+    del network.peft_config
 
 
 @torch.no_grad()
@@ -114,6 +119,18 @@ def save_adapter(updates: Mapping[str, Tensor], config: LoraConfig, folder: Path
         PEFT_PREFIX + name.replace(f".{ADAPTER}.", "."): tensor.cpu().contiguous() for name, tensor in updates.items()
     }
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def add_adapter(network: nn.Module, folder: Path) -> None:
+    """Add the updates of a PEFT adapter in ``folder``, such as ``save_adapter`` writes, to the weights."""
+    config = peft.LoraConfig.from_pretrained(str(folder))
+    peft.inject_adapter_in_model(config, network, ADAPTER)
+    values = load_file(folder / "adapter_model.safetensors")
+    own = {name: parameter for name, parameter in network.named_parameters() if ".lora_" in name}
+    for name, parameter in own.items():
+        parameter.data.copy_(values[PEFT_PREFIX + name.replace(f".{ADAPTER}.", ".")])
+    merge(network)
+    unwrap(network)
 
 
 def _layers(network: nn.Module) -> list[tuple[str, Any]]:

@@ -88,6 +88,10 @@ class OnlineFeed:
         own = [([samples[place] for place in members], counted) for members, counted in packs]
         return packed_step(self.model, own, played.examples, self.processes, played.facts)
 
+    def compared(self) -> Mapping[str, Iterator[Step]]:
+        """Nothing."""
+        return {}
+
     def validation(self) -> Iterator[Step]:
         """Nothing is held out: the evaluation is what tells."""
         return iter(())

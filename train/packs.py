@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from srum.config import TrainConfig
 from srum.errors import TrainingError
 from srum.models.base import Corruption, Segment, TrainingForward, UnifiedModel
-from srum.run_dir import open_image
-from srum.tensors import read_tensor
+from srum.run_dir import image_size, open_image
+from srum.tensors import read_tensor, tensor_shape
 from train.examples import Example, Sampled, generator_for
 from train.metrics import TIMESTEP_BINS
 from train.objective import Draws
@@ -33,19 +34,43 @@ class Sample:
     corruptions: Sequence[Corruption]
 
 
-def opened(model: UnifiedModel, example: Example, *visit: int) -> Example:
-    """The example with the images and latents of its files, and with one of the texts of each segment that has several,
-    drawn by (seed, epoch), the ``visit``; without it the first. Raises ImageError and TensorError."""
-    if not any(s.texts or s.file or isinstance(s.image, Path) for s in example.segments):
+def worded(example: Example, *visit: int) -> Example:
+    """The example with one of the texts of each segment that has several, drawn by (seed, epoch), the ``visit``;
+    without it the first."""
+    if not any(segment.texts for segment in example.segments):
         return example
     generator = generator_for(*visit, example.id, "text") if visit else None
-    return replace(example, segments=[_opened(model, segment, generator) for segment in example.segments])
+    return replace(example, segments=[_worded(segment, generator) for segment in example.segments])
 
 
-def _opened(model: UnifiedModel, segment: Segment, generator: torch.Generator | None) -> Segment:
-    if segment.texts:
-        place = 0 if generator is None else int(torch.randint(len(segment.texts), (), generator=generator))
-        return replace(segment, text=segment.texts[place], texts=())
+def _worded(segment: Segment, generator: torch.Generator | None) -> Segment:
+    if not segment.texts:
+        return segment
+    place = 0 if generator is None else int(torch.randint(len(segment.texts), (), generator=generator))
+    return replace(segment, text=segment.texts[place], texts=())
+
+
+def measured(model: UnifiedModel, example: Example) -> int:
+    """Tokens that the example takes in a pack; of its files the beginnings are read, which say how large they are."""
+    return model.length([_blank(model, segment) for segment in example.segments])
+
+
+def _blank(model: UnifiedModel, segment: Segment) -> Segment:
+    if segment.file:
+        return replace(segment, latent=torch.empty(tensor_shape(segment.file), device="meta"), file=None)
+    if isinstance(segment.image, Path):
+        image = Image.new("RGB", image_size(segment.image))
+        return replace(segment, image=image if segment.side else model.resized(image))
+    return segment
+
+
+def opened(model: UnifiedModel, example: Example) -> Example:
+    """The example with the images, latents and credits of its files. Raises ImageError and TensorError."""
+    segments = [_opened(model, segment) for segment in example.segments]
+    return replace(example, segments=segments, credit=tuple(example.credit))
+
+
+def _opened(model: UnifiedModel, segment: Segment) -> Segment:
     if segment.file:
         return replace(segment, latent=read_tensor(segment.file), file=None)
     if isinstance(segment.image, Path):
@@ -70,15 +95,12 @@ def draw(model: UnifiedModel, example: Example, config: TrainConfig, generator: 
     return Sample(example, segments, _corruptions(model, segments, config.timestep_shift, generator))
 
 
-def at_every_timestep(model: UnifiedModel, example: Example, config: TrainConfig, seed: int) -> list[Sample]:
-    """The example whole, at the middle timestep of every bin, its noise drawn by ``seed`` and its id alone."""
+def at_timestep(model: UnifiedModel, example: Example, config: TrainConfig, seed: int, number: int) -> Sample:
+    """The example whole, at the middle timestep of bin ``number``, its noise drawn by ``seed`` and its id alone."""
     check_credit(model, example)
-    generators = [generator_for(seed, "validation", example.id, number) for number in range(TIMESTEP_BINS)]
-    times = [(number + 0.5) / TIMESTEP_BINS for number in range(TIMESTEP_BINS)]
-    return [
-        Sample(example, example.segments, _corruptions(model, example.segments, config.timestep_shift, generator, t))
-        for generator, t in zip(generators, times, strict=True)
-    ]
+    generator, t = generator_for(seed, "validation", example.id, number), (number + 0.5) / TIMESTEP_BINS
+    corruptions = _corruptions(model, example.segments, config.timestep_shift, generator, t)
+    return Sample(example, example.segments, corruptions)
 
 
 def _corruptions(

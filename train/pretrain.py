@@ -34,7 +34,7 @@ from train.methods.sft import Sft, SftConfig
 from train.objective import Objective
 from train.phases import PHASES, Phase, scaled
 from train.pretrain_autoencoder import pretrain_autoencoder, read_autoencoder
-from train.pretrain_data import Pretraining, draw_samples, loaded, pickled
+from train.pretrain_data import Pretraining, Steps, draw_samples, loaded, pickled
 from train.tasks import Drawing
 from train.trainer import train
 
@@ -181,7 +181,7 @@ def pretrain_network(
             if compile_layers:
                 model.compile()
             drawings = own_drawings(model, place / "drawn.npz", phase.own, (seed, number)) if phase.own else []
-            source = Pretraining(folder, model.config, phase, number, drawings, workers)
+            source = Pretraining(Steps(folder, model.config, phase, number, drawings), workers)
             train(model, source, objective(phase), phase.config, place, seed, progress=True)
         model = Bagel.load(place / "model", device, "bf16")
     model.save(folder / "model", torch.bfloat16)

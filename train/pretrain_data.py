@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -75,21 +75,17 @@ class Step:
 # --- in the workers
 
 
+@dataclass(frozen=True, eq=False)
 class Steps(Dataset[bytes]):
-    """The steps of phase ``number``, pickled. ``folder`` holds the tokenizer."""
+    """The steps of phase ``number``, pickled. ``folder`` holds the tokenizer; rows are of ``multiple`` columns."""
 
-    def __init__(
-        self,
-        folder: Path,
-        config: BagelConfig,
-        phase: Phase,
-        number: int,
-        seed: int,
-        drawings: Sequence[Drawing] = (),
-        multiple: int = 1,
-    ) -> None:
-        self.folder, self.config, self.phase = folder, config, phase
-        self.number, self.seed, self.drawings, self.multiple = number, seed, drawings, multiple
+    folder: Path
+    config: BagelConfig
+    phase: Phase
+    number: int
+    drawings: Sequence[Drawing] = ()
+    seed: int = 0
+    multiple: int = 1
 
     def __len__(self) -> int:
         return self.phase.steps
@@ -211,25 +207,17 @@ def _alone(worker: int) -> None:
 # --- on the device
 
 
+@dataclass(frozen=True)
 class Pretraining:
-    """What a phase learns; the source of its feed (``train.feed``)."""
+    """The ``steps`` of a phase, made by so many ``workers``; the source of its feed (``train.feed``)."""
 
-    def __init__(
-        self,
-        folder: Path,
-        config: BagelConfig,
-        phase: Phase,
-        number: int,
-        drawings: Sequence[Drawing] = (),
-        workers: int = 0,
-    ) -> None:
-        self.folder, self.config, self.phase, self.number = folder, config, phase, number
-        self.drawings, self.workers = drawings, workers
+    steps: Steps
+    workers: int = 0
 
     def digest(self) -> str:
         """Of the phase and the drawings."""
-        total = hashlib.sha256(repr((self.phase, self.number)).encode())
-        for drawing in self.drawings:
+        total = hashlib.sha256(repr((self.steps.phase, self.steps.number)).encode())
+        for drawing in self.steps.drawings:
             total.update(drawing.image.tobytes())
         return total.hexdigest()
 
@@ -239,8 +227,7 @@ class Pretraining:
         if processes.count > 1:
             raise TrainingError("srum pretrain works in one process; --workers are what make its samples")
         multiple = 1 if model.device.type == "cpu" else COLUMNS
-        steps = Steps(self.folder, self.config, self.phase, self.number, seed, self.drawings, multiple)
-        return PretrainingFeed(steps, model, self.workers)
+        return PretrainingFeed(replace(self.steps, seed=seed, multiple=multiple), model, self.workers)
 
 
 class PretrainingFeed:
@@ -262,6 +249,10 @@ class PretrainingFeed:
         packs = [TrainerPack([name], batch, *ones) for batch, *ones in completed(step, self.model)]
         images, texts = (sum(len(x) for x in own) for own in zip(*map(_predicted, step.packs), strict=True))
         return TrainerStep([(pack, True) for pack in packs], images, texts, ids=[name])
+
+    def compared(self) -> Mapping[str, Iterator[TrainerStep]]:
+        """Nothing."""
+        return {}
 
     def validation(self) -> Iterator[TrainerStep]:
         """None."""

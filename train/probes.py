@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 from srum.config import RolloutConfig
@@ -17,16 +18,24 @@ FAR = 0.5  # of the latent's own norm; rounding stays far below, and latents of 
 
 def probed(records: Sequence[TrainingRecord], count: int) -> list[TrainingRecord]:
     """The first ``count`` records that a rollout sampled, those without a plan before the others."""
-    known = [record for record in records if "timesteps" in record.candidate.sampling]
-    return sorted(known, key=lambda record: record.candidate.plan is not None)[:count]
+    return list(islice(_sampled(records), count))
 
 
 def shown(records: Sequence[TrainingRecord], count: int) -> list[TrainingRecord]:
     """The first such record of each of the first ``count`` prompts that have one."""
     of_prompt: dict[str, TrainingRecord] = {}
-    for record in probed(records, len(records)):
+    for record in _sampled(records) if count else ():
         of_prompt.setdefault(record.candidate.prompt_id, record)
-    return list(of_prompt.values())[:count]
+        if len(of_prompt) == count:
+            break
+    return list(of_prompt.values())
+
+
+def _sampled(records: Sequence[TrainingRecord]) -> Iterator[TrainingRecord]:
+    for planned in (False, True):
+        for record in records:
+            if "timesteps" in record.candidate.sampling and (record.candidate.plan is not None) == planned:
+                yield record
 
 
 def sample_again(model: UnifiedModel, records: Sequence[TrainingRecord]) -> list[Generated]:

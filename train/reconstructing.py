@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -24,6 +23,7 @@ from train.methods.reca import RecaConfig, read_templates
 from train.tasks.base import recognised
 
 SHOWN = 24  # pairs in the picture
+USED = ("images", "refine")  # sections of the config
 
 
 class Reconstruction(Record):
@@ -45,24 +45,20 @@ def reconstruct_images(config: RunConfig, out: Path, run: Run | Path | None, wei
     """reconstructed.jsonl, images/, reconstructed.png in ``out``; a line that says how many scenes are the same.
 
     ``config`` is of RecA: its first template, its ``seen_size``; images have the size of the evaluation, sampled as
-    ``config.refine`` says. It resumes by batches. Raises MissingAbility, and RunError where no image can be read.
+    ``config.refine`` says. It resumes by batches. Raises MissingAbility, and RunError where no image can be read or
+    where ``out`` holds reconstructions of other settings or weights.
     """
     assert isinstance(config, RecaConfig)
     opened = Run(run, config) if isinstance(run, Path) else None
-    model_name = weights or (newest_weights(opened) if opened else config.model)
-    model = load_model(config, model_name)
+    weights = weights or (newest_weights(opened) if opened else config.model)
+    model = load_model(config, weights)
     require(model, {"seen"}, "reconstructing")
     template = Segment("text", text=read_templates(config.templates)[0], droppable=True)
     sampling = Sampling(**config.refine.sampling())
     entries = entries_of(config, opened.round(0) if opened else None, 0)
-    facts: dict[str, Any] = {
-        "model": str(model_name),
-        "run": str(opened.folder if opened else ""),
-        "template": template.text,
-    }
-    facts |= {"images": config.images.model_dump(mode="json", exclude={"batch_size"}), "seed": config.seed}
-    facts |= {"seen_size": config.seen_size, "sampling": config.refine.sampling()}
-    Processes.here().once(lambda: claim_settings(out, facts))
+    made_with = {"weights": weights, "template": template.text, "side": config.seen_size, "seed": config.seed}
+    made_with |= {part: getattr(config, part).model_dump(mode="json", exclude={"batch_size"}) for part in USED}
+    Processes.here().once(lambda: claim_settings(out, made_with))
 
     def work(batch: Mapping[str, Entry]) -> list[Reconstruction]:
         images: dict[str, Image.Image] = {}

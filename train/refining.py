@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -28,21 +28,40 @@ from srum.seeding import seed_for
 from srum.shapes.checker import check
 from srum.shapes.prompts import from_metadata
 
+ImageJudge = Callable[
+    [Sequence[Image], Sequence[str], Sequence[Mapping[str, Any]]], list[tuple[Grounding, Judgement]]
+]  # of images, their prompts, the prompts' metadata
+
+
+def image_judge(model: TrainableModel, config: RunConfig, seed: int) -> ImageJudge:
+    """Images grounded and judged as a round's candidates are."""
+    propose, judge = load_proposer(config, model), load_judging(config, model, seed)
+
+    def judged(
+        images: Sequence[Image], prompts: Sequence[str], facts: Sequence[Mapping[str, Any]]
+    ) -> list[tuple[Grounding, Judgement]]:
+        proposed = propose(images, prompts)
+        said = judge(images, prompts, facts, [regions for regions, _ in proposed])
+        return [
+            (
+                Grounding(candidate_id="image", regions=regions, error=error),
+                Judgement(candidate_id="image", regions=of_regions, layout=layout),
+            )
+            for (regions, error), (of_regions, layout) in zip(proposed, said, strict=True)
+        ]
+
+    return judged
+
 
 def self_scorer(model: TrainableModel, config: RunConfig, seed: int) -> Score:
     """Scores in [-1, 1] as a round's candidates get them: grounded, judged, the lowest of regions and layout."""
-    propose, judge = load_proposer(config, model), load_judging(config, model, seed)
+    judge = image_judge(model, config, seed)
 
     def score(images: Sequence[Image], prompts: Sequence[str]) -> list[float | None]:
-        proposed = propose(images, prompts)
-        judged = judge(images, prompts, [{}] * len(images), [regions for regions, _ in proposed])
-        scores: list[float | None] = []
-        for (regions, error), (of_regions, layout) in zip(proposed, judged, strict=True):
-            grounding = Grounding(candidate_id="image", regions=regions, error=error)
-            judgement = Judgement(candidate_id="image", regions=of_regions, layout=layout)
-            failed = reason_to_skip(grounding, judgement, config.reward.on_failure)
-            scores.append(None if failed else sample_score(judgement))
-        return scores
+        return [
+            None if reason_to_skip(grounding, judgement, config.reward.on_failure) else sample_score(judgement)
+            for grounding, judgement in judge(images, prompts, [{}] * len(images))
+        ]
 
     return score
 
@@ -76,11 +95,8 @@ def refine_run(run: Run, place: Path, weights: str, config: RunConfig) -> list[R
     """
     folder, processes = place / "refined", Processes.here()
     items = items_of(run, place)
-    processes.once(
-        lambda: claim_settings(
-            folder, {"weights": weights, "refine": config.refine.model_dump(mode="json", exclude={"batch_size"})}
-        )
-    )
+    wanted = {"weights": weights, "refine": config.refine.model_dump(mode="json", exclude={"batch_size"})}
+    processes.once(lambda: claim_settings(folder, wanted))
     if finished(folder, "refined"):
         return read_records(folder / "refined.jsonl", Refinement)
     model = load_model(run.config, weights)
@@ -92,7 +108,7 @@ def refine_run(run: Run, place: Path, weights: str, config: RunConfig) -> list[R
         chains = refine(model, score, list(opened), texts, firsts, config.refine, run.config.seed)
         return [_keep(folder, *one) for one in zip(opened, texts, chains, strict=True)]
 
-    made = run_stage(folder, "refined", Refinement, items, config.refine.batch_size, work, gaps=True)
+    made = list(run_stage(folder, "refined", Refinement, items, config.refine.batch_size, work, gaps=True))
     if processes.rank == 0 and (lost := len(items) - len(made)):
         console.print(f"{folder}: {lost} of {len(items)} images could not be read and were left out")
     return made

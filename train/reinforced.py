@@ -49,15 +49,16 @@ class PolicyConfig(RunConfig):
     train: PolicyTrain = PolicyTrain()
     right_at: Fraction = 0.9  # V from which an image counts as right, and as 1
     noise_rule: Rule = "flow"  # of a random step (srum.flow.transition)
-    noise_level: Positive = 0.7
+    noise_level: Positive = 0.7  # of a random step, as its rule scales it
     random_steps: Count = 1  # of an image, the same for its group
     random_range: tuple[Fraction, Fraction] = (0.0, 0.5)  # among which of its steps they are: the first half
     same_noise: bool = True  # the images of a group begin with the same
     advantage: Literal["centred", "group_std", "batch_std"] = "centred"
+    # of a reward: less its group's mean; and over the deviation of the group, or of the batch
     credit: Literal["sample", "region"] = "sample"  # where an image's advantage lands: evenly, or by blame
     image_weight: NotNegative = 2.0  # of the images' loss beside train.text_weight of the texts'
     image_clip: Positive = 1e-4  # of an image's ratio, which is a mean over its elements
-    text_clip: tuple[Positive, Positive] = (0.2, 0.2)
+    text_clip: tuple[Positive, Positive] = (0.2, 0.2)  # of a token's ratio, below and above 1
     sequence_ratio: bool = False  # one ratio for a text (GSPO), not one per token
     kl: NotNegative = 0.001  # weight of the distance from the weights that entered; 0 needs no second forward pass
     format_weight: NotNegative = 1.0  # of a text's form beside the value of what came of it
@@ -117,6 +118,10 @@ class PolicyMethod(Method):
             f"{tokens.kind}_log_ratio": ratios.abs(),
             f"{tokens.kind}_clipped": clipped(ratios, tokens.credit, low, high),
         }
+
+    def drawn(self, config: Any) -> int:
+        """A batch, in each step that does not learn from the images of the one before."""
+        return int(config.train.steps * config.train.batch_size // config.updates)
 
     def old_decay(self, config: Any) -> float | None:
         """The weights that entered, where the distance from them counts."""

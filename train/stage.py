@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import shutil
-import sys
+from contextlib import ExitStack
+from itertools import islice
 
+from PIL.Image import Image
+
+from srum.plots import as_image
 from srum.processes import Processes
+from srum.progress import part
+from srum.reading import read_round
 from srum.run import Arm, Run, console, load_model
 from srum.run_dir import RunError
 from train.data import load_training_records
+from train.feed import Source
+from train.tracking import Subject, Tracker, tracked
 from train.trainer import DTYPES, train
+
+SHOWN = 6  # reward maps of a round that a tracker shows
 
 
 def train_stage(run: Run, k: int) -> None:
@@ -25,22 +35,30 @@ def train_stage(run: Run, k: int) -> None:
         for name in trained:
             console.print(f"already trained: {run.train_dir(name, k)}", soft_wrap=True)
     missing = {name: arm for name, arm in run.arms.items() if name not in trained}
-    if len(missing) > 1:
-        for arm in missing.values():
-            arm.method.examples(run, k, arm.config)
+    sources = {name: arm.method.examples(run, k, arm.config) for name, arm in missing.items()}
     for name, arm in missing.items():
-        train_arm(run, k, name, arm)
+        with run.timed(f"{run.round(k).name}/train/{name}"), part(run.named(k, f"train {name}")):
+            train_arm(run, k, name, arm, sources.pop(name))
     if processes.rank == 0 and not run.config.train.keep_checkpoints:
         for name in run.arms:
             shutil.rmtree(run.train_dir(name, k) / "checkpoints", ignore_errors=True)
 
 
-def train_arm(run: Run, k: int, name: str, arm: Arm) -> None:
+def train_arm(run: Run, k: int, name: str, arm: Arm, source: Source) -> None:
     """train/ARM/: one arm goes on from its own weights."""
     config = arm.config.train
-    source = arm.method.examples(run, k, arm.config)
     if Processes.here().rank == 0:
-        console.print(f"{run.round(k).name}: {name}, training on {source}")
+        console.print(f"{run.round(k).name}: {name}, training on {source}", soft_wrap=True, highlight=False)
+    with ExitStack() as stack:
+        tracker = None
+        if config.tracker and Processes.here().rank == 0:
+            tracker = stack.enter_context(tracked(config.tracker, subject_of(run, f"{run.round(k).name}-{name}", arm)))
+            tracker.show("reward maps", reward_maps(run, k), 0)
+        _train(run, k, name, arm, source, tracker)
+
+
+def _train(run: Run, k: int, name: str, arm: Arm, source: Source, tracker: Tracker | None) -> None:
+    config = arm.config.train
     model = load_model(run.config, run.weights(name, k), DTYPES[config.memory.frozen], empty=True)
     candidates = load_training_records(run.round(k)) if config.probes or config.samples.count else []
     train(
@@ -50,10 +68,24 @@ def train_arm(run: Run, k: int, name: str, arm: Arm) -> None:
         config,
         run.train_dir(name, k),
         run.seed(k, "train"),
-        sys.stderr.isatty(),
-        candidates,
+        candidates=candidates,
+        remark=lambda losses: console.print(arm.method.remark(losses), soft_wrap=True),
         reproduces=name == run.method.name or k == 0,  # these weights made the candidates
+        tracker=tracker,
     )
+
+
+def subject_of(run: Run, name: str, arm: Arm) -> Subject:
+    """What a tracker shows of a training: all of a run are in one group."""
+    return Subject(run.folder.resolve().name, name, run.folder / "tracker", arm.config.model_dump(mode="json"))
+
+
+def reward_maps(run: Run, k: int) -> dict[str, Image]:
+    """The first candidates of the round that have a reward map, with regions, map, and what the judge says."""
+    if not (run.round(k) / "candidates.jsonl").exists():
+        return {}
+    views = islice((view for view in read_round(run.round(k)) if view.reward), SHOWN)
+    return {view.id: as_image(view.figure(grid=True)) for view in views}
 
 
 def require_trainable(device: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, fields
 from functools import partial
@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from srum.config import TrainConfig
 from srum.disk import require_room
@@ -26,6 +25,8 @@ from srum.errors import TrainingError
 from srum.models import native_bfloat16
 from srum.models.base import Generated, TrainingForward
 from srum.processes import Processes
+from srum.progress import counting
+from srum.run_dir import write_json
 from train import lora
 from train.checkpoint import MOMENTS, Checkpoints, State, room
 from train.data import TrainingRecord
@@ -36,7 +37,7 @@ from train.optimizer import make_optimizer, optimizer_state, set_rate
 from train.packs import Pack
 from train.probes import check_reproduction, probed, sample_again, save_samples, shown
 from train.sharding import shard, whole
-from train.tracking import tracked
+from train.tracking import Tracker
 from train.weights import Copy, TrainableModel, digest, publish, recomputed, trainable_parameters
 
 T = TypeVar("T")
@@ -77,6 +78,8 @@ def train(
     progress: bool = True,
     candidates: Sequence[TrainingRecord] = (),
     reproduces: bool = False,
+    tracker: Tracker | None = None,
+    remark: Callable[[Mapping[str, float]], None] | None = None,
 ) -> TrainResult:
     """Train ``model`` in place and write ``metrics.jsonl``, ``checkpoints/`` and at the end ``model/`` into ``folder``.
 
@@ -88,7 +91,8 @@ def train(
     since an objective may compare with it. A finished folder returns at once, its weights in ``model``.
 
     ``candidates`` are those that probes and samples are of. ``reproduces``: these weights made the candidates, and have
-    to make the probes again.
+    to make the probes again. ``remark`` hears the losses of what is compared before the first step; they are kept in
+    ``compared.json``. ``tracker``: is told of every row and shown the samples.
 
     In several processes (a process group of torch) all call this alike, with a folder that they share; the network of
     ``model`` is then shared among them, and only ``model/`` has it whole.
@@ -102,8 +106,7 @@ def train(
     first = processes.rank == 0
     probes, pictured = probed(candidates, config.probes), shown(candidates, config.samples.count)
     with ExitStack() as stack:
-        tell = stack.enter_context(tracked(config.tracker, folder / "tracker")) if config.tracker and first else None
-        log = Log(folder if first else None, tell)
+        log = Log(folder if first else None, tracker.tell if tracker and first else None)
         chosen = list(stack.enter_context(trainable_parameters(model, config.trainable)))
         trained = chosen
         if config.lora.rank:
@@ -119,7 +122,7 @@ def train(
         identity = {
             "config": hashlib.sha256(repr(settings).encode()).hexdigest(),
             "seed": str(seed),
-            "examples": source.digest(),
+            "examples": processes.once(source.digest),
             "model": digest({n: p for n, p in lora.beneath(model.network).items() if n in chosen}, processes),
         }
         before = digest(trainer.parameters, processes)
@@ -135,20 +138,30 @@ def train(
 
         def look(done: int, last: bool) -> None:
             """What is wanted of the weights after so many steps: validation, samples."""
-            if (last or done % config.validation.every == 0) and (means := trainer.validate()):
+            if (last or done % config.validation.every == 0) and (means := trainer.means(feed.validation())):
                 log.append("validation", {"step": done} | means)
             if pictured and (last or done % config.samples.every == 0):
                 made = trainer.sample(pictured)
                 if first:
                     save_samples(pictured, made, folder / "samples" / f"step-{done:08d}")
+                if tracker and first:
+                    tracker.show(
+                        "samples", {r.candidate.id: m.image for r, m in zip(pictured, made, strict=True)}, done
+                    )
 
-        for step in tqdm(
-            range(start, config.steps), "train", config.steps, initial=start, disable=not (progress and first)
-        ):
+        if start == 0 and (losses_of := {name: trainer.means(steps) for name, steps in feed.compared().items()}):
+            found = {name: means["loss"] for name, means in losses_of.items() if means}
+            if first:
+                write_json(folder / "compared.json", found)
+                if remark is not None:
+                    remark(found)
+        advance = stack.enter_context(counting("train", config.steps, start, told=progress and first))
+        for step in range(start, config.steps):
             look(step, last=False)
             row = trainer.step(step)
             log.append("metrics", row)
             losses.append(row["loss"])
+            advance(1, "left out" if row["loss"] is None else f"loss {row['loss']:.3g}")
             done, last = step + 1, step + 1 == config.steps
             if last and digest(trainer.parameters, processes) == before:
                 raise TrainingError(f"{config.steps} steps changed no weight: every gradient was zero or left out")
@@ -336,10 +349,10 @@ class Trainer:
         return {"step": number + 1, "non_finite": what, "examples": list(ids)} | nothing
 
     @torch.no_grad()
-    def validate(self) -> dict[str, Any] | None:
-        """Means of the objective over what is held out; None where nothing is."""
+    def means(self, steps: Iterable[Step]) -> dict[str, Any] | None:
+        """Means of the objective over steps of which nothing is learned; None where there is none."""
         sums, text_tokens = Sums(self.processes), 0
-        for step in self.feed.validation():
+        for step in steps:
             text_tokens += step.text_tokens
             for pack, counted in step.packs:
                 sums.add(self.losses(pack), counted)

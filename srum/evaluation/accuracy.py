@@ -1,4 +1,7 @@
-"""Accuracy on the embedded world: images of prompts, the exact checker, intervals."""
+"""Accuracy on the embedded world: images of prompts, the exact checker, intervals.
+
+``srum bench shapes`` is this evaluation for any weights: the same images by the same seeds, the same verdicts.
+"""
 
 from __future__ import annotations
 

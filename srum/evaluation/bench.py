@@ -24,7 +24,7 @@ from srum import models
 from srum.chat import Server
 from srum.config import ConfigError, ServerConfig
 from srum.disk import require_room_for_images
-from srum.drawing import contexts_of, write_plans
+from srum.drawing import draw_planned
 from srum.evaluation.bench_config import (
     BenchConfig,
     chosen_items,
@@ -54,7 +54,6 @@ from srum.run_dir import (
     write_records,
     write_text,
 )
-from srum.seeding import seed_for
 
 AGAIN = (Failure.NO_IMAGE, Failure.NO_REPLY)  # failures that a later call tries again
 
@@ -67,8 +66,8 @@ def make_images(
 ) -> list[Drawn]:
     """The images of the items in the official layout, and what is read beside them.
 
-    An image has a seed of the config's, the benchmark and its item alone, so that models compare image by image, and no
-    number of processes and no interruption changes it (in bfloat16 the batch size does, by rounding). Raises
+    An image has a seed of the config's and its item alone (``Benchmark.seed``), so that models compare image by image,
+    and no number of processes and no interruption changes it (in bfloat16 the batch size does, by rounding). Raises
     RunError for a size that the model cannot draw, and MissingAbility.
     """
     try:
@@ -87,7 +86,7 @@ def make_images(
             drawn.append(Drawn(item_id=item.id, path=item.path, prompt=item.prompt, seed=seed, plan=plan))
         return drawn
 
-    return run_stage(folder, "images", Drawn, {item.id: item for item in items}, batch_size, work)
+    return list(run_stage(folder, "images", Drawn, {item.id: item for item in items}, batch_size, work))
 
 
 def _write_side_files(benchmark: Benchmark, items: Sequence[Item], folder: Path) -> None:
@@ -104,23 +103,19 @@ def _drawn(
     benchmark: Benchmark, items: Sequence[Item], model: UnifiedModel, config: BenchConfig
 ) -> list[tuple[Image.Image, str | None, int]]:
     """Image, plan and seed of each item; of one with tiles, those of the first."""
-    tiles = [(item, _seed(config, item, number)) for item in items for number in range(item.tiles)]
-    seeds = [seed for _, seed in tiles]
+    tiles = [(item, number) for item in items for number in range(item.tiles)]
+    prompts = [item.prompt for item, _ in tiles]
+    seeds, plan_seeds = (
+        [benchmark.seed(config.seed, item, purpose, *([number] if item.tiles > 1 else [])) for item, number in tiles]
+        for purpose in ("eval", "plan")
+    )
+    made: list[tuple[Generated, str | None]]
     if (sources := [benchmark.source(item) for item, _ in tiles]) and sources[0] is not None:
-        plans: list[str | None] = [None] * len(tiles)
-        made = _edited(model, [item.prompt for item, _ in tiles], sources, config.sampling, seeds)
+        made = [(one, None) for one in _edited(model, prompts, sources, config.sampling, seeds)]
     else:
-        prompts = [item.prompt for item, _ in tiles]
-        plans = _plans(model, prompts, config, seeds)
-        made = model.draw(contexts_of(model, prompts, plans), config.sampling, seeds)
-    each = zip([result.image for result in made], plans, seeds, strict=True)
+        made = draw_planned(model, prompts, config.sampling, seeds, plan_seeds if config.think else [None] * len(tiles))
+    each = ((one.image, plan, seed) for (one, plan), seed in zip(made, seeds, strict=True))
     return [_joined(list(islice(each, item.tiles))) for item in items]
-
-
-def _plans(model: UnifiedModel, prompts: Sequence[str], config: BenchConfig, seeds: Sequence[int]) -> list[str | None]:
-    if not config.think:
-        return [None] * len(prompts)
-    return [*write_plans(model, prompts, config.sampling, [seed_for(seed, "plan") for seed in seeds])]
 
 
 def _edited(
@@ -142,11 +137,6 @@ def _joined(tiles: Sequence[tuple[Image.Image, str | None, int]]) -> tuple[Image
     for number, (tile, _, _) in enumerate(tiles):
         grid.paste(tile, (number % side * image.width, number // side * image.height))
     return grid, plan, seed
-
-
-def _seed(config: BenchConfig, item: Item, number: int) -> int:
-    name = config.benchmark, item.id
-    return seed_for(config.seed, *name) if item.tiles == 1 else seed_for(config.seed, *name, number)
 
 
 # --- verdicts
@@ -177,7 +167,7 @@ def judge_images(
             evaluator.require_answers(verdicts)
         return verdicts
 
-    verdicts = run_stage(folder, name, Verdict, {item.id: item for item in items}, batch_size, work)
+    verdicts = list(run_stage(folder, name, Verdict, {item.id: item for item in items}, batch_size, work))
     others = {verdict.evaluator for verdict in verdicts} - {evaluator.name}
     if others:
         raise RunError(f"{folder / name}.jsonl has verdicts by {', '.join(others)}, not {evaluator.name}; delete it")

@@ -76,7 +76,7 @@ def write_table(
     text = markdown(benchmark, config, evaluator, ours, official)
     if leakage is not None:
         values["leakage"] = asdict(leakage)
-        text += f"\n{leakage}\n"
+        text += f"\n{leakage.sentence()}\n"
     write_json(folder / f"table-{stem}.json", values)
     write_text(folder / f"table-{stem}.md", text)
     return text

@@ -22,6 +22,7 @@ from srum.chat import Message, NoReply, Reply
 from srum.evaluation.data import Data, Origin
 from srum.models.base import Sampling
 from srum.records import Name, Record, RunPath
+from srum.seeding import seed_for
 
 Values = dict[str, list[float]]  # column -> what enters its mean
 
@@ -116,7 +117,8 @@ class Judge(Protocol):
 class Benchmark:
     """A page. ``variants`` are sets of prompts, or versions, of which the first is usual; ``samples`` per prompt.
 
-    ``figures``: name -> weights of columns, or of figures before it. ``published``: what its rows are called there.
+    ``figures``: name -> weights of columns, or of figures before it. ``published``: what its rows are called there;
+    ``printed``: what these call some of its figures.
     """
 
     name: ClassVar[str]
@@ -128,6 +130,7 @@ class Benchmark:
     evaluators: ClassVar[Sequence[str]] = ("chat",)
     samples: ClassVar[int] = 1
     presets: ClassVar[Mapping[str, Sampling]] = {"bagel": BAGEL, "srum": SRUM}
+    printed: ClassVar[Mapping[str, str]] = {}
     digits: ClassVar[int] = 2  # of figures in tables
     top: ClassVar[float] = 1.0  # the best value of a column
 
@@ -137,6 +140,10 @@ class Benchmark:
     def items(self, samples: int) -> list[Item]:
         """The images of the benchmark, ``samples`` of each prompt. Raises DataError."""
         raise NotImplementedError
+
+    def seed(self, seed: int, item: Item, *purpose: str | int) -> int:
+        """The seed of an item's noise or plan, whichever the ``purpose`` names, in a run with this ``seed``."""
+        return seed_for(seed, self.name, item.id, *purpose)
 
     def side_files(self, items: Sequence[Item]) -> dict[str, str]:
         """What the official scorer reads beside the images: path -> text."""

@@ -4,13 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from srum.evaluation.accuracy import EvalResult
+from srum.config import RunConfig
+from srum.evaluation.accuracy import EvalResult, evaluate
 from srum.evaluation.statistics import difference
-from srum.run import BASE
+from srum.records import Prompt
+from srum.rollout import choose_prompts
+from srum.run import BASE, REDRAWN, Run, load_model
+
+EVAL = "held-out prompts - eval {}"  # what is done, of an arm
+
+
+def eval_prompts(config: RunConfig) -> list[Prompt]:
+    """The prompts of the evaluation: the same for every seed of the run."""
+    return choose_prompts(config.eval.prompts, config.eval.count, seed=0)
+
+
+def evaluate_arm(run: Run, arm: str, weights: str, folder: Path) -> dict[str, EvalResult]:
+    """The images of an arm with these weights, drawn once, and where its method draws otherwise, so drawn, too; in
+    ``folder``/ARM."""
+    model, config, seed = load_model(run.config, weights), run.config.eval, run.config.seed
+    prompts = eval_prompts(run.config)
+    results = {arm: evaluate(model, prompts, config, folder / arm, seed)}
+    if arm in run.arms and (draw := run.arms[arm].method.draw(model, run.arms[arm].config, seed)):
+        name = f"{arm}{REDRAWN}"
+        results[name] = evaluate(model, prompts, config, folder / name, seed, draw)
+    return results
 
 
 def summarize(results: Mapping[str, EvalResult]) -> dict[str, Any]:

@@ -99,7 +99,7 @@ def judge_steps(
         ]
 
     by_id = {prompt.id: prompt for prompt in prompts}
-    return run_stage(folder, "steps", JudgedSteps, by_id, config.batch_size, work)
+    return list(run_stage(folder, "steps", JudgedSteps, by_id, config.batch_size, work))
 
 
 def detail_score(regions: Sequence[RegionJudgement]) -> float | None:

@@ -21,10 +21,11 @@ class Leakage:
     template: int
     examples: tuple[str, ...] = ()
 
-    def __str__(self) -> str:
+    def sentence(self, name: str = "the benchmark") -> str:
+        """The same in words, of a benchmark with this name."""
         shown = f", such as {', '.join(map(repr, self.examples))}" if self.examples else ""
         return (
-            f"Of {self.prompts} training prompts {self.equal} are prompts of the benchmark, {self.bare} more are but"
+            f"Of {self.prompts} training prompts {self.equal} are prompts of {name}, {self.bare} more are but"
             f" for their opening, {self.template} have its template{shown}."
         )
 

@@ -49,12 +49,15 @@ def table_of(benchmark: Benchmark, verdicts: Sequence[Verdict], official: bool =
         estimates = stratified(sums, counts, strata, rows)
     else:
         estimates = []
+    own = {
+        name: _of_share(benchmark, sums[:, place], counts[:, place], estimate)
+        for place, (name, estimate) in enumerate(zip(columns, estimates, strict=False))
+    }
+    alone = {name: next(iter(parts)) for name, parts in benchmark.figures().items() if list(parts.values()) == [1.0]}
+    figures = zip(weights, estimates[len(columns) :], strict=True)
     return Table(
-        {
-            name: _of_share(benchmark, sums[:, place], counts[:, place], estimate)
-            for place, (name, estimate) in enumerate(zip(columns, estimates, strict=False))
-        },
-        dict(zip(weights, estimates[len(columns) :], strict=True)),
+        own,
+        {name: own[alone[name]] if name in alone else estimate for name, estimate in figures},
         dict(zip(columns, map(int, counts.sum(axis=0)), strict=True)),
         len(verdicts),
         dict(Counter(verdict.failure.value for verdict in verdicts if verdict.failure)),
@@ -83,8 +86,8 @@ def differences(
 
 
 def combined(benchmark: Benchmark, values: Mapping[str, float]) -> dict[str, float]:
-    """The benchmark's figures of given columns, or of given figures, such as a published row."""
-    known = dict(values)
+    """The benchmark's figures of the columns and figures of a published row."""
+    known = {benchmark.printed.get(name, name): value for name, value in values.items()}
     for name, parts in benchmark.figures().items():
         if name not in known and parts.keys() <= known.keys():
             known[name] = sum(weight * known[part] for part, weight in parts.items())

@@ -1,13 +1,26 @@
-"""What decoding of text has in common, whatever the network: rows of tokens, how they go on, how the next is picked."""
+"""What texts have in common, whatever the network: special tokens, rows of tokens, how they go on, how the next is
+picked."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
+from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from srum.errors import ModelError
+
+
+def token_id(tokenizer: PreTrainedTokenizerFast, token: str, folder: Path) -> int:
+    """The id of a special token. Raises ModelError where the tokenizer, which is that of ``folder``, has none."""
+    value = tokenizer.convert_tokens_to_ids(token)
+    if value is None:
+        raise ModelError(f"the tokenizer in {folder} has no token {token!r}")
+    return int(value)
 
 
 @dataclass

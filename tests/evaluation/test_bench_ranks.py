@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from srum import models
 from srum.evaluation import bench
-from tests.bench_ranks import run_shapes, shapes
+from tests.bench_ranks import judged, run_benchmarks, shapes
+from tests.checkouts import checkout
 from tests.fakes import FakeModel
 from tests.launch import launch
+from tests.servers import chat_server
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -36,7 +39,11 @@ def test_two_processes_equal_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         bench.run(shapes(tmp_path / "half"))
     monkeypatch.setattr(models, "load", lambda *_: FakeModel())
     text = bench.run(shapes(tmp_path / "one"))
-    launch(run_shapes, tmp_path / "two", tmp_path / "half")
+    data = checkout("genevalpp", tmp_path / "checkout")
+    with chat_server(lambda body: '{"correct": %d}' % ("cups 0" in json.dumps(body))) as url:  # noqa: UP031
+        bench.run(judged(tmp_path / "one", data, url))
+        launch(run_benchmarks, tmp_path / "two", tmp_path / "half", data, url)
     assert (tmp_path / "two/said.txt").read_text() == (tmp_path / "half/said.txt").read_text() == text
     one = contents(tmp_path / "one")
-    assert len(one) > 28 and one == contents(tmp_path / "two") == contents(tmp_path / "half")
+    assert len(one) > 28 and one == contents(tmp_path / "two")
+    assert contents(tmp_path / "half") == {name: held for name, held in one.items() if "genevalpp" not in name}

@@ -13,8 +13,9 @@ from PIL import Image
 
 from srum import models
 from srum.chat import Server
-from srum.config import ConfigError, ServerConfig
+from srum.config import ConfigError, EvalConfig, ServerConfig
 from srum.evaluation import bench, bench_tables, judges
+from srum.evaluation.accuracy import evaluate
 from srum.evaluation.bench_tables import comparison
 from srum.evaluation.benchmark import Benchmark, Failure, Unreadable, Verdict
 from srum.evaluation.benchmarks import (
@@ -33,6 +34,7 @@ from srum.evaluation.tables import combined, published_rows
 from srum.models.base import to_edit
 from srum.plugins import SHIPPED, find
 from srum.run_dir import RunError, read_records
+from srum.shapes.prompts import prompt_set
 from srum.yaml_files import YamlError
 from tests.checkouts import FILES, checkout
 from tests.fakes import FakeModel
@@ -200,10 +202,10 @@ def test_yes_or_no(reply: str, answer: bool | None) -> None:
     ("name", "variant", "rows"),
     [
         ("geneval", "", 14),
-        ("compbench", "", 13),
+        ("compbench", "", 17),
         ("wise", "legacy", 7),
         ("wise", "verified", 8),
-        ("reasonbench", "", 5),
+        ("reasonbench", "", 8),
         ("unigenbench", "en", 11),
     ],
 )
@@ -211,12 +213,9 @@ def test_overall_figures_of_published_rows_follow_from_their_categories(name: st
     page: Benchmark = find("benchmark", name)(variant)
     derived = 0
     for row in published_rows():
-        values = {{"complex": "Complex"}.get(key, key): value for key, value in row["values"].items()}
-        figures = list(combined(page, values).values())
+        figures = list(combined(page, row["values"]).values())
         if row["benchmark"] != page.published or row.get("overall") is None or not figures:
             continue
-        if "32B" in row["evaluator"]:
-            continue  # RecA's mean over ten columns, of which its row gives eight
         printed = row["overall"] if isinstance(row["overall"], list) else [row["overall"]]
         unit = 0.01 if max(printed) <= 1 else 0.1  # both the categories and their mean are rounded
         for number in printed:
@@ -233,7 +232,29 @@ def test_printed_overalls_of_imgedit_lie_about_the_mean_of_types() -> None:
     assert len(means) == 10 and max(map(abs, means)) < 0.055
 
 
+def test_composites_of_srums_readme_follow_from_accuracy_and_quality() -> None:
+    page = reasonbench.ReasonBench()
+    rows = [row for row in published_rows() if row["benchmark"] == "reasonbench"]
+    composites = {row["model"]: row["values"] for row in rows if "composite" in row["setting"]}
+    for row in (row for row in rows if row["model"] in composites and not row["setting"]):
+        figures = combined(page, row["values"])
+        for name, printed in composites.pop(row["model"]).items():
+            assert figures[reasonbench.README.format(name)] == pytest.approx(printed, abs=0.06)
+    assert not composites
+
+
+def test_printed_overalls_of_gedit_are_no_more_than_its_means_allow() -> None:
+    """The mean of roots of products is at most the root of the product of the means (Cauchy and Schwarz)."""
+    rows = [row for row in published_rows() if row["benchmark"] == gedit.Gedit().published]
+    assert len(rows) == 9
+    for row in rows:
+        assert row["overall"] < (row["values"]["semantic"] * row["values"]["quality"]) ** 0.5
+
+
 # --- whole runs
+
+
+LOAD = models.load
 
 
 class Drawing(FakeModel):
@@ -326,10 +347,22 @@ FIGURES = {
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_benchmark_from_end_to_end(name: str, tmp_path: Path) -> None:
-    data = checkout(name, tmp_path / "checkout")
+    from_end_to_end(name, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FILES)
+def test_a_benchmark_from_end_to_end_with_srum_tiny(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "load", lambda *_: LOAD("srum-tiny", "cpu"))
+    from_end_to_end(name, tmp_path, "timesteps=4")
+
+
+def from_end_to_end(name: str, tmp_path: Path, *overrides: str) -> None:
+    """Images where the official scorer looks for them, verdicts by a server, a table; a second call makes nothing."""
+    data, settings = checkout(name, tmp_path / "checkout"), ("size=[64,64]", *overrides)
     with chat_server(judged) as url:
         kind = "none" if name == "t2i_compbench" else ""
-        text = bench.run(request(name, tmp_path / "run", data, url, evaluator=kind))
+        text = bench.run(request(name, tmp_path / "run", data, url, evaluator=kind, overrides=settings))
     (folder,) = (tmp_path / "run/bench" / name).iterdir() if kind else (tmp_path / "run/bench" / name).glob("b*")
     paths = {str(path.relative_to(folder / "images")) for path in (folder / "images").rglob("*") if path.is_file()}
     expected = {path.replace("~", " ") for path in PATHS[name].split()}
@@ -342,8 +375,8 @@ def test_a_benchmark_from_end_to_end(name: str, tmp_path: Path) -> None:
     for figure, value in FIGURES.get(name, {}).items():
         assert values["ours"]["figures"][figure][0] == pytest.approx(value)
     assert (folder / "table-judge.md").exists() == (name != "geneval")
-    again = bench.run(request(name, tmp_path / "run", data, "http://127.0.0.1:9/v1"))  # all is there: nobody is asked
-    assert again == text
+    nobody = "http://127.0.0.1:9/v1"
+    assert bench.run(request(name, tmp_path / "run", data, nobody, overrides=settings)) == text  # all is there
 
 
 def test_a_dpg_image_is_a_square_of_four_and_each_tile_is_asked_about(tmp_path: Path) -> None:
@@ -361,6 +394,33 @@ def test_a_dpg_image_is_a_square_of_four_and_each_tile_is_asked_about(tmp_path: 
     values = json.loads(next((tmp_path / "run").rglob("table-judge.json")).read_text())
     assert values["ours"]["columns"]["entity"][0] == 100 and values["ours"]["columns"]["attribute"][0] == 0
     assert values["official"]["figures"] == {}  # the first row is dropped there, and the first prompt fails
+
+
+def test_shapes_are_the_evaluation_of_a_run(tmp_path: Path) -> None:
+    """The same images by the same seeds, the same verdicts, the same accuracy and interval."""
+    prompts = prompt_set("held_out", 14)  # two of each category
+    config = EvalConfig(plan=True, plan_temperature=0.5)
+    result = evaluate(Drawing(), prompts, config, tmp_path / "eval", seed=3)
+    plan = ("plan_temperature=0.5",)
+    bench.run(request("shapes", tmp_path / "run", None, seed=3, think=True, overrides=plan))
+    (folder,) = (tmp_path / "run/bench/shapes").iterdir()
+    for prompt in prompts:
+        name = f"images/{prompt.id}.png"
+        assert (folder / name).read_bytes() == (tmp_path / "eval" / name).read_bytes()
+    values = [verdict.values["all"] for verdict in verdicts_of(tmp_path / "run")]
+    assert values == [[100.0 * correct] for correct in result.correct] and 0 < sum(result.correct) < 14
+    (table,) = folder.glob("table-*.json")
+    accuracy = json.loads(table.read_text())["ours"]["figures"]["accuracy"]
+    assert accuracy == pytest.approx([result.overall.accuracy, *result.overall.interval])
+
+
+def test_tiif_has_a_small_set_and_a_full_one(tmp_path: Path) -> None:
+    data = checkout("tiif", tmp_path)
+    small, full = (tiif.Tiif(variant, data) for variant in ("long", "full_long"))
+    assert (len(small.items(1)), len(full.items(1))) == (277, 2538)
+    assert small.items(1)[0] == full.items(1)[0]  # the same prompt and path; which set it is of is the run's config
+    assert (small.published, full.published) == ("tiif_testmini", "tiif_full")
+    assert full.items(1)[64].path == "2d_spatial_relation/srum/long_description/64.png"
 
 
 def test_an_edit_is_drawn_from_its_source(tmp_path: Path) -> None:
@@ -433,6 +493,35 @@ def test_an_interrupted_run_goes_on_with_the_images_that_are_missing(
         {path.name: path.read_bytes() for path in (tmp_path / one).rglob("samples/*.png")} for one in ("whole", "run")
     )
     assert whole == run
+
+
+def test_an_interrupted_judge_goes_on_and_is_asked_nothing_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the batch that was under way is done again: its replies have been kept."""
+    data, ask = checkout("genevalpp", tmp_path / "checkout"), judges.ChatJudge.ask
+    asked: list[str] = []
+
+    def behave(body: dict[str, Any]) -> str:
+        asked.append(json.dumps(body["messages"]))
+        return '{"correct": %d}' % ("cups 0" in asked[-1])  # noqa: UP031
+
+    def stumble(*arguments: Any) -> Any:
+        if len(asked) >= 8:
+            raise KeyboardInterrupt
+        return ask(*arguments)
+
+    with chat_server(behave) as url:
+        judge = ServerConfig(url=url, model="m", concurrency=1)
+        wanted = {folder: request("genevalpp", tmp_path / folder, data, judge=judge, batch_size=3) for folder in "ab"}
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(judges.ChatJudge, "ask", stumble)
+            bench.run(wanted["a"])
+        assert not list((tmp_path / "a").rglob("verdicts-*.jsonl"))
+        table = bench.run(wanted["a"])
+        assert len(asked) == 14
+        assert bench.run(wanted["b"]) == table
+    assert verdicts_of(tmp_path / "a") == verdicts_of(tmp_path / "b")
 
 
 def test_given_images_are_scored_and_those_that_lack_are_counted(tmp_path: Path) -> None:

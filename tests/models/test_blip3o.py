@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from srum.doctor import self_check
 from srum.errors import ModelError
 from srum.flow import FlowNoise
 from srum.models.bagel import Bagel
-from srum.models.base import Decoding, Sampling, Segment, Written, box_frame, crop_box
+from srum.models.base import Decoding, Exploration, Generated, Sampling, Segment, Written, box_frame, crop_box
 from srum.models.blip3o import Blip3o, chat
 from srum.models.blip3o.images import LEAST, MOST, cropped, seen_size
 from srum.records import Region
@@ -82,6 +83,24 @@ def test_the_way_to_an_image_ends_in_its_features(model: Blip3o) -> None:
     (made,) = model.draw(texts("a cat"), QUICK, [1], path=True)
     assert made.path is not None and made.path.timesteps.tolist() == pytest.approx([1, 2 / 3, 1 / 3])
     torch.testing.assert_close(made.path.predictions[-1], made.latent, rtol=0, atol=1e-5)
+
+
+def test_random_steps_lead_where_they_say_and_each_image_has_its_own(model: Blip3o) -> None:
+    unguided = replace(QUICK, guidance=1.0, timesteps=5, decoder_guidance=1.0)
+
+    def drawn(level: float, some: slice = slice(None)) -> list[Generated]:
+        explore = Exploration("flow", level, [{0}, {1}, {0, 2}][some], [1, 2, 3][some])
+        return model.draw(texts(*PROMPTS)[some], unguided, [4, 5, 6][some], explore=explore)
+
+    plain, silent, loud = model.draw(texts(*PROMPTS), unguided, [4, 5, 6]), drawn(0.0), drawn(0.7)
+    assert [len(made.steps) for made in loud] == [1, 1, 2]
+    for number, (straight, quiet, made) in enumerate(zip(plain, silent, loud, strict=True)):
+        assert torch.equal(straight.latent, quiet.latent) and not torch.allclose(straight.latent, made.latent, atol=0.1)
+        (alone,) = drawn(0.7, slice(number, number + 1))
+        torch.testing.assert_close(alone.latent, made.latent, rtol=0, atol=1e-3)
+        for step in made.steps:
+            expected = step.transition.mean(step.state, step.sought)
+            torch.testing.assert_close(expected, step.reached, rtol=1e-4, atol=1e-4)
 
 
 def test_without_its_text_a_prompt_is_a_condition_of_zeros(model: Blip3o) -> None:
@@ -260,7 +279,7 @@ def test_timesteps_are_even_thousandths(model: Blip3o) -> None:
             [Segment("clean", latent=torch.zeros(32, 8, 8)), Segment("noisy", latent=torch.zeros(32, 8, 8))],
             "clean image",
         ),
-        ([Segment("noisy", latent=torch.zeros(32, 8, 8))] * 2, "2 noisy segments"),
+        ([Segment("text", text="a")], "no noisy segment"),
     ],
 )
 def test_examples_that_it_cannot_learn(model: Blip3o, segments: list[Segment], message: str) -> None:
@@ -268,6 +287,24 @@ def test_examples_that_it_cannot_learn(model: Blip3o, segments: list[Segment], m
     with pytest.raises(ModelError, match=message):
         model.targets(segments, noise)
         model.pack([segments], noise)
+
+
+def test_each_noisy_latent_of_an_example_is_learned_behind_what_is_before_it(model: Blip3o) -> None:
+    """As each alone behind its own context; a text with branches of its own is not read by another's latent."""
+    first, second = example(model, "a cat", 1), example(model, "and a dog", 2)
+    branched = [replace(segment, branch=number) for number, pair in ((1, first), (2, second)) for segment in pair]
+    chained = [*first, *second]
+    both = [Segment("text", text="a cat"), *second]
+    noise = [FlowNoise(torch.randn(64, 32, generator=torch.Generator().manual_seed(n)), 0.5) for n in range(2)]
+    with torch.no_grad():
+        alone = model.forward(model.pack([first, second], noise))
+        apart = model.forward(model.pack([branched], noise))
+        after = model.forward(model.pack([first, both], noise))
+        together = model.forward(model.pack([chained], noise))
+    torch.testing.assert_close(apart.velocity, alone.velocity, rtol=0, atol=1e-4)
+    torch.testing.assert_close(together.velocity, after.velocity, rtol=0, atol=1e-4)
+    assert not torch.allclose(together.velocity, alone.velocity, atol=1e-3)
+    assert together.image_segment.tolist() == [0] * 64 + [1] * 64 and model.targets(chained, noise) == (128, 0)
 
 
 # --- the file layout

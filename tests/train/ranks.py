@@ -23,7 +23,8 @@ from srum.records import Candidate
 from srum.run import find_method
 from srum.run_dir import atomic
 from train.data import TrainingRecord, candidate_mix
-from train.examples import Example, Mix
+from train.examples import Example
+from train.feed import Mix
 from train.methods.base import CandidateMethod
 from train.objective import Objective
 from train.sharding import local
@@ -46,7 +47,6 @@ CONFIGS: dict[str, dict[str, Any]] = {  # fields of train, and the method with f
         "ema": 0.5,
         "samples": {"count": 2, "every": 2},
         "probes": 1,
-        "tracker": "tensorboard",
         "memory": {"checkpoint_activations": True},
         "validation": {"share": 0.4, "every": 2},
     },
@@ -113,13 +113,11 @@ def learn(
     folder: Path,
     seed: int = 3,
     replies: Sequence[Example] = (),
-    reproduces: bool = False,
+    **options: Any,
 ) -> TrainResult:
     """A training by the config's method on these records."""
     mix, objective = learned(records, config, seed, replies)
-    return train(
-        model, mix, objective, config.train, folder, seed, progress=False, candidates=records, reproduces=reproduces
-    )
+    return train(model, mix, objective, config.train, folder, seed, progress=False, candidates=records, **options)
 
 
 def learned(

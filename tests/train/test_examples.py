@@ -21,8 +21,8 @@ from srum.models.base import Segment
 from srum.processes import Processes
 from srum.run import find_method
 from tests.train.ranks import CHECKPOINT, SMOOTH, config_of
-from train.examples import Example, Mix, Part, generator_for
-from train.feed import Step
+from train.examples import Example, generator_for
+from train.feed import Mix, Part, Step
 from train.metrics import keep_rows
 from train.packs import Sample, draw, make_pack
 from train.trainer import Losses, Trainer, train

@@ -13,7 +13,7 @@ from srum.models.bagel.config import BagelConfig
 from srum.processes import Processes
 from train.phases import PHASES
 from train.pretrain import fresh_model, objective
-from train.pretrain_data import Pretraining
+from train.pretrain_data import Pretraining, Steps
 from train.trainer import Trainer
 from train.weights import trainable_parameters
 
@@ -26,7 +26,7 @@ def first_losses(folder: Path, steps: int) -> list[float]:
     config = BagelConfig.from_folder(folder)
     (folder / "ae_config.json").write_text(config.autoencoder.model_dump_json())
     model, phase = fresh_model(folder, seed=0), PHASES[0]
-    source = Pretraining(folder, model.config, phase, 0)
+    source = Pretraining(Steps(folder, model.config, phase, 0))
     with trainable_parameters(model, phase.trainable) as chosen:
         feed = source.feed(model, phase.config, 0, Processes())
         trainer = Trainer(model, feed, objective(phase), phase.config, 0, list(chosen))

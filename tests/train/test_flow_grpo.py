@@ -13,6 +13,7 @@ from srum import models
 from srum.config import ConfigError, load_config
 from srum.models.bagel import Bagel
 from srum.models.base import Exploration, Sampling, Segment
+from srum.models.blip3o import Blip3o
 from srum.processes import Processes
 from srum.records import Prompt
 from srum.rollout import choose_prompts
@@ -23,9 +24,11 @@ from train.online import OnlineSource
 from train.reason import Reason
 from train.rewards import Value
 from train.trainer import Trainer, TrainResult, train
+from train.weights import trainable_parameters
 
 SMALL = ("method=flow_grpo", "candidates_per_prompt=2", "train.batch_size=4", "rollout.timesteps=5", "text_limit=24")
 PROMPTS = choose_prompts("train", 4, 0)
+BLIP3O = Path(__file__).parents[1] / "golden" / "blip3o" / "checkpoint"
 
 
 def brightness(images: Sequence[Image], prompts: Sequence[Prompt]) -> list[Value]:
@@ -50,6 +53,19 @@ def learn(folder: Path, *overrides: str, reward=brightness, steps: int = 3) -> t
     model = tiny()
     objective = find_method(config.method).objective(config)
     return model, train(model, source(config, reward), objective, config.train, folder, seed=5, progress=False)
+
+
+def test_before_the_first_update_the_ratio_is_one_on_blip3o() -> None:
+    """Two random steps of each image, learned from as latents of one example."""
+    fields = {"plan": "false", "size": "[64, 64]", "timestep_shift": 1.0, "decoder_steps": 2}
+    overrides = [f"rollout.{name}={value}" for name, value in fields.items()]
+    config = load_config(None, [*SMALL, *overrides, f"model={BLIP3O}", "random_steps=2", "train.precision=fp32"])
+    model = Blip3o.load(BLIP3O)
+    with trainable_parameters(model, "generation") as names:
+        feed = source(config).feed(model, config.train, 5, Processes())
+        trainer = Trainer(model, feed, find_method("flow_grpo").objective(config), config.train, 5, list(names))
+        row = trainer.step(0)
+    assert row["image_log_ratio"] < 1e-5 and abs(row["parts"]["image_policy"]) < 1e-6 and row["grad_norm"] > 0
 
 
 @pytest.mark.parametrize("plan", [True, False])

@@ -147,7 +147,7 @@ def model(tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Bagel:
 
 
 def test_worker_processes_change_no_step(model: Bagel) -> None:
-    steps = Steps(model.folder, model.config, replace(TINY[0], steps=5), 0, 0)
+    steps = Steps(model.folder, model.config, replace(TINY[0], steps=5), 0)
     apart, here = (list(loaded(steps, 1, workers)) for workers in (2, 0))
     assert len(apart) == len(here) == 4
     assert [pickled(one) for one in apart] == [pickled(one) for one in here]
@@ -163,7 +163,7 @@ def test_a_step_is_what_the_model_packs_of_the_same_samples(model: Bagel, monkey
     monkeypatch.setattr("train.pretrain_data.with_dropout", kept)
     monkeypatch.setattr("train.pretrain_data.RECONSTRUCTED", 0.0)
     monkeypatch.setattr("train.pretrain_data.IMAGE_DROPOUT", 0.4)
-    step = Steps(model.folder, model.config, replace(TINY[0], batch=24, packs=1), 0, 0).step(0)
+    step = Steps(model.folder, model.config, replace(TINY[0], batch=24, packs=1), 0).step(0)
     ((batch, *_),) = completed(step, model)
     assert any(part.dropped for sample in samples for part in sample)
     rows = sorted(samples, key=lambda sample: length(model, sample))

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from srum import models
-from srum.config import ConfigError, ImagesConfig, load_config
+from srum.config import ConfigError, ImagesConfig, changed, load_config
 from srum.loop import run_loop
 from srum.models.bagel import Bagel
 from srum.models.base import MissingAbility, Segment
@@ -24,8 +24,9 @@ from srum.run import Run
 from srum.run_dir import ImageError, RunError, claim_run, open_image, read_records
 from tests.fakes import FakeModel
 from train.examples import Example
-from train.methods.reca import Reca, RecaConfig, TemplateError, read_templates
-from train.packs import opened
+from train.methods.reca import FAR, SEEN, TOLD, Reca, RecaConfig, TemplateError, read_templates, told
+from train.packs import opened, worded
+from train.reconstructing import reconstruct_images
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "bagel" / "checkpoint"
 SMALL = ["method=reca", "compare=[]", "rounds=1", "eval.count=7", "train.steps=2", "train.batch_size=4"]
@@ -177,6 +178,7 @@ def test_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> 
     sizes = ["images.count=6", "prompt_count=12", "candidates_per_prompt=2", "reward.on_failure=keep"]
     run_loop(load_config(None, [*SMALL, *sizes, f"images.source={source}"]), tmp_path / "run")
     assert (tmp_path / "run/round-000/train/reca/model").is_dir()
+    assert list(json.loads((tmp_path / "run/round-000/train/reca/compared.json").read_text())) == [SEEN, TOLD]
     assert (tmp_path / "run/round-000/candidates.jsonl").exists() == (source != "rendered")
 
 
@@ -220,11 +222,10 @@ def test_a_template_is_drawn_at_every_visit() -> None:
     """By seed, epoch and id: the same again, and over the epochs all of them."""
     texts = ["one", "two", "three"]
     example = Example(id="x", segments=[Segment("text", texts=texts)])
-    model = FakeModel()
-    drawn = [opened(model, example, 7, epoch).segments[0].text for epoch in range(40)]
+    drawn = [worded(example, 7, epoch).segments[0].text for epoch in range(40)]
     assert set(drawn) == set(texts)
-    assert drawn == [opened(model, example, 7, epoch).segments[0].text for epoch in range(40)]
-    assert opened(model, example).segments[0].text == "one"
+    assert drawn == [worded(example, 7, epoch).segments[0].text for epoch in range(40)]
+    assert worded(example).segments[0].text == "one"
 
 
 def test_a_side_is_what_understanding_sees() -> None:
@@ -238,13 +239,38 @@ def test_a_side_is_what_understanding_sees() -> None:
         model.length([replace(seen, side=43)])
 
 
+def test_what_is_seen_helps_a_model_that_draws_what_it_sees(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """srum-tiny reconstructs: its loss with the image is less than half of that with the template alone."""
+    config = load_config(None, [*SMALL, "images.count=4", "train.steps=1", "train.batch_size=2", "eval.count=0"])
+    run_loop(config, tmp_path / "run")
+    losses = json.loads((tmp_path / "run/round-000/train/reca/compared.json").read_text())
+    assert 0 < losses[SEEN] < losses[TOLD] / 2
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"loss {losses[SEEN]:.3f} with what is seen" in out and "warning" not in out
+
+
+def test_a_hindrance_is_warned_of() -> None:
+    assert "warning" in Reca().remark({SEEN: 1.01 * FAR, TOLD: 1.0})
+    assert "warning" not in Reca().remark({SEEN: 0.99 * FAR, TOLD: 1.0})
+
+
+def test_the_text_alone_is_the_prompt_where_there_is_one() -> None:
+    """The same id, and so the same noise; what is seen keeps its position and is left out."""
+    latent = torch.zeros(3, 2, 2)
+    noisy = Segment("noisy", latent=latent, loss=True)
+    segments = [Segment("seen", image=picture(0)), Segment("text", texts=["a", "b"], droppable=True), noisy]
+    own, other = (told(Example(id=name, segments=segments), {"own": "two red discs"}) for name in ("own", "other"))
+    assert [s.dropped for s in own.segments] == [True, False, False] and own.segments[2] is noisy
+    assert own.segments[1].text == "two red discs" and other.segments[1] is segments[1]
+
+
 def test_latents_come_from_files_visit_by_visit(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     latent = torch.randn(3, 2, 2)
     save_file({"latent": latent}, tmp_path / "x.safetensors")
     example = Example(id="x", segments=[Segment("noisy", file=tmp_path / "x.safetensors", loss=True)])
-    segment = opened(FakeModel(), example, 0, 0).segments[0]
+    segment = opened(FakeModel(), example).segments[0]
     assert segment.file is None and segment.latent is not None and torch.equal(segment.latent, latent)
 
 
@@ -270,3 +296,19 @@ def test_a_step_has_its_shares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert isinstance(config, RecaConfig)
     step = Reca().examples(run, 0, config).at(0, seed=0)
     assert [example.id.startswith("rendered") for _, example in step] == [True, True, True, False]
+
+
+def test_reconstructions_are_not_taken_for_those_of_other_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same call is finished and draws nothing; other settings in its folder are refused."""
+    monkeypatch.setattr(models, "load", FakeModel.load)
+    config = load_config(None, ["method=reca", "images.count=5", "images.batch_size=2"])
+    line = reconstruct_images(config, tmp_path / "out", None, None)
+    assert "5 images reconstructed, 0 could not be read; the same things in the same cells: " in line
+    with monkeypatch.context() as patch:
+        patch.setattr(FakeModel, "draw", None)
+        assert reconstruct_images(config, tmp_path / "out", None, "srum-tiny") == line
+    for change in ("refine.guidance=3.0", "seed=1"):
+        with pytest.raises(RunError, match="holds images of other settings or weights"):
+            reconstruct_images(changed(config, [change]), tmp_path / "out", None, None)

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from srum.config import dump
 from srum.models.bagel import Bagel
-from srum.records import Refinement
+from srum.records import Picture, Refinement
 from srum.run_dir import read_records
 from tests.launch import launch
-from tests.train.recipe_runs import GOLDEN, whole_runs
+from tests.train.recipe_runs import GOLDEN, config_of, whole_runs
+from train.reconstructing import Reconstruction
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python"]
+SRUM = [sys.executable, "-c", "from srum.cli import app; app()"]
 
 
 @pytest.fixture(scope="module")
@@ -59,3 +67,32 @@ def test_a_round_is_refined(folder: Path) -> None:
     assert [one.id for one in made] == [
         one.id for one in read_records(folder / "one/rvr/round-000/refined/refined.jsonl", Refinement)
     ]
+
+
+@pytest.mark.slow
+def test_torchrun_goes_the_whole_way(tmp_path: Path) -> None:
+    """Two processes, by the commands of the documents: a run of either method, drawn again, reconstructed."""
+    for method in ("reca", "rvr"):
+        (tmp_path / f"{method}.yaml").write_text(dump(config_of(method)))
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+
+    def srum(*arguments: str) -> str:
+        done = subprocess.run(
+            [*TORCHRUN, *SRUM, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return " ".join(done.stdout.split())
+
+    out = srum("run", "--config", "reca.yaml", "--out", "reca")
+    assert out.count("6 pictures of rendered, 0 could not be read") == 1
+    assert out.count("before the first step: loss") == 1
+    assert len(read_records(tmp_path / "reca/round-000/pictures.jsonl", Picture)) == 6
+    assert "6 images reconstructed, 0 could not be read" in srum("reconstruct", "reca", "--out", "looked-at")
+    assert len(read_records(tmp_path / "looked-at/reconstructed.jsonl", Reconstruction)) == 6
+
+    srum("run", "--config", "rvr.yaml", "--out", "rvr")
+    srum("refine", "rvr", "--rounds", "2", "--set", "refine.stop=null")
+    made = read_records(tmp_path / "rvr/round-000/refined/refined.jsonl", Refinement)
+    assert len(made) == 6 and all(len(one.turns) == 3 for one in made)
+    for method in ("reca", "rvr"):
+        assert (tmp_path / f"{method}/round-000/train/{method}/model/ema.safetensors").exists()

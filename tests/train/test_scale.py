@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import math
 import shutil
 from contextlib import ExitStack
@@ -14,6 +15,7 @@ import peft
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -461,9 +463,20 @@ def test_samples_change_nothing_and_are_those_of_the_weights(tmp_path: Path) -> 
 def test_a_tracker_is_told_of_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run(tmp_path, tracker="tensorboard", validation={"share": 0.4, "every": 2})
-    events = EventAccumulator(str(tmp_path / "tracker" / "srum"))
+    model, made = Bagel.load(CHECKPOINT), rolled_out(Bagel.load(CHECKPOINT))
+    wanted = settings(validation={"share": 0.4, "every": 2}, samples={"count": 1, "every": 4})
+    subject = tracking.Subject("runs", "round-000-region_nft", tmp_path / "tracker", {"train": {"lr": 0.5}})
+    with tracking.tracked("tensorboard", subject) as tracker:
+        learn(model, made, wanted, tmp_path, tracker=tracker)
+    events = EventAccumulator(str(tmp_path / "tracker" / "round-000-region_nft"))
     events.Reload()
+    (config,) = events.Tensors("config/text_summary")
+    assert b"lr: 0.5" in config.tensor_proto.string_val[0]
+    shown = events.Images(f"samples/{made[0].candidate.id}")
+    assert [image.step for image in shown] == [0, 4]
+    first = Image.open(io.BytesIO(shown[0].encoded_image_string))
+    sample = open_image(tmp_path / "samples/step-00000000" / f"{made[0].candidate.id}.png")
+    assert first.convert("RGB").tobytes() == sample.tobytes()
     for name in ("metrics", "validation"):
         rows = keep_rows(tmp_path / f"{name}.jsonl", 9)
         for field in ("loss", "parts/error", "loss_by_timestep/2"):
@@ -472,7 +485,7 @@ def test_a_tracker_is_told_of_every_row(tmp_path: Path, monkeypatch: pytest.Monk
             assert told == [(step, pytest.approx(value, rel=1e-6)) for step, value in known if value is not None]
     monkeypatch.setattr(tracking, "filter_trackers", lambda names, folder: [])
     with pytest.raises(TrainingError, match=r"train\.tracker: wandb is not installed \(pip install wandb\)"):
-        run(tmp_path / "none", tracker="wandb")
+        tracking.require_tracker("wandb")
 
 
 def test_the_numbers_of_a_row_by_their_place() -> None:

@@ -8,12 +8,12 @@ import pytest
 
 from srum import models
 from srum.config import load_config
+from srum.errors import TrainingError
 from srum.loop import perform
 from srum.records import RewardMap
 from srum.run import Run
 from srum.run_dir import read_records, write_records
 from tests.fakes import FakeModel
-from train.examples import TrainingError
 
 SMALL = ["prompt_count=4", "candidates_per_prompt=2", "reward.on_failure=keep", "train.steps=2", "train.batch_size=4"]
 

@@ -7,7 +7,7 @@ and what reads records is imported where it is called.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from srum.models.base import TrainableModel
     from srum.run import Run
     from train.data import TrainingRecord
-    from train.examples import Mix
-    from train.feed import Source
+    from train.feed import Mix, Source
 
 
 class Method:
@@ -58,6 +57,14 @@ class Method:
     def figures(self, tokens: Tokens, config: Any) -> Terms:
         """What is written down beside the terms, per token: their means are in the metrics."""
         return {}
+
+    def remark(self, losses: Mapping[str, float]) -> str:
+        """What is said of the losses before the first step of what its mix compares, by its name."""
+        return ", ".join(f"{name}: {loss:.3f}" for name, loss in losses.items())
+
+    def drawn(self, config: Any) -> int:
+        """How many images its training draws in a round, beside those of the stages."""
+        return 0
 
     def draw(self, model: TrainableModel, config: Any, seed: int) -> Draw | None:
         """How its weights draw in an evaluation, in more than one step; None: once, which is always measured."""

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from srum.models.base import TrainableModel, UnifiedModel
     from srum.records import Prompt
     from srum.run import Run
-    from train.examples import Example, Mix
+    from train.examples import Example
+    from train.feed import Mix
 
 
 class ProcessConfig(RunConfig):
@@ -35,12 +36,12 @@ class ProcessConfig(RunConfig):
 
     method: str = "process"
     compare: tuple[str, ...] = ()
-    layout: Literal["short", "long"] = "short"
+    layout: Literal["short", "long"] = "short"  # an example is a stage of a chain, or the whole chain in one row
     chains: str = ""  # a .jsonl file of chains (train/interleaved.py), for layout=long; empty: exact scenes
     samples: Count = 2048  # chains, or stages of chains, of the exact scenes of a round
     shares: tuple[Count, Count, Count] = (2, 2, 1)  # of plan, draft and inspect in each batch of short examples
-    max_strokes: Count = 5
-    max_refinements: Annotated[int, Field(ge=0)] = 1
+    max_strokes: Count = 5  # of a drawing in an evaluation, at most
+    max_refinements: Annotated[int, Field(ge=0)] = 1  # corrections of a stroke there, at most
     budget: Count = 4  # images of a drawing
 
     @model_validator(mode="after")
@@ -64,7 +65,7 @@ class Process(Method):
         """Chains or their stages."""
         from srum.models.base import require
         from srum.run import load_model
-        from train.examples import Mix, Part
+        from train.feed import Mix, Part
 
         model = load_model(run.config, run.newest(k), empty=True)  # its autoencoder alone is asked
         require(model, {"seen", "clean"}, "the method process")

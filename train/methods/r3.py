@@ -40,9 +40,9 @@ class R3Config(PolicyConfig):
     reading: Literal["ours", "released", "paper"] = "ours"  # of what a refinement is worth
     reply_limit: Count = 96  # tokens of a reply
     eval_refinements: Count = 4  # of an image in an evaluation, at most; replies are greedy there
-    refine_timesteps: Annotated[int, Field(ge=2)] = 16
-    refine_level: Positive = 0.7
-    refine_range: tuple[Fraction, Fraction] = (0.0, 0.5)
+    refine_timesteps: Annotated[int, Field(ge=2)] = 16  # as timesteps, of a refined image
+    refine_level: Positive = 0.7  # as noise_level, of a refined image
+    refine_range: tuple[Fraction, Fraction] = (0.0, 0.5)  # as random_range, of a refined image
 
     @model_validator(mode="after")
     def _a_cycle_is_kept_together(self) -> R3Config:

@@ -19,6 +19,7 @@ from pydantic import model_validator
 
 from srum.config import Fraction, Positive, RunConfig, Signed
 from srum.errors import TrainingError
+from srum.lazy import Lazy
 from train.methods.base import CandidateMethod, cross_entropy
 from train.objective import Terms, Tokens
 
@@ -59,12 +60,21 @@ class RegionNft(CandidateMethod):
         """All, or those of the prompts that have right and wrong ones. Raises TrainingError where none has."""
         return with_both(records) if config.mixed_prompts else records
 
-    def credits(self, records: Sequence[TrainingRecord], config: RegionNftConfig) -> list[Tensor]:
-        """Every candidate's advantage on its cells. Raises TrainingError where none has any."""
-        credits = advantages(records, config)
-        if not any(credit.any() for credit in credits):
+    def credits(self, records: Sequence[TrainingRecord], config: RegionNftConfig) -> Sequence[Tensor]:
+        """Every candidate's advantage on its cells, evenly or by blame. Raises TrainingError where none has any."""
+        from train.advantages import spread_by_blame
+
+        of_samples = advantages(records, config)
+        if not any(of_samples):
             raise TrainingError(nothing_to_prefer(records))
-        return credits
+
+        def credit(number: int) -> Tensor:
+            advantage, reward_map = of_samples[number], records[number].reward_map
+            if config.credit == "sample":
+                return reward_map.new_full(reward_map.shape, advantage)
+            return spread_by_blame(advantage, reward_map)
+
+        return Lazy(range(len(records)), credit)
 
     def terms(self, tokens: Tokens, config: RegionNftConfig) -> Terms:
         """The three terms above; ``credit`` is A."""
@@ -95,25 +105,23 @@ def nothing_to_prefer(records: Sequence[TrainingRecord]) -> str:
     )
 
 
-def with_both(records: Sequence[TrainingRecord]) -> list[TrainingRecord]:
+def with_both(records: Sequence[TrainingRecord]) -> Sequence[TrainingRecord]:
     """The candidates of prompts of which some score above 0, and some do not."""
+    prompts = [record.candidate.prompt_id for record in records]
     signs: dict[str, set[bool]] = {}
-    for record in records:
-        signs.setdefault(record.candidate.prompt_id, set()).add(record.sample_score > 0)
-    both = [record for record in records if len(signs[record.candidate.prompt_id]) == 2]
+    for prompt, record in zip(prompts, records, strict=True):
+        signs.setdefault(prompt, set()).add(record.sample_score > 0)
+    both = [number for number, prompt in enumerate(prompts) if len(signs[prompt]) == 2]
     if not both:
         raise TrainingError(
             "mixed_prompts: no prompt has candidates on both sides of 0; draw more of each, or set it false"
         )
-    return both
+    return Lazy(both, records.__getitem__)
 
 
-def advantages(records: Sequence[TrainingRecord], config: RegionNftConfig) -> list[Tensor]:
-    """A (h, w) in [-1, 1] of every candidate: of its score among those of its prompt, evenly or by blame."""
-    from train.advantages import sample_advantages, spread_by_blame
+def advantages(records: Sequence[TrainingRecord], config: RegionNftConfig) -> list[float]:
+    """A in [-1, 1] of every candidate: of its score among those of its prompt."""
+    from train.advantages import sample_advantages
 
     groups = [record.candidate.prompt_id for record in records]
-    of_samples = sample_advantages([r.sample_score for r in records], groups, config.advantage_offset)
-    if config.credit == "sample":
-        return [r.reward_map.new_full(r.reward_map.shape, a) for a, r in zip(of_samples, records, strict=True)]
-    return [spread_by_blame(a, record.reward_map) for a, record in zip(of_samples, records, strict=True)]
+    return sample_advantages([record.sample_score for record in records], groups, config.advantage_offset)

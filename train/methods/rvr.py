@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from srum.models.base import TrainableModel
     from srum.records import Candidate, Pair
     from srum.run import Run
-    from train.examples import Example, Mix
+    from train.examples import Example
+    from train.feed import Mix
 
 Share = Annotated[int, Field(ge=0)]
 
@@ -69,7 +70,8 @@ class Rvr(Method):
         from srum.records import Candidate, Pair
         from srum.run_dir import read_by_id, read_records
         from train.data import load_replies
-        from train.examples import Mix, hold_out
+        from train.examples import hold_out
+        from train.feed import Mix
 
         folder = run.round(k)
         candidates = read_by_id(folder / "candidates.jsonl", Candidate)

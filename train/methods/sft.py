@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from srum.config import RunConfig
+from srum.lazy import Lazy
 from train.methods.base import CandidateMethod, cross_entropy
 from train.objective import Terms, Tokens
 
@@ -34,9 +35,9 @@ class Sft(CandidateMethod):
     name, label, colour = "sft", "SFT", "#e69f00"
     Config = SftConfig
 
-    def credits(self, records: Sequence[TrainingRecord], config: SftConfig) -> list[Tensor]:
+    def credits(self, records: Sequence[TrainingRecord], config: SftConfig) -> Sequence[Tensor]:
         """Ones."""
-        return [record.reward_map.new_ones(record.reward_map.shape) for record in records]
+        return Lazy(records, lambda record: record.reward_map.new_ones(record.reward_map.shape))
 
     def terms(self, tokens: Tokens, config: SftConfig) -> Terms:
         """The error itself."""

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from srum.config import NotNegative, RunConfig
+from srum.lazy import Lazy
 from train.methods.base import CandidateMethod, cross_entropy
 from train.objective import Terms, Tokens
 
@@ -39,9 +40,9 @@ class Srum(CandidateMethod):
     name, label, colour = "srum", "SRUM, Eq. 1-3", "#56b4e9"
     Config = SrumConfig
 
-    def credits(self, records: Sequence[TrainingRecord], config: SrumConfig) -> list[Tensor]:
+    def credits(self, records: Sequence[TrainingRecord], config: SrumConfig) -> Sequence[Tensor]:
         """alpha R on the cells of every candidate."""
-        return [reward(record, config) for record in records]
+        return Lazy(records, lambda record: reward(record, config))
 
     def terms(self, tokens: Tokens, config: SrumConfig) -> Terms:
         """Eq. 3 in its two parts; ``credit`` is alpha R."""

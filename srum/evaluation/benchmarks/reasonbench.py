@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 from PIL import Image
 
@@ -38,6 +38,7 @@ DIMENSIONS = {
 }  # column -> prompts and folder of images, questions, scorer, weights of its blocks
 QUALITY = "quality_evaluation"
 DESCRIBE = "Describe this image."
+README = "{} (SRUM's README)"  # accuracy and quality in one number
 
 
 class ReasonBench(Benchmark):
@@ -49,6 +50,7 @@ class ReasonBench(Benchmark):
     watch = "draw from prompts/: the questions' own prompt field differs in 11 items and tells one answer"
     licence = "none is stated: read from a checkout"
     origin = Origin("KaiyueSun98/T2I-ReasonBench", "efc1d20")
+    printed: ClassVar[Mapping[str, str]] = {name: README.format(name) for name in DIMENSIONS}
     max_tokens = 1000
     tries = 5
 
@@ -107,13 +109,16 @@ class ReasonBench(Benchmark):
         return {f"{item.category}_acc": [accuracy], f"{item.category}_qual": [mean[QUALITY]]}
 
     def figures(self) -> dict[str, dict[str, float]]:
+        shares = {"idiom": 0.1, "textual": 0.1, "entity": 0.25, "scientific": 0.25}  # of quality
+        composites = {
+            README.format(name): {f"{name}_acc": 1 - share, f"{name}_qual": share} for name, share in shares.items()
+        }
         return {
             "accuracy": equally([f"{name}_acc" for name in DIMENSIONS]),
             "quality": equally([f"{name}_qual" for name in DIMENSIONS]),
-        } | {
-            f"{name} (SRUM's README)": {f"{name}_acc": 1 - share, f"{name}_qual": share}
-            for name, share in {"idiom": 0.1, "textual": 0.1, "entity": 0.25, "scientific": 0.25}.items()
-        }  # fmt: skip
+            **composites,
+            README.format("mean"): equally(list(composites)),
+        }
 
 
 def official_json(reply: str) -> Any:

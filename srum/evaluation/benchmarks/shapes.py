@@ -12,14 +12,14 @@ from srum.config import EvalConfig
 from srum.evaluation.benchmark import Benchmark, Evaluator, Failure, Item, Verdict
 from srum.models.base import Sampling
 from srum.records import Prompt
+from srum.seeding import seed_for
 from srum.shapes.checker import check
 from srum.shapes.prompts import prompt_set
 
-COUNT = 300  # prompts, as in an evaluation
-
 
 class Shapes(Benchmark):
-    """Percent of images that show exactly what is asked for."""
+    """Percent of images that show exactly what is asked for. It is the evaluation of a run, its prompts, images and
+    verdicts (``srum.evaluation.accuracy``), for any weights."""
 
     name = "shapes"
     top = 100.0
@@ -32,7 +32,11 @@ class Shapes(Benchmark):
     digits = 1
 
     def items(self, samples: int) -> list[Item]:
-        return [_item(prompt, f"{prompt.id}-{k}") for prompt in prompt_set(self.variant, COUNT) for k in range(samples)]
+        prompts = prompt_set(self.variant, EvalConfig().count)
+        return [_item(prompt, f"{prompt.id}-{k}" if k else prompt.id) for prompt in prompts for k in range(samples)]
+
+    def seed(self, seed: int, item: Item, *purpose: str | int) -> int:
+        return seed_for(seed, item.id, *purpose)
 
     def score(self, item: Item, image: Image.Image, evaluator: Evaluator) -> Verdict:
         try:

@@ -13,7 +13,10 @@ from srum.evaluation.benchmark import Item, JudgedBenchmark, Unreadable, Values,
 from srum.evaluation.data import DataError, Origin
 
 SCORER = "eval/eval_with_vlm.py"
-FOLDERS = {"testmini": ("data/testmini_prompts", "data/testmini_eval_prompts")}
+SETS = {
+    "testmini": ("data/testmini_prompts", "data/testmini_eval_prompts", 277),
+    "full": ("data/test_prompts", "data/test_eval_prompts", 2538),
+}  # prompts, questions, how many
 SLOT = "##YNQuestions##"
 MODEL = "srum"  # the name of the model's folder in the layout
 REASONING = ("numeracy", "comparison", "differentiation", "negation")
@@ -35,17 +38,17 @@ class Tiif(JudgedBenchmark):
 
     name = "tiif"
     top = 100.0
-    about = "39 types of instructions, by yes/no questions"
+    about = "39 types of instructions, by yes/no questions; testmini, or all prompts"
     watch = "the original asks at temperature 1 in one of three wordings; ours asks at 0 in the first"
     licence = "none is stated: read from a checkout"
     origin = Origin("A113N-W3I/TIIF-Bench", "3aae750")
-    variants = ("short", "long")
+    variants = ("short", "long", "full_short", "full_long")
     max_tokens = 1024
     official_tries = 5
 
     def items(self, samples: int) -> list[Item]:
         self.template = self.data.assigned(SCORER, "raw_prompt")
-        prompts, questions = FOLDERS["testmini"]
+        prompts, questions, count = SETS[self._set]
         items: list[Item] = []
         questions_of = self._by_type(questions)
         for name, lines in self._by_type(prompts).items():
@@ -54,8 +57,12 @@ class Tiif(JudgedBenchmark):
                 raise DataError(f"{name}: {len(lines)} prompts, but questions about {len(asked_for)}")
             for number, (line, facts) in enumerate(zip(lines, asked_for, strict=True)):
                 items += [self._item(name, number, line, facts, k) for k in range(samples)]
-        self.data.require(len(items), 277 * samples, "prompts")
+        self.data.require(len(items), count * samples, "prompts")
         return items
+
+    @property
+    def _set(self) -> str:
+        return "full" if self.variant.startswith("full") else "testmini"
 
     def _by_type(self, folder: str) -> dict[str, list[dict[str, str]]]:
         """The lines of a folder's files, by their type."""
@@ -67,7 +74,7 @@ class Tiif(JudgedBenchmark):
         return {own[0]["type"]: own for own in lines}
 
     def _item(self, name: str, number: int, line: dict[str, str], facts: dict[str, str], k: int) -> Item:
-        length = f"{self.variant}_description"
+        length = f"{self.variant.removeprefix('full_')}_description"
         path = f"{name}/{MODEL}/{length}/{number}{f'_{k}' if k else ''}.png"
         key = re.sub(r"[^\w.-]+", "_", name)
         return Item(f"{key}-{number}-{k}", line[length], path, name, f"{key}-{number}", facts=facts)
@@ -99,7 +106,7 @@ class Tiif(JudgedBenchmark):
 
     @property
     def published(self) -> str:
-        return "tiif_testmini"
+        return f"tiif_{self._set}"
 
 
 def official_answers(reply: str, count: int) -> list[str]:

@@ -17,8 +17,9 @@ from srum.models import Description, native_bfloat16
 from srum.models.bagel.checkpoint import TOKENIZER_FILES, weight_files
 from srum.models.bagel.config import BagelConfig
 from srum.models.bagel.memory import Sizes, stage_needs, training_need
-from srum.models.bagel.model import Bagel, Precision
+from srum.models.bagel.model import Bagel
 from srum.models.needs import Need, Recipe
+from srum.models.precision import Precision
 from srum.tensors import open_tensors
 
 __all__ = ["Bagel", "describe", "load", "memory", "training_memory"]

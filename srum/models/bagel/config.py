@@ -188,5 +188,19 @@ class BagelConfig(_Part):
             (folder / name).write_text(json.dumps(content, indent=2) + "\n")
 
 
+PUBLISHED = {
+    "ByteDance-Seed/BAGEL-7B-MoT": BagelConfig(
+        llm=LlmConfig(
+            hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28,
+            num_key_value_heads=4, vocab_size=152064,
+        ),
+        vit=VitConfig(
+            hidden_size=1152, intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16, patch_size=14,
+        ),
+    )
+}  # fmt: skip
+# of published weights (docs/specs/bagel.md, 1): what can be said of them before they are fetched
+
+
 def _fixed(name: str) -> Mapping[str, tuple[Any, ...]]:
     return FIXED.get(name, FIXED["bagel"])

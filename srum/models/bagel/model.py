@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Literal, TypeVar, get_args
 
@@ -35,7 +34,7 @@ from srum.models.bagel.config import BagelConfig, ResizeLimits
 from srum.models.bagel.contexts import levels
 from srum.models.bagel.decoding import Row, Step, decode_rows
 from srum.models.bagel.network import BagelNetwork
-from srum.models.bagel.sampler import Explorer, branch_counts, initial_noise, sample
+from srum.models.bagel.sampler import branch_counts, sample
 from srum.models.bagel.sequence import Batch, ImageMarkers, Split, lay_out
 from srum.models.base import (
     Ability,
@@ -43,7 +42,6 @@ from srum.models.base import (
     Decoding,
     Exploration,
     Generated,
-    RandomStep,
     SampledPath,
     Sampling,
     Segment,
@@ -53,9 +51,11 @@ from srum.models.base import (
     without_text,
 )
 from srum.models.checkpoints import load_tokenizer
+from srum.models.exploring import Explorer, initial_noise
+from srum.models.precision import Precision, computing
+from srum.models.texts import token_id
 
 T = TypeVar("T")
-Precision = Literal["fp32", "bf16"]
 DECODE_BATCH, DECODE_PIXELS = 32, 2**22  # the most images, and pixels of all, per autoencoder call
 VARIANTS = 32  # of a compiled layer: one row or more, with gradients or without, decoding or denoising, ...
 
@@ -76,9 +76,12 @@ class Bagel:
     ) -> None:
         self.folder, self.config, self.network = folder, config, network
         self.autoencoder, self.tokenizer, self.precision = autoencoder, tokenizer, precision
-        self.bos, self.eos = self._id("<|im_start|>"), self._id("<|im_end|>")
+        self.bos, self.eos, *markers = (
+            token_id(tokenizer, name, folder)
+            for name in ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
+        )
+        self.markers = ImageMarkers(*markers)
         self.records = False  # steps of decoding, as CUDA graphs
-        self.markers = ImageMarkers(self._id("<|vision_start|>"), self._id("<|vision_end|>"))
         self._ids = lru_cache(maxsize=65536)(lambda text: tuple(tokenizer.encode(text, add_special_tokens=False)))
 
     @classmethod
@@ -211,7 +214,7 @@ class Bagel:
         """Images of clean scaled latents (C, h, w); neighbours of one size go through the autoencoder together."""
         decoded: list[Image] = []
         for group in _runs(list(latents), self._decoded_together):
-            with self._compute():
+            with computing(self.device, self.precision):
                 pixels = decode_latents(self.autoencoder, torch.stack(group).to(self.device))
             decoded += [pictures.to_image(x) for x in pixels]
         return decoded
@@ -244,22 +247,13 @@ class Bagel:
         steps: list[tuple[Tensor, Tensor]] | None = [] if path else None
         explorer = None if explore is None else Explorer(explore, [math.prod(self.latent_grid(s)) for s in sizes])
         branches = [contexts, [without_text(c) for c in contexts], [without_images(c) for c in contexts]]
-        with self._compute():
+        with computing(self.device, self.precision):
             cache = self.contexts([c for branch in branches[: max(branch_counts(sampling))] for c in branch])
             tokens = self.denoise(cache, self.noise(seeds, sizes), sizes, sampling, steps, explorer)
         latents = self._latents(tokens, sizes)
         paths = [None] * len(latents) if steps is None else self._paths(steps, sizes, sampling)
-        taken = [()] * len(latents) if explorer is None else self._random_steps(explorer, sizes)
+        taken = [()] * len(latents) if explorer is None else explorer.told(partial(self._latents, sizes=sizes))
         return [Generated(*made) for made in zip(self.decode(latents), latents, paths, taken, strict=True)]
-
-    def _random_steps(self, explorer: Explorer, sizes: Sequence[tuple[int, int]]) -> list[tuple[RandomStep, ...]]:
-        """Per image its random steps."""
-        steps: list[list[RandomStep]] = [[] for _ in sizes]
-        for chosen, t, made, *values in explorer.taken:
-            x, v, reached = (self._latents(value.split(explorer.tokens), sizes) for value in values)
-            for i in chosen:
-                steps[i].append(RandomStep(x[i], t, v[i], reached[i], made))
-        return [tuple(own) for own in steps]
 
     def _paths(
         self, steps: Sequence[tuple[Tensor, Tensor]], sizes: Sequence[tuple[int, int]], sampling: Sampling
@@ -283,7 +277,7 @@ class Bagel:
     def noise(self, seeds: Sequence[int], sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
         """Initial noise in token space (h w, D) per image of (H, W) pixels, from each seed alone."""
         grids = [self.latent_grid(size) for size in sizes]
-        return initial_noise(seeds, [h * w for h, w in grids], self.config.latent_dim)
+        return initial_noise(seeds, [h * w for h, w in grids], (self.config.latent_dim,))
 
     def denoise(
         self,
@@ -327,7 +321,7 @@ class Bagel:
         if not contexts:
             return []
         closed, starts = zip(*(self._begun(context) for context in contexts), strict=True)
-        with self._compute():
+        with computing(self.device, self.precision):
             rows = self.decode_tokens(self.contexts(closed), decoding, seeds, [[self.bos, *ids] for ids in starts])
         return [
             Written(
@@ -348,7 +342,7 @@ class Bagel:
             return []
         branches = [self._ids(text) for text in continuations]
         closed, starts = zip(*(self._begun(context) for context in contexts), strict=True)
-        with self._compute():
+        with computing(self.device, self.precision):
             cache = self.contexts(closed)
             begun = [[self.bos, *ids] for ids in starts]
             states = self._extend(cache, [[Split(kind="text", ids=ids)] for ids in begun])
@@ -593,17 +587,6 @@ class Bagel:
 
     def _log_softmax(self, states: Tensor) -> Tensor:
         return torch.log_softmax(self.network.language_model.lm_head(states).float(), dim=-1)
-
-    def _id(self, token: str) -> int:
-        value = self.tokenizer.convert_tokens_to_ids(token)
-        if value is None:
-            raise ModelError(f"the tokenizer in {self.folder} has no token {token!r}")
-        return int(value)
-
-    @contextmanager
-    def _compute(self) -> Iterator[None]:
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
-            yield
 
 
 def _needed(segment: Segment, value: T | None, what: str) -> T:

@@ -2,44 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from srum import flow
-from srum.flow import Transition
-from srum.models.base import Exploration, Sampling
-from srum.seeding import seed_for
+from srum.models.base import Sampling
+from srum.models.exploring import Explorer
 
 # velocity(x (n, D), t, branches) -> (branches * n, D): branch 0 is the full context, 1 no text, 2 no image
 BranchVelocity = Callable[[Tensor, float, int], Tensor]
-
-
-class Explorer:
-    """Takes the random steps of ``explore`` for images of so many ``tokens`` each.
-
-    ``taken``: of each such step the images, t, the transition, x_t, the velocity and what was reached, (n, D) of all.
-    """
-
-    def __init__(self, explore: Exploration, tokens: Sequence[int]) -> None:
-        self.explore, self.tokens, self.steps = explore, tokens, 0
-        self.taken: list[tuple[list[int], float, Transition, Tensor, Tensor, Tensor]] = []
-
-    def step(self, x: Tensor, v: Tensor, t: float, s: float) -> Tensor:
-        """The next step, of which this is the number ``steps``: random for the images whose it is."""
-        number, self.steps = self.steps, self.steps + 1
-        chosen = [i for i, steps in enumerate(self.explore.steps) if number in steps]
-        reached = flow.euler_step(x, v, s - t)
-        if chosen:
-            made = flow.transition(t, s, self.explore.rule, self.explore.level)
-            mask = torch.cat([torch.full((n, 1), i in chosen) for i, n in enumerate(self.tokens)]).to(x.device)
-            seeds = [seed_for(seed, number) for seed in self.explore.seeds]
-            noise = torch.cat(initial_noise(seeds, self.tokens, x.shape[1])).to(x.device)
-            reached = torch.where(mask, made.mean(x, v) + made.std * noise, reached)
-            self.taken.append((chosen, t, made, x, v, reached))
-        return reached
 
 
 def sample(
@@ -96,11 +70,3 @@ def _renormalise(g: Tensor, v: Tensor, owner: Tensor, sampling: Sampling) -> Ten
     norm_v, norm_g = squares.sqrt()
     scale = (norm_v / (norm_g + 1e-8)).clamp(min=sampling.renorm_min, max=1.0)
     return g * scale[:, None]
-
-
-def initial_noise(seeds: Sequence[int], tokens: Sequence[int], dim: int) -> list[Tensor]:
-    """Standard normal noise in token space, (tokens_i, dim) from seed i alone."""
-    return [
-        torch.randn(n, dim, generator=torch.Generator().manual_seed(seed))
-        for seed, n in zip(seeds, tokens, strict=True)
-    ]

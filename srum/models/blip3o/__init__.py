@@ -19,17 +19,20 @@ from srum.models.blip3o.checkpoint import read_headers, weight_files
 from srum.models.blip3o.config import Blip3oConfig
 from srum.models.blip3o.decoder import usual_side
 from srum.models.blip3o.memory import Sizes, stage_needs, training_need
-from srum.models.blip3o.model import Blip3o, Precision
+from srum.models.blip3o.model import Blip3o
 from srum.models.needs import Need, Recipe
+from srum.models.precision import Precision
 
 __all__ = ["Blip3o", "describe", "load", "memory", "refuse", "training_memory"]
+
+NO_SPREAD = "BLIP3-o's layers are not spread over devices; it fits one GPU of 40 GB (device=cuda)"
 
 
 def load(folder: Path, device: torch.device, dtype: torch.dtype, *, spread: bool, empty: bool) -> Blip3o:
     """``Blip3o.load``, computing in bfloat16 where the device multiplies it natively. Raises ModelError for ``spread``:
     its parts are in memory one at a time."""
     if spread:
-        raise ModelError("device: BLIP3-o's layers are not spread over devices; it fits one GPU of 40 GB (device=cuda)")
+        raise ModelError(f"device: {NO_SPREAD}")
     precision: Precision = "bf16" if native_bfloat16(device) else "fp32"
     return Blip3o.load(folder, device, precision, dtype, empty)
 
@@ -40,6 +43,7 @@ def refuse(config: RunConfig) -> None:
     wrong = {
         "rollout.plan": "BLIP3-o writes no plan; set it to false" if plans else "",
         "eval.plan": "BLIP3-o writes no plan; set it to false" if config.eval.plan else "",
+        "device": NO_SPREAD if config.device == "spread" else "",
         "compile": "BLIP3-o does not run through torch.compile; leave it false" if config.compile else "",
         "train.replies": "BLIP3-o learns no texts; set it to 0" if config.train.replies else "",
     }

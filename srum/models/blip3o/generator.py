@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from srum import flow
 from srum.models.base import Sampling
 from srum.models.blip3o.config import Blip3oConfig, TransformerSizes
+from srum.models.exploring import Explorer
 
 TICKS = 1000  # the transformer counts time in whole ones of these, noise at the last
 
@@ -81,10 +82,11 @@ def sample(
     conditions: Tensor,
     sampling: Sampling,
     steps_out: Steps | None = None,
+    explorer: Explorer | None = None,
 ) -> Tensor:
     """Features (B, C, h, w) of ``noise`` and ``conditions`` (B, Q, H); guidance compares with a condition of zeros.
 
-    ``steps_out`` receives x_t and the guided velocity of every step.
+    ``steps_out`` receives x_t and the guided velocity of every step; with an ``explorer`` some steps are random.
     """
     x, timesteps = noise.float(), schedule(sampling)
     guided = sampling.guidance > 1
@@ -97,7 +99,7 @@ def sample(
             v = without + sampling.guidance * (given - without)
         if steps_out is not None:
             steps_out.append((x, v))
-        x = flow.euler_step(x, v, following - t)
+        x = flow.euler_step(x, v, following - t) if explorer is None else explorer.step(x, v, t, following)
     return x
 
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import chain, islice
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 from PIL.Image import Image
@@ -32,6 +31,7 @@ from srum.models.base import (
     Ability,
     Corruption,
     Decoding,
+    Exploration,
     Generated,
     SampledPath,
     Sampling,
@@ -56,12 +56,13 @@ from srum.models.blip3o.images import crop_box, cropped, normalised, seen_size
 from srum.models.blip3o.language import Context, Language, Rows, Run, flattened, joined
 from srum.models.blip3o.tower import EvaTower, pool
 from srum.models.checkpoints import load_tokenizer
-from srum.models.texts import Row, go_on, pick
+from srum.models.exploring import Explorer
+from srum.models.precision import Precision, computing
+from srum.models.texts import Row, go_on, pick, token_id
 from srum.seeding import seed_for
 from srum.tensors import open_tensors
 
 T = TypeVar("T")
-Precision = Literal["fp32", "bf16"]
 DEFAULTS = Sampling(timesteps=31, timestep_shift=1.0, guidance=3.0)  # of the reference; the blank features' always
 RECONSTRUCTED = (448, 448)  # at which an image is seen that another is drawn after; its proportions are not kept
 AT_ONCE = 64  # prompts per pass of the language model, images per pass of the tower
@@ -88,7 +89,7 @@ class Blip3o:
     Weights that are never trained have the type that is computed in; those of the generator ``dtype``.
     """
 
-    abilities: frozenset[Ability] = frozenset({"seen", "path", "velocity", "prepare", "frames"})
+    abilities: frozenset[Ability] = frozenset({"seen", "path", "explore", "velocity", "prepare", "frames"})
     plan_instruction = ""
     refine_texts = (REFINE_SYSTEM, REFINE_USER)
     reflect_question, reflect_stop = REFLECT_QUESTION, REFLECT_STOP
@@ -103,8 +104,7 @@ class Blip3o:
         require_decoder(folder)
         self.tokenizer = load_tokenizer(folder)
         self.ids = lru_cache(maxsize=65536)(lambda text: tuple(self.tokenizer.encode(text, add_special_tokens=False)))
-        self.stop = self._id("<|im_end|>")
-        self._id(chat.IMAGE)
+        self.stop, _ = (token_id(self.tokenizer, name, folder) for name in ("<|im_end|>", chat.IMAGE))
         self.known: dict[bytes, Tensor] = {}  # conditions (Q, H) by their context, of queries that are not trained
 
     @classmethod
@@ -265,6 +265,7 @@ class Blip3o:
         *,
         sizes: Sequence[Size] | None = None,
         path: bool = False,
+        explore: Exploration | None = None,
     ) -> list[Generated]:
         """An image after each context of texts and seen images; guidance compares with a condition of zeros. The
         decoder's noise has a seed that follows from the image's. Raises ValueError unless all are as many."""
@@ -276,22 +277,31 @@ class Blip3o:
         for size in sizes:
             self.latent_grid(size)
         steps: Steps | None = [] if path else None
+        explorer = None if explore is None else Explorer(explore, [1] * len(contexts))
         noise = torch.stack([self._noise(seed) for seed in seeds]).to(self.device)
-        latents = list(self.sampled(noise, self.conditions(contexts), sampling, steps).cpu())
+        latents = list(self.sampled(noise, self.conditions(contexts), sampling, steps, explorer).cpu())
         started = [self.decoder.noise(size, seed_for(seed, "decoder")) for seed, size in zip(seeds, sizes, strict=True)]
         images = self._rendered(latents, started, sizes, sampling)
         paths = [None] * len(latents) if steps is None else _paths(steps, sampling)
-        return [Generated(*made) for made in zip(images, latents, paths, strict=True)]
+        taken = [()] * len(latents) if explorer is None else explorer.told(lambda rows: [x[0].cpu() for x in rows])
+        return [Generated(*made) for made in zip(images, latents, paths, taken, strict=True)]
 
     def _noise(self, seed: int) -> Tensor:
         """Standard normal (C, h, w), from the seed alone."""
         shape = (self.config.transformer.channels, self.config.grid, self.config.grid)
         return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
-    def sampled(self, noise: Tensor, conditions: Tensor, sampling: Sampling, steps_out: Steps | None = None) -> Tensor:
+    def sampled(
+        self,
+        noise: Tensor,
+        conditions: Tensor,
+        sampling: Sampling,
+        steps_out: Steps | None = None,
+        explorer: Explorer | None = None,
+    ) -> Tensor:
         """Features (B, C, h, w) of noise behind conditions (B, Q, H)."""
-        with self._compute():
-            return sample(self.network.dit, noise, conditions, sampling, steps_out)
+        with computing(self.device, self.precision):
+            return sample(self.network.dit, noise, conditions, sampling, steps_out, explorer)
 
     # ---------------------------------------------------------------- conditions
 
@@ -462,28 +472,34 @@ class Blip3o:
 
     def length(self, segments: Sequence[Segment]) -> int:
         """Features, and where the queries are trained what the language model reads before and with them."""
-        features = self.config.grid**2
+        drawn = list(_drawn(segments))
+        features = self.config.grid**2 * len(drawn)
         if not self.network.latent_queries.requires_grad:
             return features
-        texts = [segment for segment in _context(segments) if segment.kind == "text"]
-        images = sum(segment.kind == "seen" for segment in _context(segments))
+        return features + sum(map(self._read_length, {_key(context): context for context, _ in drawn}.values()))
+
+    def _read_length(self, context: Sequence[Segment]) -> int:
+        """Tokens that the language model reads of a context, and the queries."""
+        texts = [segment for segment in context if segment.kind == "text"]
+        images = len(context) - len(texts)
         (request,) = chat.requested(texts, self._text)
         seen = math.prod(side // (self.language.factor) for side in RECONSTRUCTED) if images else 0
-        return features + len(self.ids(str(request))) + images * seen + self.config.queries
+        return len(self.ids(str(request))) + images * seen + self.config.queries
 
     def pack(
         self, samples: Sequence[Sequence[Segment]], corruptions: Sequence[FlowNoise], *, sees: bool = False
     ) -> Batch:
-        """A batch, one row per sample, each with one noisy latent behind what it is drawn after.
+        """A batch, one row per noisy latent, each behind what it is drawn after.
 
-        A corruption for each without a state, in order. Raises ModelError for other samples.
+        A corruption for each without a state, in order. Raises ModelError for samples without, and with clean images.
         """
+        for one in samples:
+            _check(one)
         drawn = iter(corruptions)
-        noisy = [self._noisy(sample, drawn) for sample in samples]
+        contexts, noisy = zip(*chain.from_iterable(map(_drawn, samples)), strict=True)
+        x, t, target = (list(values) for values in zip(*(self._noisy(one, drawn) for one in noisy), strict=True))
         if (left := len(list(drawn))) > 0:
             raise ValueError(f"{left} of {len(corruptions)} corruptions have no noisy segment")
-        x, t, target = (list(values) for values in zip(*noisy, strict=True))
-        contexts = [_context(sample) for sample in samples]
         trained = self.network.latent_queries.requires_grad
         with torch.no_grad():
             known = None if trained else self.conditions(contexts)
@@ -491,19 +507,13 @@ class Blip3o:
             x=torch.stack(x).transpose(1, 2).unflatten(2, (self.config.grid, -1)).to(self.device),
             t=torch.tensor(t, device=self.device),
             target=torch.stack(target).to(self.device),
-            learned=torch.tensor([any(segment.loss for segment in sample) for sample in samples], device=self.device),
+            learned=torch.tensor([segment.loss for segment in noisy], device=self.device),
             conditions=known,
             contexts=contexts,
         )
 
-    def _noisy(self, sample: Sequence[Segment], drawn: Iterator[FlowNoise]) -> tuple[Tensor, float, Tensor]:
-        """x_t (N, C), t and the velocity (N, C) that is wanted, of the noisy segment of a sample."""
-        kinds = [segment.kind for segment in sample]
-        if kinds.count("noisy") != 1 or kinds[-1] != "noisy":
-            raise ModelError(f"BLIP3-o draws one image, the last; an example has {kinds.count('noisy')} noisy segments")
-        if "clean" in kinds:
-            raise ModelError("BLIP3-o draws after texts and images that it sees, not after a clean image")
-        segment = sample[-1]
+    def _noisy(self, segment: Segment, drawn: Iterator[FlowNoise]) -> tuple[Tensor, float, Tensor]:
+        """x_t (N, C), t and the velocity (N, C) that is wanted, of a noisy segment."""
         clean = None if segment.latent is None else self.tokens(segment.latent)
         if segment.state is not None:
             x_t, t = segment.state
@@ -531,29 +541,30 @@ class Blip3o:
             text_segment=none,
         )
 
-    def _id(self, token: str) -> int:
-        value = self.tokenizer.convert_tokens_to_ids(token)
-        if value is None:
-            raise ModelError(f"the tokenizer in {self.folder} has no token {token!r}")
-        return int(value)
 
-    @contextmanager
-    def _compute(self) -> Iterator[None]:
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
-            yield
+def _drawn(example: Sequence[Segment]) -> Iterator[tuple[list[Segment], Segment]]:
+    """Each noisy segment of an example behind what it is drawn after: what is before it that it may see."""
+    for place, noisy in enumerate(example):
+        if noisy.kind == "noisy":
+            seen = [s for s in example[:place] if s.kind != "noisy" and s.branch in (0, noisy.branch)]
+            yield [segment for segment in seen if not segment.dropped], noisy
 
 
-def _context(example: Sequence[Segment]) -> list[Segment]:
-    """What the image of an example is drawn after."""
-    return [segment for segment in example if segment.kind != "noisy" and not segment.dropped]
+def _check(example: Sequence[Segment]) -> None:
+    """Raises ModelError for an example that cannot be learned from."""
+    kinds = {segment.kind for segment in example}
+    if "noisy" not in kinds:
+        raise ModelError("BLIP3-o learns to draw images; an example has no noisy segment")
+    if "clean" in kinds:
+        raise ModelError("BLIP3-o draws after texts and images that it sees, not after a clean image")
 
 
 def _variants(example: Sequence[Segment]) -> Iterator[Sequence[Segment] | None]:
-    """The contexts that dropout leaves of an example's own: all of it, its texts, its images."""
-    whole = _context(example)
-    texts = [segment for segment in whole if segment.kind == "text"]
-    images = [segment for segment in whole if segment.kind != "text"]
-    yield from (context for context in (whole, texts, images) if context)
+    """The contexts that dropout leaves of an example's own: all of each, its texts, its images."""
+    for whole, _ in _drawn(example):
+        texts = [segment for segment in whole if segment.kind == "text"]
+        images = [segment for segment in whole if segment.kind != "text"]
+        yield from (context for context in (whole, texts, images) if context)
 
 
 def _key(context: Sequence[Segment] | None) -> bytes:

@@ -1,0 +1,80 @@
+"""What a run will cost: what is counted by hand, what is measured in little, what will not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from srum import models, plan
+from srum.config import EvalConfig, load_config
+from srum.loop import run_loop
+from srum.plan import foresee, passes_of
+from tests.fakes import FakeModel
+
+SETS = ["rounds=2", "prompt_count=6", "candidates_per_prompt=2", "compare=[sft]", "train.steps=5", "train.batch_size=4"]
+SETS += ["eval.count=7", "eval.guidance=2", "eval.timesteps=4", "rollout.timesteps=3", "reward.on_failure=keep"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "passes"),
+    [
+        ({"guidance": 1.0}, 4),
+        ({"guidance": 2.5}, 8),
+        ({"guidance": 2.5, "guidance_interval": (0.5, 1.0)}, 6),  # of 1, 3/4, 1/2 and 1/4 the first two are guided
+    ],
+)
+def test_an_image_takes_a_pass_a_step_and_two_where_it_is_guided(fields: dict[str, object], passes: int) -> None:
+    assert passes_of(EvalConfig(timesteps=5, timestep_shift=1.0, **fields)) == passes  # type: ignore[arg-type]
+
+
+def test_the_plan_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """2 rounds of 12 candidates of 2 passes; 3 arms on 7 prompts of 6; 5 steps of 4 examples, compared: 2 passes."""
+    monkeypatch.setattr(models, "load", FakeModel.load)
+    config = load_config(None, SETS)
+    counted = foresee(config, tmp_path)
+    assert counted.seconds == {} and counted.memory is None  # too short to be measured
+    measured = foresee(config, tmp_path, always=True)
+    costs = {cost.label: cost for cost in measured.costs}
+    assert [cost.label for cost in counted.costs] == [label for label in costs if label != plan.REPORT]
+    rollouts = [costs[f"round {k}/2 - rollout"] for k in (1, 2)]
+    assert [(cost.images, cost.passes) for cost in rollouts] == [(12, 24)] * 2
+    tested = [costs[f"held-out prompts - eval {arm}"] for arm in ("base", "sft", "region_nft")]
+    assert [(cost.images, cost.passes) for cost in tested] == [(7, 42)] * 3
+    assert [costs[f"round 1/2 - train {arm}"].passes for arm in ("sft", "region_nft")] == [20, 40]
+    assert costs["round 1/2 - judge"].passes >= 2 * 12  # a region or the background, and the layout, of each
+    assert measured.seconds.keys() == costs.keys() and all(seconds >= 0 for seconds in measured.seconds.values())
+    assert measured.memory and measured.disk and list(tmp_path.iterdir()) == []
+    text = measured.lines()[0]
+    assert text.startswith("memory 0.") or text.startswith("memory 1.") or text.startswith("memory 2.")
+
+
+def test_the_disk_that_it_foretells_is_what_the_run_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "load", FakeModel.load)
+    config = load_config(None, SETS)
+    foretold = foresee(config, tmp_path, always=True).disk
+    run_loop(config, tmp_path / "run")
+    taken = sum(plan.size_of(place) for place in (tmp_path / "run").glob("round-*")) + plan.size_of(
+        tmp_path / "run/eval"
+    )
+    assert foretold == pytest.approx(taken, rel=0.2)
+
+
+def test_what_does_not_fit_is_said_before_anything_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*arguments: object, **options: object) -> FakeModel:
+        raise AssertionError("nothing may be loaded")
+
+    monkeypatch.setattr(models, "load", load)
+    monkeypatch.setattr("srum.doctor._available_memory", lambda: 10**6)
+    foretold = foresee(load_config(None, SETS), tmp_path, always=True)
+    assert [line.partition(" needs ")[0] for line in foretold.warnings] == [
+        f"memory: {stage}" for stage in ("rollout", "judging", "training")
+    ]
+    assert foretold.seconds == {}
+
+
+def test_a_full_disk_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "load", FakeModel.load)
+    monkeypatch.setattr(plan, "free", lambda path: 10)
+    foretold = foresee(load_config(None, [*SETS, "compare=[]"]), tmp_path, always=True)
+    assert [line.partition(":")[0] for line in foretold.warnings] == ["disk"]
