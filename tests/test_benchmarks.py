@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ import torch
 from benchmarks import (
     attention,
     controls,
+    costs,
+    dry_runs,
     gpu_check,
     judge,
     lab,
@@ -499,3 +502,19 @@ def test_transfer_is_what_is_gained_on_the_other_domains(monkeypatch: pytest.Mon
     assert rows["srum of a on b - base"] == pytest.approx(100 / 3) and rows["srum of b on a - base"] == -100
     assert rows["srum on the others - base"] == 0 and rows["srum on its own domain - base"] == 50
     assert rows["base on b"] == pytest.approx(100 / 3)
+
+
+def test_the_pages_about_size_have_the_tables_of_their_commands() -> None:
+    pages = {name: (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("training", "scale")}
+    rows = dry_runs.stored()
+    assert dry_runs.table([rows[name] for name in dry_runs.WANTED if name in rows]) in pages["training"]
+    assert costs.table(costs.Prices()) in pages["scale"]
+
+
+def test_a_round_is_cheaper_by_the_hour_with_more_gpus_and_not_by_the_dollar() -> None:
+    """Of a million candidates; of a hundred 512 GPUs draw no faster than 64, since most of them have none."""
+    prices = costs.Prices()
+    many = [costs.round_of(10**6, gpus, prices).seconds["draw"] for gpus in costs.GPUS]
+    assert [slow / fast for slow, fast in pairwise(many)] == pytest.approx([8, 8, 8], rel=0.01)
+    few = [costs.round_of(100, gpus, prices) for gpus in (64, 512)]
+    assert few[0].seconds["draw"] == few[1].seconds["draw"] and few[0].short == few[1].short == "candidates"

@@ -93,7 +93,7 @@ def test_the_latent_is_the_samplers_own(tmp_path: Path) -> None:
 def test_batch_size_and_company_change_no_candidate(tmp_path: Path) -> None:
     all_at_once = rollout(FakeModel(), PROMPTS, config("rollout.batch_size=64"), 0, tmp_path / "a")
     alone = rollout(FakeModel(), PROMPTS[2:], config("rollout.batch_size=1"), 0, tmp_path / "b")
-    assert list(all_at_once)[4:] == list(alone)
+    assert list(all_at_once[4:]) == list(alone)
     assert (tmp_path / "a" / alone[0].image).read_bytes() == (tmp_path / "b" / alone[0].image).read_bytes()
 
 
@@ -291,7 +291,7 @@ def test_images_that_a_server_does_not_draw_are_counted_and_no_candidates(tmp_pa
     with chat_server(behave) as url:
         made = rollout(FakeModel(), PROMPTS, by_server(url, *extra), 0, tmp_path)
     assert [(c.id, c.size) for c in made] == [("p0-0", (48, 96))]
-    assert read_records(tmp_path / "candidates.jsonl", Candidate) == made and made[0].plan is None
+    assert read_records(tmp_path / "candidates.jsonl", Candidate) == list(made) and made[0].plan is None
     counts = json.loads((tmp_path / "rollout_counts.json").read_text())
     kinds = {"HTTP 400": 1, "the reply is not a readable image": 2, "no image in base64": 2}
     assert counts == {"asked": 6, "drawn": 1, "not_drawn": kinds}

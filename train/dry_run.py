@@ -21,6 +21,8 @@ import torch.distributed as dist
 from PIL import Image
 from rich.table import Table
 from torch import Tensor
+from torch.nn import functional
+from torch.utils._pytree import tree_map_only
 from transformers import PreTrainedTokenizerFast
 
 from judging.self_judge import SelfJudge
@@ -177,7 +179,8 @@ class Fused(torch.autograd.Function):
 
 @contextmanager
 def as_on_a_gpu(ledger: Ledger) -> Iterator[None]:
-    """Within the block attention is fused, long rows of training need no mask, texts are looked at every 16 tokens."""
+    """Within the block attention is fused, long rows of training need no mask, texts are looked at every 16 tokens, and
+    norms of groups and layers are float32, as CUDA's autocast has them."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor, bias: object) -> Tensor:
         fused: Tensor = Fused.apply(q, k, v, ledger)
@@ -191,8 +194,18 @@ def as_on_a_gpu(ledger: Ledger) -> Iterator[None]:
         patch.object(network, "takes_blocks", takes_blocks),
         patch.object(network.Sight, "blocks", lambda _: None),
         patch.object(decoding, "PACES", {}),
+        patch.object(functional, "group_norm", _in_float32(functional.group_norm)),
+        patch.object(functional, "layer_norm", _in_float32(functional.layer_norm)),
     ):
         yield
+
+
+def _in_float32(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def run(*args: Any, **kwargs: Any) -> Tensor:
+        args, kwargs = tree_map_only(Tensor, Tensor.float, (args, kwargs))
+        return norm(*args, **kwargs)
+
+    return run
 
 
 # --- what is asked for

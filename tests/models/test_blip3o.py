@@ -412,6 +412,7 @@ def test_images_of_odd_sizes_are_encoded(model: Blip3o, size: tuple[int, int]) -
         ("rollout.renorm=channel", "rollout.renorm"),
         ("eval.guidance_interval=[0.4, 1.0]", "eval.guidance_interval"),
         ("compile=true", "compile"),
+        ("device=spread", "device: BLIP3-o's layers are not spread"),
     ],
 )
 def test_settings_that_do_not_apply(override: str, message: str) -> None:

@@ -16,7 +16,8 @@ from srum.models.base import Segment
 from srum.processes import Processes
 from srum.tensors import read_tensor, tensor_shape
 from tests.train.ranks import CHECKPOINT
-from train.examples import Example, Mix, Part, draw_order
+from train.examples import Example, draw_order
+from train.feed import Mix, Part
 from train.packs import measured, opened
 
 SHAPES = {"a": (16, 2, 6), "b": (16, 4, 4), "c": (16, 2, 2), "d": (16, 6, 4)}
