@@ -11,11 +11,11 @@ from functools import cache
 from pathlib import Path
 from string import Formatter
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from srum.errors import SrumError
 from srum.records import Region
+from srum.yaml_files import YamlError, read_yaml
 
 TEMPLATES = Path(__file__).parent / "templates"
 PLACEHOLDERS = {
@@ -117,11 +117,9 @@ def load_instructions(name_or_path: str) -> Instructions:
         shipped = ", ".join(sorted(p.stem for p in TEMPLATES.glob("*.yaml")))
         raise InstructionsError(f"no instruction template {name_or_path!r}: give a .yaml path or one of {shipped}")
     try:
-        return Instructions.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InstructionsError(f"cannot read {path}: {error}") from None
-    except yaml.YAMLError as error:
-        raise InstructionsError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        return Instructions.model_validate(read_yaml(path))
+    except YamlError as error:
+        raise InstructionsError(str(error)) from None
     except ValidationError as error:
         detail = error.errors()[0]
         field = ".".join(map(str, detail["loc"])) or "the file"

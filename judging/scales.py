@@ -27,6 +27,7 @@ _OTHER = re.compile(
     r"|\b(?:per\s?cent\w*|pct|prozent\w*|pour\s?cent\w*|por\s?cien\w*|por\s?cento|per\s?cento|процент\w*)\b"
     r"|百分|パーセント|퍼센트|بالمئة|بالمائة|المئة|المائة|प्रतिशत"
     r"|\b(?:scale|échelle|skala|escala|scala|шкал\w*)\b|满分|滿分|満点|分制|点制|段階|만점|점\s?척도|مقياس|पैमाने"
+    r"|\bof\s+(?:a\s+)?(?:possible|max\w*|total|two|three|four|six|seven|eight|nine|twelve|twenty)\b"
     r"|\b(?:five|ten|hundred|fünf|zehn|hundert|cinq|dix|cent|cinco|diez|cien|dez|cem|cinque|dieci|cento)\b"
     r"|\b(?:пят[иь]|десят[иь]|сто|ста)\b|عشرة|خمسة|مئة|مائة|दस|सौ|पाँच|पांच|[一二三四五六七八九十百]分之|열\s|다섯",
     re.I,

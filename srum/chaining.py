@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 from rich.table import Table
 from safetensors.torch import save_file
 
@@ -22,7 +23,7 @@ from srum.evaluation.statistics import wilson
 from srum.models.base import Generated, UnifiedModel
 from srum.processes import Processes
 from srum.records import Candidate, ContextPart, Name, Prompt, Record
-from srum.run_dir import atomic, open_image, run_stage, save_image, write_records
+from srum.run_dir import RunError, atomic, claim_settings, open_image, run_stage, save_image, write_records
 from srum.seeding import seed_for
 from srum.shapes.checker import check
 from srum.strokes import Drawing, StrokeSettings, draw_in_strokes
@@ -57,6 +58,18 @@ class ChainRecord(Record):
     def files(self) -> list[str]:
         """All images."""
         return [f"images/{name}.png" for name in self.images]
+
+
+def claim(
+    folder: Path, model: str, prompts: Sequence[Prompt], settings: ChainSettings | StrokeSettings, seed: int
+) -> None:
+    """Make ``folder`` that of these prompts, settings and weights, or go on in it. Raises RunError where it has others,
+    and where there is no prompt."""
+    if not prompts:
+        raise RunError("eval.count is 0: there is no prompt to draw")
+    values = TypeAdapter(type(settings)).dump_python(settings, mode="json")
+    asked = sha256("\0".join(prompt.text for prompt in prompts).encode()).hexdigest()
+    Processes.here().once(lambda: claim_settings(folder, values | {"model": model, "seed": seed, "prompts": asked}))
 
 
 def draw_chains(

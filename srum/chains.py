@@ -19,12 +19,12 @@ from pathlib import Path
 from string import Formatter
 from typing import Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from srum.errors import SrumError
 from srum.models.base import Decoding, Generated, Sampling, Segment, UnifiedModel, Written, require
 from srum.seeding import seed_for
+from srum.yaml_files import YamlError, read_yaml
 
 TEMPLATES = Path(__file__).parent / "templates"
 ENDS = re.compile(r"[.!?\n]+")
@@ -96,13 +96,13 @@ class Template(BaseModel):
 def template(name: str) -> Template:
     """A shipped template, ``compact`` or ``released``, or the one of a .yaml file. Raises TemplateError."""
     path = TEMPLATES / f"{name}.yaml" if (TEMPLATES / f"{name}.yaml").is_file() else Path(name)
-    try:
-        return Template.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except OSError:
+    if not path.is_file():
         shipped = ", ".join(sorted(one.stem for one in TEMPLATES.glob("*.yaml")))
-        raise TemplateError(f"no template of chains {name!r}: give one of {shipped}, or a .yaml file") from None
-    except yaml.YAMLError as error:
-        raise TemplateError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        raise TemplateError(f"no template of chains {name!r}: give one of {shipped}, or a .yaml file")
+    try:
+        return Template.model_validate(read_yaml(path))
+    except YamlError as error:
+        raise TemplateError(str(error)) from None
     except ValidationError as error:
         detail = error.errors()[0]
         raise TemplateError(f"{path}: {'.'.join(map(str, detail['loc']))}: {detail['msg']}") from None

@@ -26,6 +26,7 @@ from urllib.request import HTTPErrorProcessor, Request, build_opener
 
 from PIL.Image import Image
 
+from srum.disk import writing
 from srum.errors import SrumError
 from srum.json_files import as_unicode
 from srum.run_dir import ImageError, read_image
@@ -295,7 +296,8 @@ def _read_kept(path: Path) -> Reply | None:
 
 
 def _keep(path: Path, reply: Reply) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{os.getpid()}-{path.name}")
-    partial.write_text(json.dumps(vars(reply)), encoding="utf-8")
-    partial.replace(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(vars(reply)), encoding="utf-8")
+        partial.replace(path)

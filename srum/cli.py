@@ -662,7 +662,7 @@ def chain(
     """
     from dataclasses import replace
 
-    from srum.chaining import accuracy_table, draw_chains, endings, verdicts
+    from srum.chaining import accuracy_table, claim, draw_chains, endings, verdicts
     from srum.chains import ChainSettings
     from srum.chains import template as words
     from srum.loop import console, eval_prompts
@@ -682,6 +682,7 @@ def chain(
             max_refinements=refinements,
             decoding=Decoding(temperature=temperature),
         )
+        claim(out, wanted.model, prompts, settings, wanted.seed)
         model = load_model(wanted, wanted.model)
         records = draw_chains(model, prompts, settings, out, wanted.seed, wanted.eval.batch_size)
         if processes.rank == 0:
@@ -707,7 +708,7 @@ def strokes(
     """Draw the evaluation's prompts in strokes: plan, draft, inspect, correct; print what the checker says of each."""
     from dataclasses import replace
 
-    from srum.chaining import accuracy_table, draw_strokes, endings, verdicts
+    from srum.chaining import accuracy_table, claim, draw_strokes, endings, verdicts
     from srum.evaluation.strokes import strokes_table
     from srum.loop import console, eval_prompts
     from srum.models.base import Sampling
@@ -723,6 +724,7 @@ def strokes(
         settings = StrokeSettings(
             drawing=drawing, changing=changing, max_strokes=max_strokes, max_refinements=refinements, budget=budget
         )
+        claim(out, wanted.model, prompts, settings, wanted.seed)
         model = load_model(wanted, wanted.model)
         records = draw_strokes(model, prompts, settings, out, wanted.seed, wanted.eval.batch_size)
         if processes.rank == 0:

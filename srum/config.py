@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from srum.errors import SrumError
 from srum.plugins import PluginError, find
+from srum.yaml_files import YamlError, parse_yaml, read_yaml
 
 CONFIG = "config.yaml"  # in the folder of a run
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -439,15 +440,9 @@ def differing_fields(a: RunConfig, b: RunConfig, besides: Collection[str] = ()) 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read the config {path}: {error.strerror}") from None
-    except (
-        yaml.YAMLError,
-        ValueError,
-        RecursionError,
-    ) as error:  # no UTF-8, or no date
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())[:300]}") from None
+        values = read_yaml(path)
+    except YamlError as error:
+        raise ConfigError(str(error)) from None
     if not isinstance(values or {}, dict):
         raise ConfigError(f"{path}: expected keys and values, got {type(values).__name__}")
     return values or {}
@@ -463,8 +458,8 @@ def _apply(values: dict[str, Any], override: str) -> None:
         if not isinstance(values, dict):
             raise ConfigError(f"{name}: {section} is not a section")
     try:
-        values[key] = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):  # or no date
+        values[key] = parse_yaml(text, name)
+    except YamlError:
         raise ConfigError(f"{name}: {text!r} is not a YAML value") from None
 
 

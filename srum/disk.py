@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -45,6 +45,14 @@ def _is_of_full_disk(error: BaseException, path: Path) -> bool:
 def free(path: Path) -> int:
     """Bytes free on the disk of a path that need not exist."""
     return shutil.disk_usage(next(above for above in (path, *path.absolute().parents) if above.exists())).free
+
+
+def require_room_for_images(folder: Path, size: tuple[int, int], names: Iterable[str], kinds: int = 1) -> None:
+    """DiskFullError where ``folder`` has no room for those of the files ``names`` that are not there, of (H, W) pixels
+    each, at a byte per pixel, and as much again for each further of ``kinds`` of a file, such as latents."""
+    height, width = size
+    missing = sum(not (folder / name).exists() for name in names)
+    require_room(folder, kinds * height * width * missing, f"{missing} images of {height}x{width} pixels")
 
 
 def require_room(path: Path, needed: int, what: str) -> None:

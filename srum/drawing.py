@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from dataclasses import asdict, dataclass
+from math import isfinite
+from typing import Any, TypeAlias
 
 from PIL.Image import Image
+from pydantic import TypeAdapter, ValidationError
 
+from srum.config import ConfigError, ImageConfig
 from srum.models.base import Decoding, Generated, Sampling, Segment, UnifiedModel, require
 from srum.records import Prompt
 
@@ -33,6 +36,23 @@ class Chain:
     def image(self) -> Image:
         """The image that counts."""
         return self.shots[self.kept].image
+
+
+def checked_sampling(values: Mapping[str, Any]) -> Sampling:
+    """The sampler of plain values, such as a request has; ranges are those of a config. Raises ConfigError, naming the
+    field."""
+    try:
+        sampling = TypeAdapter(Sampling).validate_python(values)
+        ImageConfig.model_validate({n: v for n, v in asdict(sampling).items() if n in ImageConfig.model_fields})
+    except ValidationError as error:
+        detail = error.errors()[0]
+        message = detail["msg"].removeprefix("Value error, ")
+        named = f"{detail['loc'][0]}: {message}, got {detail['input']!r:.80}" if detail["loc"] else message
+        raise ConfigError(named) from None
+    for name in ("image_guidance", "renorm_min"):
+        if not isfinite(getattr(sampling, name)):
+            raise ConfigError(f"{name}: expected a finite number")
+    return sampling
 
 
 Draw: TypeAlias = Callable[[Mapping[str, Prompt]], list[Chain]]  # the images of prompts by id

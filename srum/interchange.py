@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 
 from srum.evaluation.released import GLOBAL_ENTRY
 from srum.geometry import clip_box, scale_box
+from srum.json_files import read_json
 from srum.models.base import UnifiedModel, crop_box
 from srum.reading import CandidateView, RunView
 from srum.records import (
@@ -188,7 +189,7 @@ def _claim_round(folder: Path, path: Path, images: Path) -> None:
     source = {"lines": path.name, "sha256": digest, "images": str(images.resolve())}
     if not held.exists() and not (folder / "prompts.jsonl").exists():
         write_json(held, source)
-    elif not held.exists() or json.loads(held.read_text()) != source:
+    elif not held.exists() or read_json(held) != source:
         raise RunError(f"{folder} holds another round; choose another folder")
 
 

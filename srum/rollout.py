@@ -16,7 +16,7 @@ from torch import Tensor
 from srum import models
 from srum.chat import NoReply, Picture, Server, Wish
 from srum.config import RunConfig
-from srum.disk import require_room
+from srum.disk import require_room_for_images
 from srum.drawing import draw_planned
 from srum.models.base import Sampling, UnifiedModel
 from srum.processes import Processes
@@ -142,7 +142,8 @@ def rollout(
         model.latent_grid(config.rollout.size)
     except ValueError as error:
         raise RunError(f"rollout.size: {error}") from None
-    Processes.here().once(lambda: _require_room(folder, config, list(stems.values())))
+    latents = [f"latents/{stem}.safetensors" for stem in stems.values()]
+    Processes.here().once(lambda: require_room_for_images(folder, config.rollout.size, latents, kinds=2))
     candidates = run_stage(
         folder, "candidates", Candidate, wanted, config.rollout.batch_size, work, gaps=server is not None
     )
@@ -193,13 +194,6 @@ def _count(folder: Path, asked: int, drawn: int, whys: Sequence[str]) -> None:
     write_json(folder / "rollout_counts.json", {"asked": asked, "drawn": drawn, "not_drawn": kinds})
     if whys:
         console.print(f"{folder.name}: {len(whys)} images were not drawn; of the first: {' '.join(whys[0].split())}")
-
-
-def _require_room(folder: Path, config: RunConfig, stems: Sequence[str]) -> None:
-    """For an image and a latent of a byte per pixel each, of those that are not there."""
-    height, width = config.rollout.size
-    missing = sum(not (folder / "latents" / f"{stem}.safetensors").exists() for stem in stems)
-    require_room(folder, 2 * height * width * missing, f"{missing} candidates of {height}x{width} pixels")
 
 
 def _keep(

@@ -149,17 +149,6 @@ def claim_run(folder: Path, config: RunConfig, resume: bool = False) -> None:
         write_text(folder / CONFIG, dump(config))
 
 
-def claim_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Keep in ``folder`` what its images are made with. Raises RunError where that is something else."""
-    held = folder / "settings.json"
-    if not held.exists():
-        write_json(held, settings)
-    elif json.loads(held.read_text()) != json.loads(json.dumps(settings)):
-        raise RunError(
-            f"{folder} holds images of other settings or weights ({held.name}); choose another, or delete it"
-        )
-
-
 def _lacking(values: Mapping[str, Any], complete: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     """``reward.binary: False`` for every field of a complete config that the ``values`` of a file lack."""
     for key, value in complete.items():
@@ -275,6 +264,21 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file at once."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def claim_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Keep in settings.json what a folder is made with, plain values. Raises RunError, naming what differs, where that
+    is something else: what is there would be mixed with what is to come."""
+    held, wanted = folder / "settings.json", json.loads(json.dumps(settings))
+    if not held.exists():
+        write_json(held, wanted)
+        return
+    there = read_json(held)
+    if changed := [name for name in {**there, **wanted} if there.get(name) != wanted.get(name)]:
+        raise RunError(
+            f"{folder} holds images of other settings or weights ({held.name}: {', '.join(changed)}); "
+            "choose another, or delete it"
+        )
 
 
 def write_records(path: Path, records: Iterable[Record]) -> None:
@@ -469,7 +473,7 @@ def save_image(image: Image.Image, path: Path) -> None:
 
 
 def open_image(path: Path) -> Image.Image:
-    """The RGB image of a file (``to_rgb``), turned as its EXIF orientation says.
+    """The RGB image of a file (``to_rgb``).
 
     Raises ImageError, naming the file, where it cannot be read.
     """
@@ -480,7 +484,7 @@ def read_image(file: Path | BinaryIO, name: str) -> Image.Image:
     """The same of a path or of bytes, which are called ``name`` in the ImageError."""
     try:
         with Image.open(file) as image:
-            return to_rgb(ImageOps.exif_transpose(image))
+            return to_rgb(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all that Pillow's readers raise
         raise ImageError(f"{name} is not a readable image: {error}") from None
 
@@ -496,13 +500,15 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """The image in 8-bit RGB, size and pixels as stored: 16-bit grey is scaled, what is transparent lies on white.
+    """The image in 8-bit RGB, turned as its EXIF orientation says, its pixels as stored: 16-bit grey is scaled, what is
+    transparent lies on white.
 
     Numbers with a fraction are taken for shares of 1, of 255 or of 65535, the first that none exceeds. Raises
     ImageError for an image without pixels, or with some that are no numbers.
     """
     if 0 in image.size:
         raise ImageError(f"an image of {image.width}x{image.height} pixels")
+    image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         image = _from_floats(np.asarray(image))
     elif image.mode.startswith("I"):  # 16 bits, perhaps kept in 32; Pillow would cut them off at 255

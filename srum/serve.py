@@ -8,9 +8,9 @@ those of ``write`` and ``draw`` for the same contexts and seeds, but for the rou
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 import json
+import re
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -25,13 +25,17 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 
 from PIL import Image
-from pydantic import TypeAdapter, ValidationError
 
-from srum.drawing import draw_planned
+from srum.config import ConfigError
+from srum.drawing import checked_sampling, draw_planned
 from srum.errors import SrumError
 from srum.json_files import as_unicode
 from srum.models.base import Decoding, MissingAbility, Sampling, Segment, UnifiedModel, to_edit
 from srum.run_dir import ImageError, to_rgb
+
+STEPS = 1000  # timesteps of an image
+SEEDS = 2**63
+DIGITS = re.compile(r"[0-9]{1,19}")
 
 
 class ServeError(SrumError, ValueError):
@@ -189,7 +193,7 @@ class Service:
         if not 0 <= temperature <= 10:
             raise Refused(400, "temperature: 0 to 10")
         decoding = Decoding(max_tokens=limit, temperature=temperature)
-        (written,) = self.line.add([Job(("write", decoding), _typed(body, "seed", int, 0), context)])
+        (written,) = self.line.add([Job(("write", decoding), _seed(body), context)])
         text, reason = as_unicode(written.text), "stop" if written.ended else "length"
         message = {"role": "assistant", "content": text}
         usage = {"prompt_tokens": 0, "completion_tokens": len(written.ids), "total_tokens": len(written.ids)}
@@ -208,7 +212,7 @@ class Service:
         except ValueError as error:
             raise Refused(400, f"size: {error}") from None
         seeds = self._seeds(body)
-        planned, first = _typed(body, "plan", bool, False), _number(body, "plan_seed", seeds[0])
+        planned, first = _typed(body, "plan", bool, False), _seed(body, "plan_seed", seeds[0])
         jobs = [
             Job(("draw", sampling), seed, prompt=prompt, plan_seed=first + k if planned else None)
             for k, seed in enumerate(seeds)
@@ -237,7 +241,7 @@ class Service:
         count = _number(body, "n", 1)
         if not 1 <= count <= self.limits.images:
             raise Refused(400, f"n: 1 to {self.limits.images}")
-        return [_number(body, "seed", 0) + index for index in range(count)]
+        return [_seed(body) + index for index in range(count)]
 
     def _sampling(self, body: Mapping[str, Any]) -> Sampling:
         known = asdict(Sampling())
@@ -245,12 +249,11 @@ class Service:
         if (size := body.get("size", "auto")) != "auto":
             values["size"] = _size(size)
         try:
-            sampling = TypeAdapter(Sampling).validate_python(values)
-        except ValidationError as error:
-            detail = error.errors()[0]
-            raise Refused(400, f"{detail['loc'][0]}: {detail['msg']}") from None
-        if sampling.size[0] * sampling.size[1] > self.limits.pixels or not 2 <= sampling.timesteps <= 1000:
-            raise Refused(400, f"at most {self.limits.pixels} pixels and 2 to 1000 timesteps")
+            sampling = checked_sampling(values)
+        except ConfigError as error:
+            raise Refused(400, str(error)) from None
+        if sampling.size[0] * sampling.size[1] > self.limits.pixels or sampling.timesteps > STEPS:
+            raise Refused(400, f"at most {self.limits.pixels} pixels and {STEPS} timesteps")
         return sampling
 
     def _segments(self, message: Any) -> list[Segment]:
@@ -282,7 +285,7 @@ class Service:
                 raise Refused(400, "an image is sent as data:image/png;base64,...")
             try:
                 data = base64.b64decode(encoded, validate=True)
-            except binascii.Error as error:
+            except ValueError as error:  # binascii's among them
                 raise Refused(400, f"an image is no base64: {error}") from None
         try:
             with Image.open(io.BytesIO(data)) as image:
@@ -305,7 +308,14 @@ def _typed(body: Mapping[str, Any], name: str, kind: Any, default: Any) -> Any:
 def _number(body: Mapping[str, Any], name: str, default: int) -> int:
     """An integer, which a form writes as text."""
     value = body.get(name)
-    return int(value) if isinstance(value, str) and value.isdecimal() else int(_typed(body, name, int, default))
+    return int(value) if isinstance(value, str) and DIGITS.fullmatch(value) else int(_typed(body, name, int, default))
+
+
+def _seed(body: Mapping[str, Any], name: str = "seed", default: int = 0) -> int:
+    seed = _number(body, name, default)
+    if not 0 <= seed < SEEDS:
+        raise Refused(400, f"{name}: 0 to {SEEDS - 1}")
+    return seed
 
 
 def _text(body: Mapping[str, Any], name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from srum import models
-from srum.chaining import accuracy_table, draw_chains, endings, verdicts
+from srum.chaining import accuracy_table, claim, draw_chains, endings, verdicts
 from srum.chains import TEMPLATES, ChainSettings, ChainState, TemplateError, parse_reflection, run_chains, template
 from srum.models.base import Decoding, Sampling
 from srum.plots import strips_figure
 from srum.records import Candidate
 from srum.rollout import choose_prompts
-from srum.run_dir import read_by_id
+from srum.run_dir import RunError, read_by_id
 
 DRAWING = Sampling(size=(64, 64), timesteps=5, timestep_shift=5.0, guidance=1.0)
 PROMPTS = ["one small red circle", "two blue stars", "a green square above a red star"]
@@ -79,8 +80,30 @@ def test_a_file_that_is_no_template_is_named(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("version: 1\nthought: line\nquestion: What now?\nstop: No.\n")
     with pytest.raises(TemplateError, match="version"):
         template(str(tmp_path / "mine.yaml"))
+    damaged = {b"stop: 2001-99-99": "is not YAML: month", b"\xff\xfe": "not YAML in UTF-8", b"a: [": "is not YAML"}
+    for content, message in damaged.items():
+        (tmp_path / "mine.yaml").write_bytes(content)
+        with pytest.raises(TemplateError, match=message) as raised:
+            template(str(tmp_path / "mine.yaml"))
+        assert "\n" not in str(raised.value)
     with pytest.raises(TemplateError, match="compact, released"):
         template("unheard")
+
+
+def test_chains_of_other_settings_are_not_mixed(tmp_path: Path) -> None:
+    prompts = choose_prompts("development", 2, 0)
+    settings = ChainSettings(drawing=DRAWING, changing=DRAWING, form=template("compact"))
+    claim(tmp_path, "srum-tiny", prompts, settings, 0)
+    claim(tmp_path, "srum-tiny", prompts, settings, 0)
+    for model, asked, other, differs in (
+        ("another", prompts, settings, "model"),
+        ("srum-tiny", prompts[:1], settings, "prompts"),
+        ("srum-tiny", prompts, replace(settings, max_refinements=9), "max_refinements"),
+    ):
+        with pytest.raises(RunError, match=rf"other settings or weights \(settings\.json: {differs}\)"):
+            claim(tmp_path, model, asked, other, 0)
+    with pytest.raises(RunError, match=r"eval\.count is 0"):
+        claim(tmp_path / "none", "srum-tiny", [], settings, 0)
 
 
 def test_chains_are_kept_as_candidates_and_the_same_for_every_batch(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -163,8 +164,22 @@ def test_a_file_that_is_no_config(tmp_path: Path, text: str, message: str) -> No
     (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(ConfigError, match=message):
         load_config(tmp_path / "c.yaml")
-    with pytest.raises(ConfigError, match="cannot read the config"):
+    with pytest.raises(ConfigError, match=r"cannot read .*missing\.yaml"):
         load_config(tmp_path / "missing.yaml")
+
+
+def test_a_config_is_utf_8_whatever_the_locale(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_bytes("prompts: 提示.txt\n".encode())
+    code = "import sys; from srum.config import load_config; print(ascii(load_config(sys.argv[1]).prompts))"
+    legacy = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "POSIX"}
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "c.yaml")],
+        env=os.environ | legacy,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout.strip() == ascii("提示.txt")
 
 
 def test_configs_are_frozen() -> None:

@@ -10,13 +10,17 @@ import pytest
 from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
 
-from srum import disk, models
-from srum.config import load_config
+from srum import chat, disk, models
+from srum.chat import Reply
+from srum.config import EvalConfig, TrainConfig, load_config
 from srum.disk import DiskFullError, require_room, writing
+from srum.evaluation.accuracy import evaluate
 from srum.loop import perform
+from srum.rollout import choose_prompts
 from srum.run import Run
 from srum.run_dir import StageTimer, atomic, write_text
 from tests.fakes import FakeModel
+from train.checkpoint import room
 
 
 class Usage(NamedTuple):
@@ -50,6 +54,15 @@ def test_torch_is_believed_where_there_is_no_room(tmp_path: Path, monkeypatch: p
         raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
 
 
+def test_the_replies_that_a_client_keeps_are_written_with_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise FULL
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(DiskFullError, match=r"ab/abc\.json"):
+        chat._keep(tmp_path / "ab" / "abc.json", Reply("fine"))
+
+
 def test_half_a_file_goes_and_the_file_before_it_stays(tmp_path: Path) -> None:
     write_text(tmp_path / "x.txt", "before")
     with pytest.raises(DiskFullError, match=r"x\.txt"), atomic(tmp_path / "x.txt") as partial:
@@ -71,9 +84,77 @@ def test_what_will_not_fit_is_refused_before_anything_is_drawn(tmp_path: Path, m
     monkeypatch.setattr(models, "load", FakeModel.load)
     run = Run(tmp_path, load_config(None, ["prompt_count=3", "candidates_per_prompt=2"]))
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: Usage(free=6 * 64 * 64 * 2 - 1))
-    with pytest.raises(DiskFullError, match=r"6 candidates of 64x64 pixels take 4.92e-05 GB"):
+    with pytest.raises(DiskFullError, match=r"6 images of 64x64 pixels take 4.92e-05 GB"):
         perform(run, "rollout", 0)
     assert not [*tmp_path.rglob("*.png")]
     monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: Usage(free=6 * 64 * 64 * 2))
     perform(run, "rollout", 0)
     require_room(tmp_path, 0, "nothing")
+
+
+@pytest.mark.parametrize(
+    ("steps", "every", "start", "expected"),
+    [
+        (1, 1, 0, 40 + 400),  # the last checkpoint, weights alone, and model/
+        (4, 4, 0, 40 + 400),  # a step that is both a multiple and the last is the last
+        (5, 4, 0, 120 + 40 + 400),
+        (5, 2, 0, 120 + 40 + 400),  # of steps 2, 4, 5 the first has gone when model/ is written
+        (100, 1, 0, 120 + 40 + 400),
+        (100, 1, 50, 40 - 120 + 400),  # two are there, of which the one goes and the other is reckoned with
+        (6, 2, 2, 120 + 40 - 120 + 400),  # step 2 is there; 4 and 6 come, 2 goes
+    ],
+)
+def test_the_room_for_a_training_by_hand(steps: int, every: int, start: int, expected: int) -> None:
+    """Ten numbers of float32 with AdamW's two averages, published among a hundred."""
+    config = TrainConfig(steps=steps, checkpoint_every=every)
+    assert room(40, 80, 400, config, start) == expected
+
+
+@pytest.mark.parametrize(
+    ("steps", "start", "expected"),
+    [(2, 0, 160), (3, 0, 280), (4, 0, 360), (9, 2, 120), (4, 3, 40)],
+)
+def test_where_nothing_is_published_the_fullest_moment_is_a_checkpoint(steps: int, start: int, expected: int) -> None:
+    """One per step; two stay and one is being written, 120 bytes each and 40 the last, beside those that are there."""
+    assert room(40, 80, 0, TrainConfig(steps=steps, checkpoint_every=1), start) == expected
+
+
+def test_a_training_that_will_not_fit_is_refused_before_its_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four bytes for each number that is trained, and for each that is published; in one step nothing more is kept."""
+    run = prepared(tmp_path, monkeypatch, "train.steps=1")
+    model = FakeModel()
+    needed = 4 * sum(p.numel() for _, p in model.generation_parameters())
+    needed += 4 * sum(p.numel() for p in model.network.parameters())
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: Usage(free=needed - 1))
+    with pytest.raises(DiskFullError, match="the weights and checkpoints of this training take"):
+        perform(run, "train", 0)
+    assert not [*tmp_path.rglob("metrics.jsonl")] and not [*tmp_path.rglob("step-*")]
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: Usage(free=needed))
+    perform(run, "train", 0)
+
+
+def prepared(folder: Path, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> Run:
+    """A round of SFT on the fake model, up to its training."""
+    monkeypatch.setattr(models, "load", FakeModel.load)
+    small = ["method=sft", "compare=[]", "prompt_count=2", "candidates_per_prompt=2", "train.batch_size=2"]
+    run = Run(folder, load_config(None, [*small, *overrides]))
+    for name in ("rollout", "ground", "judge", "rasterize"):
+        perform(run, name, 0)
+    return run
+
+
+def test_an_evaluation_that_will_not_fit_is_refused_before_its_first_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three images of 64x64 pixels, a byte each; two of them are there."""
+    prompts = choose_prompts("development", 3, 0)
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: Usage(free=3 * 64 * 64 - 1))
+    with pytest.raises(DiskFullError, match=r"3 images of 64x64 pixels take 1\.23e-05 GB"):
+        evaluate(FakeModel(), prompts, EvalConfig(), tmp_path, seed=0)
+    (tmp_path / "images").mkdir()
+    for prompt in prompts[:2]:
+        (tmp_path / "images" / f"{prompt.id}.png").touch()
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: Usage(free=64 * 64))
+    assert evaluate(FakeModel(), prompts, EvalConfig(), tmp_path, seed=0).overall.n == 3

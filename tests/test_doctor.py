@@ -108,6 +108,9 @@ def test_the_command_ends_well_and_badly(tmp_path: Path) -> None:
     assert run.exit_code == 2 and "is no model: it has none of llm_config.json, " in run.output
     run = CliRunner().invoke(app, ["doctor", str(CHECKPOINT), "--device", "cuda:99"])
     assert run.exit_code == 2 and "device: cuda:99 is not here" in run.output
+    for name in ("nonsense", "meta", "cpu:x"):
+        with pytest.raises(ModelError, match=f"device: '{name}' is none to work on"):
+            models.find_device(name)
 
 
 @pytest.mark.parametrize("name", ["ema.safetensors", "ae.safetensors"])

@@ -249,6 +249,15 @@ def test_a_full_line_says_when_to_come_back() -> None:
         ("/v1/images/generations", drawing(n=99), "n: 1 to 16"),
         ("/v1/images/generations", drawing(timesteps="many"), "timesteps: "),
         ("/v1/images/generations", drawing(response_format="url"), "b64_json alone"),
+        ("/v1/images/generations", drawing(seed=2**63), "seed: 0 to"),
+        ("/v1/images/generations", drawing(seed="9" * 5000), "seed: '999"),
+        ("/v1/images/generations", drawing(seed=-1), "seed: 0 to"),
+        ("/v1/chat/completions", {"messages": [user("x")], "seed": 10**400}, "seed: 0 to"),
+        ("/v1/images/generations", drawing(timesteps=1), "timesteps: Input should be greater"),
+        ("/v1/images/generations", drawing(guidance=float("nan")), "guidance: Input should be a finite"),
+        ("/v1/images/generations", drawing(image_guidance=float("inf")), "image_guidance: expected a finite"),
+        ("/v1/images/generations", drawing(guidance_interval=[0.5, 0.5]), "guidance_interval: (0.5, 0.5) is empty"),
+        ("/v1/images/edits", drawing(image="data:image/png;base64,\ud83d"), "an image is no base64"),
         ("/v1/images/edits", drawing(image="http://example.com/a.png"), "data:image/png;base64"),
     ],
 )
@@ -256,6 +265,14 @@ def test_what_is_refused_is_said_in_one_line(path: str, body: Any, message: str)
     with serving(FakeModel()) as address:
         status, answer = post(address, path, body)
     assert status == 400 and message in answer["error"]["message"] and "\n" not in answer["error"]["message"]
+
+
+def test_a_photograph_is_seen_as_its_exif_says() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = io.BytesIO()
+    Image.new("RGB", (48, 32)).save(data, "jpeg", exif=exif)
+    assert Service(FakeModel(), "m")._picture(data.getvalue()).size == (32, 48)
 
 
 def test_a_model_that_cannot_edit_says_so() -> None:

@@ -23,6 +23,7 @@ import torch.distributed.checkpoint as dcp
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
+from srum.config import TrainConfig
 from srum.disk import writing
 from srum.errors import SrumError
 from srum.json_files import JsonError, read_json
@@ -31,6 +32,7 @@ from train.muon import Muon
 from train.optimizer import optimizer_state, start_optimizer
 
 KEPT = 2
+MOMENTS = {"fp32": 8, "int8": 2}  # bytes per number of AdamW's two averages; muon has one, of 4
 
 Identity = Mapping[str, str]
 State = dict[str, dict[str, Any]]  # part of the state -> name of the parameter -> tensor, or tensors by name
@@ -38,6 +40,17 @@ State = dict[str, dict[str, Any]]  # part of the state -> name of the parameter 
 
 class CheckpointMismatch(SrumError, ValueError):
     """The folder holds the checkpoints of another training run."""
+
+
+def room(weights: int, moments: int, published: int, config: TrainConfig, start: int) -> int:
+    """Bytes that checkpoints from step ``start`` on, and then the published weights, take beside what is there, at the
+    fullest moment: of checkpoints ``KEPT`` and the one being written are there, and the last has no ``moments``."""
+    every, whole = config.checkpoint_every, weights + moments
+    there = min(KEPT, start // every)
+    further = (config.steps - 1) // every - start // every
+    sizes = [whole] * (there + min(further, KEPT + 1)) + [weights]
+    fullest = max(sum(sizes[max(0, n - KEPT) : n + 1]) for n in range(there, len(sizes)))
+    return max(fullest, sum(sizes[-KEPT:]) + published) - there * whole
 
 
 class Checkpoints:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor
 from judging.instructions import Instructions, load_instructions
 from srum.config import TrainConfig
 from srum.errors import TrainingError
+from srum.json_files import read_json
 from srum.lazy import Lazy
 from srum.models.base import Segment
 from srum.records import Candidate, Grounding, Judged, Judgement, RewardMap
@@ -80,7 +80,7 @@ def load_training_records(folder: Path) -> Sequence[TrainingRecord]:
     candidates = read_by_id(folder / "candidates.jsonl", Candidate)
     rewards = read_by_id(folder / "rewards.jsonl", RewardMap, candidates, gaps=True)
     if not rewards:
-        skipped = json.loads((folder / "counts.json").read_text())["skipped"]
+        skipped = read_json(folder / "counts.json")["skipped"]
         raise TrainingError(f"nothing to train on: no candidate of {folder} has a reward map, because of {skipped}")
     names = [name for name in candidates if name in rewards]
     return Lazy(names, lambda name: _record(folder, candidates[name], rewards[name]))

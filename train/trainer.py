@@ -28,7 +28,7 @@ from srum.processes import Processes
 from srum.progress import counting
 from srum.run_dir import write_json
 from train import lora
-from train.checkpoint import KEPT, Checkpoints, State
+from train.checkpoint import MOMENTS, Checkpoints, State, room
 from train.data import TrainingRecord
 from train.feed import Feed, Source, Step
 from train.metrics import TIMESTEP_BINS, Log, image_sums, step_means, text_sums
@@ -288,14 +288,12 @@ class Trainer:
         return state | {"optimizer": optimizer_state(self.optimizer, self.parameters)} if with_optimizer else state
 
     def room(self, start: int) -> int:
-        """Bytes that the weights and checkpoints from step ``start`` on take at least, two and one being written."""
+        """Bytes that this training takes on the disk from step ``start`` on (``checkpoint.room``)."""
         numbers = sum(parameter.numel() for parameter in self.parameters.values())
-        moments = 2 if self.config.memory.optimizer == "int8" else 4  # muon has one average, AdamW two
-        further = -(-(self.config.steps - 1 - start) // self.config.checkpoint_every)
-        kept = min(KEPT if start == 0 else 1, further)  # the last one has weights alone
         network = sum(parameter.numel() for parameter in self.model.network.parameters())
-        bits = torch.finfo(DTYPES[self.config.memory.frozen]).bits
-        return numbers * (4 * (1 + len(self.followers())) * (kept + 1) + moments * kept) + network * bits // 8
+        published = network * torch.finfo(DTYPES[self.config.memory.frozen]).bits // 8
+        moments = 4 if self.config.optimizer == "muon" else MOMENTS[self.config.memory.optimizer]
+        return room(4 * numbers * (1 + len(self.followers())), moments * numbers, published, self.config, start)
 
     def followers(self) -> dict[str, tuple[Copy, float]]:
         """The second sets of weights that follow the trained ones, and the decay of each."""

@@ -13,9 +13,11 @@ import numpy as np
 from pydantic import Field
 
 from srum.config import EvalConfig
+from srum.disk import require_room_for_images
 from srum.drawing import Chain, Draw, Shot, draw_prompts
 from srum.evaluation.statistics import wilson
 from srum.models.base import Generated, Sampling, UnifiedModel
+from srum.processes import Processes
 from srum.records import Name, Prompt, Record, RunPath, Score
 from srum.run_dir import RunError, run_stage, save_image
 from srum.seeding import seed_for
@@ -97,6 +99,8 @@ def evaluate(
         return [_checked(folder, prompt, chain, whole=draw is not None) for prompt, chain in chains]
 
     by_id = {prompt.id: prompt for prompt in prompts}
+    images = [f"images/{name}.png" for name in by_id]
+    Processes.here().once(lambda: require_room_for_images(folder, config.size, images))
     return summarize(run_stage(folder, "verdicts", CheckedImage, by_id, config.batch_size, work), seed)
 
 

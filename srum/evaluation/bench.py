@@ -23,6 +23,7 @@ from PIL import Image
 from srum import models
 from srum.chat import Server
 from srum.config import ConfigError, ServerConfig
+from srum.disk import require_room_for_images
 from srum.drawing import draw_planned
 from srum.evaluation.bench_config import (
     BenchConfig,
@@ -74,6 +75,8 @@ def make_images(
     except ValueError as error:
         raise RunError(f"size: {error}; set another one, such as --set size=[512,512]") from None
     Processes.here().once(lambda: _write_side_files(benchmark, items, folder / "images"))
+    tiles = [item.path for item in items for _ in range(item.tiles)]
+    Processes.here().once(lambda: require_room_for_images(folder / "images", config.sampling.size, tiles))
 
     def work(batch: Mapping[str, Item]) -> list[Drawn]:
         drawn = []

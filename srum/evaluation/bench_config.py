@@ -8,13 +8,15 @@ from dataclasses import asdict
 from pathlib import Path
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from srum.config import CONFIG, ConfigError, Section
+from srum.drawing import checked_sampling
 from srum.evaluation.benchmark import Benchmark, Item, limited
 from srum.models.base import Sampling
 from srum.plugins import find
 from srum.run_dir import RunError, write_text
+from srum.yaml_files import YamlError, parse_yaml, read_yaml
 
 
 class BenchConfig(Section):
@@ -59,12 +61,8 @@ def chosen_sampling(benchmark: Benchmark, preset: str, overrides: Sequence[str])
         name, equals, text = override.partition("=")
         if not equals or name not in values:
             raise ConfigError(f"{override!r} sets nothing; expected name=value, with a name of {', '.join(values)}")
-        values[name] = yaml.safe_load(text)
-    try:
-        return TypeAdapter(Sampling).validate_python(values)
-    except ValidationError as error:
-        detail = error.errors()[0]
-        raise ConfigError(f"{detail['loc'][0]}: {detail['msg']}, got {detail['input']!r}") from None
+        values[name] = parse_yaml(text, name)
+    return checked_sampling(values)
 
 
 def chosen_items(benchmark: Benchmark, samples: int, limit: int | None) -> list[Item]:
@@ -97,8 +95,8 @@ def read_config(folder: Path) -> BenchConfig:
     """The config of a folder. Raises RunError."""
     path = folder / CONFIG
     try:
-        return BenchConfig.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, yaml.YAMLError, ValidationError, UnicodeDecodeError) as error:
+        return BenchConfig.model_validate(read_yaml(path))
+    except (YamlError, ValidationError) as error:
         raise RunError(f"{path} is not the config of a benchmark: {' '.join(str(error).split())[:200]}") from None
 
 

@@ -37,6 +37,8 @@ def comparison(outs: Sequence[Path]) -> str:
     for out in outs:
         for path in sorted(out.glob("bench/*/*/verdicts-*.jsonl")):
             config, verdicts = read_config(path.parent), read_records(path, Verdict)
+            if not verdicts:
+                raise RunError(f"{path} holds no verdicts; delete it, and srum bench makes it again")
             key = config.benchmark, config.variant, verdicts[0].evaluator
             groups.setdefault(key, []).append((out, config, verdicts))
     if not groups:

@@ -146,8 +146,11 @@ def find_device(name: str | torch.device = "auto") -> torch.device:
     """
     if name in ("auto", "spread"):
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    here = torch.get_device_module(device).device_count()
+    try:
+        device = torch.device(name)
+        here = torch.get_device_module(device).device_count()
+    except (RuntimeError, AttributeError):  # none of torch's, or one without a module that counts its devices
+        raise ModelError(f"device: {name!r} is none to work on, as auto, spread, cpu, cuda:1 are") from None
     if (device.index or 0) >= here:
         raise ModelError(f"device: {name} is not here, this machine has {here} of that type; auto takes the best")
     return device

@@ -16,6 +16,7 @@ from srum.chat import Server
 from srum.config import ConfigError, EvalConfig, ServerConfig
 from srum.evaluation import bench, bench_tables, judges
 from srum.evaluation.accuracy import evaluate
+from srum.evaluation.bench_tables import comparison
 from srum.evaluation.benchmark import Benchmark, Failure, Unreadable, Verdict
 from srum.evaluation.benchmarks import (
     compbench,
@@ -34,6 +35,7 @@ from srum.models.base import to_edit
 from srum.plugins import SHIPPED, find
 from srum.run_dir import RunError, read_records
 from srum.shapes.prompts import prompt_set
+from srum.yaml_files import YamlError
 from tests.checkouts import FILES, checkout
 from tests.fakes import FakeModel
 from tests.golden_cases import cases
@@ -571,6 +573,17 @@ def test_runs_are_compared_on_the_same_prompts(tmp_path: Path) -> None:
     assert "overall 1.000 [1.000, 1.000]" in row and "overall +0.500 [+0.214, +0.786]" in row
 
 
+def test_what_is_no_run_of_a_benchmark_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "bench" / "shapes" / "x"
+    folder.mkdir(parents=True)
+    (folder / "verdicts-a.jsonl").touch()
+    damaged = {"benchmark: shapes": r"verdicts-a\.jsonl holds no verdicts", "seed: 2001-99-99": "is not the config"}
+    for text, message in damaged.items():
+        (folder / "config.yaml").write_text(text)
+        with pytest.raises(RunError, match=message):
+            comparison([tmp_path])
+
+
 def test_training_prompts_are_looked_for(tmp_path: Path) -> None:
     data, prompts = checkout("geneval", tmp_path / "checkout"), tmp_path / "prompts.txt"
     prompts.write_text("A drawing of counting 0.\ncounting 1\na drawing of something else\nnothing\nnothing\n")
@@ -590,10 +603,15 @@ def test_requests_that_cannot_work_are_refused_before_any_image(tmp_path: Path) 
         ({"preset": "x"}, "has no 'x'; it has bagel, srum"),
         ({"overrides": ("guidances=2",)}, "'guidances=2' sets nothing"),
         ({"overrides": ("guidance=much",)}, "guidance: .* got 'much'"),
+        ({"overrides": ("timesteps=0",)}, "timesteps: .* got 0"),
+        ({"overrides": ("guidance=.nan",)}, "guidance: .*finite"),
         ({"images": tmp_path}, "either --model, which draws the images, or --images"),
     ):
         with pytest.raises(ConfigError, match=message):
             bench.run(request("genevalpp", tmp_path / "run", data, **changes))
+    for value in ("[", "2001-99-99"):
+        with pytest.raises(YamlError, match="guidance is not YAML"):
+            bench.run(request("genevalpp", tmp_path / "run", data, overrides=(f"guidance={value}",)))
     with chat_server(judged) as url:
         with pytest.raises(RunError, match="size: image size"):
             bench.run(request("genevalpp", tmp_path / "run", data, url, overrides=("size=[60,60]",)))

@@ -113,6 +113,9 @@ NUMBERS: list[tuple[str, float | Failure]] = [
 
 # What a line says beside its number, in ten languages.
 NUMBERS += [
+    ("Score: 1 (one of seven)", N),
+    ("Score: 1, of a possible twenty", N),
+    ("Score: 0.5, of two cats one is missing", N),
     ("Score: 0.5 out of 1", 0.5),
     ("Score: 0.5 out of 1.0, fine", 0.5),
     ("Score: 0.5 of 1", 0.5),
@@ -239,6 +242,10 @@ NUMBERS += [
     ("Score: \u0661 من \u0661\u0660", N),
     ("Score: 1 من عشرة", N),
     ("Score: 1 بالمئة", N),
+    ("Score: 1\N{FULLWIDTH SOLIDUS}10", O),
+    ("Score: 0\N{FULLWIDTH FULL STOP}8", 0.8),
+    ("Score: 0.5\N{EM DASH}0.7", N),
+    ("Score: 0.5 out of 1", 0.5),
     ("Score: 0.5، غير واضح", N),  # the Arabic comma is none of the separators that are known
 ]
 

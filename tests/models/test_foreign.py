@@ -13,7 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from srum import models
+from srum.config import load_config
 from srum.errors import ModelError, SrumError
+from srum.loop import run_loop
 from srum.models.bagel import Bagel, describe
 from srum.models.bagel.config import BagelConfig
 from srum.models.blip3o import Blip3o
@@ -277,3 +279,10 @@ def test_an_image_beyond_the_largest_is_refused(size: tuple[int, int]) -> None:
     if max(size) > largest:
         with pytest.raises(ModelError, match=f"beyond the largest that the model can draw, {largest}x{largest}"):
             model.latent_grid(size)
+
+
+@pytest.mark.parametrize("name", ["rollout.size", "eval.size"])
+def test_a_run_names_the_size_before_it_writes_anything(tmp_path: Path, name: str) -> None:
+    with pytest.raises(SrumError, match=rf"{name}: .*\(128, 128\) is beyond the largest .*, 64x64"):
+        run_loop(load_config(None, ["method=sft", "compare=[]", f"{name}=[128,128]"]), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

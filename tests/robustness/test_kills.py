@@ -1,7 +1,7 @@
 """Whole process groups killed at random moments of a run, and resumed until it is done: no file differs.
 
 Children are forked from this process, which has imported everything, so that a kill costs a second and not ten. How
-many kills: ``KILLS`` in the environment.
+many kills: ``KILLS`` in the environment; other moments: ``SEED``.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from tests.fakes import FakeModel
 from tests.test_loop import SMALL, files_of
 
 KILLS = int(os.environ.get("KILLS", "100"))  # by one process, and as many by two
+SEED = int(os.environ.get("SEED", "0"))
 GROWTH = 1.1  # of what the next attempt is given: coming back to where it was takes time, too
 RUN = [*SMALL, "compare=[]"]
 pytestmark = pytest.mark.slow
@@ -94,7 +95,7 @@ def test_kills_at_random_moments_change_no_file(processes: int, tmp_path: Path) 
     start = time.monotonic()
     assert wait(fork_run(tmp_path / "whole", processes), 600)
     lasts = time.monotonic() - start
-    expected, rng, kills, runs = files_of(tmp_path / "whole"), random.Random(processes), 0, 0
+    expected, rng, kills, runs = files_of(tmp_path / "whole"), random.Random(10 * SEED + processes), 0, 0
     while kills < KILLS:
         folder = tmp_path / f"run-{runs}"
         attempt = 0

@@ -11,7 +11,9 @@ import os
 import random
 import shutil
 import warnings
+from base64 import b64encode
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +32,19 @@ from srum.export import read_export, write_export
 from srum.interchange import read_lines
 from srum.models.bagel.checkpoint import weight_files
 from srum.models.bagel.config import BagelConfig
+from srum.models.blip3o.checkpoint import read_headers
+from srum.models.blip3o.config import Blip3oConfig
+from srum.models.checkpoints import Headers
 from srum.reading import RunView
 from srum.records import Candidate, Grounding, Judgement, LayoutJudgement, Record, Region, RegionJudgement, RewardMap
 from srum.run_dir import StageTimer, open_image, read_prompts, read_records, write_records
+from srum.serve import Refused, Service
 from srum.tensors import read_tensors
-from tests.fakes import run_on_fakes
+from tests.fakes import FakeModel, run_on_fakes
 
 FACTOR = float(os.environ.get("MUTATIONS", "1"))
 CHECKPOINT = Path(__file__).parents[1] / "golden" / "bagel" / "checkpoint"
+SECOND = Path(__file__).parents[1] / "golden" / "blip3o" / "checkpoint"
 PIECES = [
     b"",
     b"\0",
@@ -132,6 +139,16 @@ def read_model(path: Path) -> None:
     config.without_effect()
 
 
+def read_second(path: Path) -> None:
+    config = Blip3oConfig.from_folder(path.parent, second_headers())
+    config.without_effect()
+
+
+@cache
+def second_headers() -> Headers:
+    return read_headers(SECOND)
+
+
 def read_index(path: Path) -> None:
     weight_files(path.parent)
 
@@ -149,6 +166,28 @@ def read_times(path: Path) -> None:
         pass
 
 
+def read_request(path: Path) -> None:
+    """As ``srum serve`` answers it: what is refused has a message of one line and is the client's fault."""
+    try:
+        body = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        raise SrumError from None
+    service = Service(FakeModel(), "m")
+    try:
+        for kind in ("chat/completions", "images/generations", "images/edits"):
+            service.answer(f"/v1/{kind}", body if isinstance(body, dict) else {})
+    except Refused as error:
+        assert error.status == 400
+        raise SrumError(str(error)) from None
+    finally:
+        service.line.close()
+
+
+REQUEST = json.dumps(
+    {"prompt": "a cat", "size": "64x64", "timesteps": 4, "guidance": 2.5, "seed": 3, "n": 1, "plan": True}
+    | {"messages": [{"role": "user", "content": [{"type": "text", "text": "what is this"}]}], "max_tokens": 8}
+    | {"image": f"data:image/png;base64,{b64encode(png()).decode()}"}
+).encode()
 LINES = b'{"prompt": "a cat", "id": "cat", "metadata": {"tag": "x", "n": 1.5}}\n{"text": "two dogs"}\n'
 JUDGED = {"prompt": "a cat", "bad_image_file": "a.png", "good_image_file": "a.png"}
 JUDGED |= {"vlm_rewards": [{"object": "cat", "bbox": [0, 0, 4, 4], "score": 0.5, "reason": "fine"}]}  # type: ignore[dict-item]
@@ -171,6 +210,8 @@ KINDS: dict[str, tuple[int, str, bytes, Reader]] = {
     "tiff": (3_000, "x.tiff", png(kind="tiff"), open_image),
     "llm_config": (4_000, "llm_config.json", (CHECKPOINT / "llm_config.json").read_bytes(), read_model),
     "vit_config": (3_000, "vit_config.json", (CHECKPOINT / "vit_config.json").read_bytes(), read_model),
+    "config of the second": (3_000, "config.json", (SECOND / "config.json").read_bytes(), read_second),
+    "requests": (3_000, "x.json", REQUEST, read_request),
     "index": (3_000, "ema.safetensors.index.json", b'{"weight_map": {"a": "llm_config.json"}}', read_index),
 }
 
@@ -197,6 +238,8 @@ def test_mutated_files(kind: str, tmp_path: Path) -> None:
     count, name, data, read = KINDS[kind]
     for other in ("llm_config.json", "vit_config.json"):
         shutil.copyfile(CHECKPOINT / other, tmp_path / other)
+    if kind == "config of the second":
+        shutil.copytree(SECOND / "diffusion-decoder", tmp_path / "diffusion-decoder")
     print(kind, survive(tmp_path, int(count * FACTOR), name, data, read, seed=len(kind)))
 
 

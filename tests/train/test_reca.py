@@ -18,10 +18,10 @@ from srum.config import ConfigError, ImagesConfig, changed, load_config
 from srum.loop import run_loop
 from srum.models.bagel import Bagel
 from srum.models.base import MissingAbility, Segment
-from srum.pictures import blurred, read_entries
+from srum.pictures import blurred, from_bytes, read_entries
 from srum.records import Picture
 from srum.run import Run
-from srum.run_dir import ImageError, RunError, claim_run, read_records
+from srum.run_dir import ImageError, RunError, claim_run, open_image, read_records
 from tests.fakes import FakeModel
 from train.examples import Example
 from train.methods.reca import FAR, SEEN, TOLD, Reca, RecaConfig, TemplateError, read_templates, told
@@ -81,6 +81,15 @@ def test_every_source_gives_the_same_pictures(tmp_path: Path, pictures: list[Ima
     for source in (folder, tmp_path / "a.tar", tmp_path / "a.parquet", tmp_path / "a.jsonl"):
         assert pixels_of(source) == wanted
     assert sorted(pixels_of(tmp_path / "folder/**/*.png")) == sorted(wanted)
+
+
+def test_pictures_in_archives_are_turned_as_their_exif_says(tmp_path: Path) -> None:
+    """As those in folders are."""
+    exif, data = Image.Exif(), io.BytesIO()
+    exif[0x0112] = 6
+    Image.new("RGB", (4, 2)).save(data, "png", exif=exif)
+    (tmp_path / "x.png").write_bytes(data.getvalue())
+    assert from_bytes(data.getvalue(), "x").size == open_image(tmp_path / "x.png").size == (2, 4)
 
 
 def test_transparent_pictures_lie_on_white(tmp_path: Path) -> None:
