@@ -30,7 +30,7 @@ from srum.disk import GIGABYTE, free
 from srum.doctor import Machine, asked
 from srum.errors import SrumError
 from srum.evaluation.comparison import EVAL, evaluate_arm
-from srum.evaluation.compute import passes_of
+from srum.evaluation.compute import BACKWARD, passes_of
 from srum.models import find
 from srum.models.needs import BFLOAT, FLOAT, Need, Recipe
 from srum.plugins import resolve
@@ -79,6 +79,7 @@ class Plan:
     def table(self) -> Table:
         """The parts of all rounds together, and their sum."""
         table = Table("", "images", "forward passes", "time", title="what this run will take", title_justify="left")
+        table.caption = "a backward pass counts as two"
         of_kind: dict[str, list[Cost]] = {}
         for cost in self.costs:
             of_kind.setdefault(cost.label.rpartition(" - ")[2], []).append(cost)
@@ -236,7 +237,7 @@ class Size:
             steps = arm.config.train.steps
             compares = arm.method.objective(arm.config).old_decay is not None
             timed = small.of(f"train {name}") if small else None
-            passes = steps * arm.config.train.batch_size * (2 if compares else 1)
+            passes = steps * arm.config.train.batch_size * ((2 if compares else 1) + BACKWARD)
             yield Cost(self.run.named(k, f"train {name}"), 0, passes, _scaled(timed, steps / STEPS))
 
     def memory(self, small: Miniature) -> int:

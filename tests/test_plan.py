@@ -30,7 +30,7 @@ def test_an_image_takes_a_pass_a_step_and_two_where_it_is_guided(fields: dict[st
 
 
 def test_the_plan_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """2 rounds of 12 candidates of 2 passes; 3 arms on 7 prompts of 6; 5 steps of 4 examples, compared: 2 passes."""
+    """2 rounds of 12 candidates of 2 passes; 3 arms on 7 prompts of 6; 5 steps of 4 examples, forward and back: 3 passes, 4 compared."""
     monkeypatch.setattr(models, "load", FakeModel.load)
     config = load_config(None, SETS)
     counted = foresee(config, tmp_path)
@@ -42,7 +42,7 @@ def test_the_plan_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert [(cost.images, cost.passes) for cost in rollouts] == [(12, 24)] * 2
     tested = [costs[f"held-out prompts - eval {arm}"] for arm in ("base", "sft", "region_nft")]
     assert [(cost.images, cost.passes) for cost in tested] == [(7, 42)] * 3
-    assert [costs[f"round 1/2 - train {arm}"].passes for arm in ("sft", "region_nft")] == [20, 40]
+    assert [costs[f"round 1/2 - train {arm}"].passes for arm in ("sft", "region_nft")] == [60, 80]
     assert costs["round 1/2 - judge"].passes >= 2 * 12  # a region or the background, and the layout, of each
     assert measured.seconds.keys() == costs.keys() and all(seconds >= 0 for seconds in measured.seconds.values())
     assert measured.memory and measured.disk and list(tmp_path.iterdir()) == []
