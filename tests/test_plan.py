@@ -30,7 +30,8 @@ def test_an_image_takes_a_pass_a_step_and_two_where_it_is_guided(fields: dict[st
 
 
 def test_the_plan_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """2 rounds of 12 candidates of 2 passes; 3 arms on 7 prompts of 6; 5 steps of 4 examples, forward and back: 3 passes, 4 compared."""
+    """2 rounds of 12 candidates of 2 passes; 3 arms on 7 prompts of 6; 5 steps of 4 examples, forth and back: 3 passes,
+    4 where they are compared."""
     monkeypatch.setattr(models, "load", FakeModel.load)
     config = load_config(None, SETS)
     counted = foresee(config, tmp_path)
