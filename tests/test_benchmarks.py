@@ -430,7 +430,7 @@ def records_of(*made: tuple[str, str | None, float]) -> list[TrainingRecord]:
                 id=f"{prompt}-{n}", prompt_id=prompt, prompt=prompt, index=n, seed=0, plan=plan, image="a.png",
                 latent="a.safetensors", size=(8, 8), sampling={},
             ),
-            torch.zeros(1, 1, 1), torch.zeros(1, 1), "signed", 1.0, score,
+            torch.zeros(1, 1, 1), torch.zeros(1, 1), mapping="signed", alpha=1.0, sample_score=score,
         )
         for n, (prompt, plan, score) in enumerate(made)
     ]  # fmt: skip
