@@ -217,8 +217,8 @@ def test_a_run_goes_through_the_authors_lines_and_trains() -> None:
 
 
 def test_a_users_grounder_and_another_method() -> None:
-    Path("my_regions.py").write_text(GROUNDER)
-    flags = ["--grounder", "my_regions:WholeImage", "--method", "srum"]
+    Path("whole_images.py").write_text(GROUNDER)
+    flags = ["--grounder", "whole_images:WholeImage", "--method", "srum"]
     assert srum("run", "--out", "mine", *SETS, *flags).exit_code == 0
     (first, *_) = Path("mine/round-000/regions.jsonl").read_text().splitlines()
     assert {region["source"] for region in json.loads(first)["regions"]} == {"mine", "background"}
@@ -334,7 +334,7 @@ def test_a_users_method_with_stages_and_examples_of_its_own() -> None:
         ),
         (["run", "--method", "not_there:It"], "method: method 'not_there:It': no module 'not_there' here or installed"),
         (["run", "--set", "compare=[ppo]"], "compare: ppo: no method 'ppo'"),
-        (["run", "--config", "nowhere.yaml"], "cannot read the config nowhere.yaml"),
+        (["run", "--config", "nowhere.yaml"], "cannot read nowhere.yaml: No such file or directory"),
         (["run", "--grounder", "nothing:Here"], "grounder 'nothing:Here': no module 'nothing'"),
         (["run", "--set", "prompts=bad.jsonl"], "bad.jsonl:2: not JSON"),
         (["run", "--set", "prompts=empty.txt"], "empty.txt: no prompts in it"),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from grounding.base import ground as ground_images
 from grounding.relevance import RelevanceFilter
@@ -268,6 +269,7 @@ def test_who_judges(monkeypatch: pytest.MonkeyPatch, name: str, loaded: str) -> 
     monkeypatch.setattr(
         models, "load", lambda weights, device, dtype, empty: asked.append((weights, device)) or FakeModel()
     )
+    monkeypatch.setattr(models, "find_device", torch.device)  # as if it were here
     overrides = [f"judge.model={name}", "judge.soft=false", "judge.retries=3", "device=cuda:1"]
     judge = load_judge(load_config(None, overrides), "newest", 5)
     assert asked == [(loaded, "cuda:1")]

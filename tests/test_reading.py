@@ -185,9 +185,10 @@ def test_verdicts_and_their_images(run: RunView) -> None:
 
 def test_a_damaged_array_is_named(copy: Path) -> None:
     view = next(view for view in srum.open_run(copy).candidates() if view.reward)
-    for name, read in ((view.record.latent, view.latent), (view.reward.values, view.reward_map)):
+    arrays = (view.record.latent, view.latent, "latent"), (view.reward.values, view.reward_map, "reward_map")
+    for name, read, array in arrays:
         (view.folder / name).write_bytes((view.folder / name).read_bytes()[:-1])
         with pytest.raises(ValueError, match=f"{name} is not a whole safetensors file"):
             read()
         with pytest.raises(ValueError, match=f"{name} is not a whole safetensors file"):
-            [(record.latent, record.reward_map) for record in load_training_records(view.folder)]
+            [getattr(record, array) for record in load_training_records(view.folder)]
