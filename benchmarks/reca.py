@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import TypeVar
 
 import numpy as np
 from rich.table import Table
@@ -34,6 +35,7 @@ from srum.run_dir import claim_run, read_records, write_json
 from train.methods.reca import OF_THE_ROUND
 from train.reconstructing import Reconstruction, reconstruct_images
 
+T = TypeVar("T")
 BASE = "base"
 SEED_STRIDE = 100  # between the trainings of an arm
 SMALL = (
@@ -149,14 +151,29 @@ def measure(
     folder: Path, seeds: Sequence[int], arms: Sequence[str], overrides: Sequence[str]
 ) -> dict[str, list[Outcome]]:
     """The outcomes seed by seed; what is finished is read."""
-    rows: dict[str, list[Outcome]] = {}
+    return seed_by_seed(folder, seeds, arms, overrides, "arms", measured, Outcome, table)
+
+
+def seed_by_seed(
+    folder: Path,
+    seeds: Sequence[int],
+    arms: Sequence[str],
+    overrides: Sequence[str],
+    place: str,
+    measured: Callable[[Run, str], T],
+    kind: Callable[..., T],
+    table: Callable[[Mapping[str, Sequence[T]]], Table],
+) -> dict[str, list[T]]:
+    """What is ``measured`` of every arm, a dataclass of its ``kind``, kept in ``place`` of each seed; a table of what
+    there is after each seed."""
+    rows: dict[str, list[T]] = {}
     for seed in seeds:
         run = seed_run(folder / f"seed-{seed}", seed, overrides)
         for arm in arms:
-            path = run.folder / "arms" / f"{arm}.json"
+            path = run.folder / place / f"{arm}.json"
             if not path.exists():
                 write_json(path, vars(measured(run, arm)))
-            rows.setdefault(arm, []).append(Outcome(**json.loads(path.read_text())))
+            rows.setdefault(arm, []).append(kind(**json.loads(path.read_text())))
         console.print(table(rows))
     return rows
 

@@ -14,7 +14,6 @@ an image, on the way. What is finished is kept in ``OUT/seed-K/stacked/ARM.json`
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +21,13 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from benchmarks.reca import BASE, PARTS, seed_run, trained
+from benchmarks.reca import BASE, PARTS, seed_by_seed, trained
 from benchmarks.refine import estimate_cell, passes_of
 from srum.config import changed
 from srum.evaluation.accuracy import CheckedImage, evaluate
 from srum.evaluation.statistics import crossed, difference
 from srum.rollout import choose_prompts
-from srum.run import Run, console, load_model
+from srum.run import Run, load_model
 from srum.run_dir import read_records, write_json
 from train.refining import drawn_again
 
@@ -84,16 +83,7 @@ def measure(
     folder: Path, seeds: Sequence[int], arms: Sequence[str], overrides: Sequence[str]
 ) -> dict[str, list[Outcome]]:
     """The outcomes seed by seed; what is finished is read."""
-    rows: dict[str, list[Outcome]] = {}
-    for seed in seeds:
-        run = seed_run(folder / f"seed-{seed}", seed, overrides)
-        for arm in arms:
-            path = run.folder / "stacked" / f"{arm}.json"
-            if not path.exists():
-                write_json(path, vars(measured(run, arm)))
-            rows.setdefault(arm, []).append(Outcome(**json.loads(path.read_text())))
-        console.print(table(rows))
-    return rows
+    return seed_by_seed(folder, seeds, arms, overrides, "stacked", measured, Outcome, table)
 
 
 def table(rows: Mapping[str, Sequence[Outcome]]) -> Table:
