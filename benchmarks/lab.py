@@ -49,9 +49,10 @@ from torch import Tensor
 
 from grounding.stage import load_proposer
 from judging.stage import load_judge
-from srum.config import EvalConfig, ImageConfig, RunConfig, changed, config_class, load_config
+from srum.config import EvalConfig, RunConfig, changed, config_class, load_config
 from srum.evaluation.accuracy import drawn, evaluate
 from srum.evaluation.activation import find_clusters, mean_activations, strength
+from srum.evaluation.compute import passes_of
 from srum.evaluation.denoising import JudgedSteps, judge_steps, summarize_steps
 from srum.evaluation.judge_quality import JudgeQuality, flipped_relations, judge_quality
 from srum.evaluation.statistics import crossed, over_seeds
@@ -202,14 +203,9 @@ def affordable(config: RunConfig) -> int:
 
     A step of training counts four passes of each sample: with the old weights, forward, and twice that backward.
     """
-    drawn = config.prompt_count * config.candidates_per_prompt * passes(config.rollout)
+    drawn = config.prompt_count * config.candidates_per_prompt * passes_of(config.rollout)
     learned = 4 * config.train.steps * config.train.batch_size
-    return 1 + max(1, round((drawn + learned) / (config.eval.count * passes(config.eval))))
-
-
-def passes(config: ImageConfig) -> int:
-    """Of one image: a step takes two with guidance."""
-    return (config.timesteps - 1) * (2 if config.guidance > 1 else 1)
+    return 1 + max(1, round((drawn + learned) / (config.eval.count * passes_of(config.eval))))
 
 
 def judged_images(folder: Path) -> list[list[tuple[float, bool]]]:

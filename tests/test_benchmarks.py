@@ -34,6 +34,7 @@ from benchmarks import (
 )
 from srum import models
 from srum.config import load_config
+from srum.evaluation.compute import passes_of
 from srum.evaluation.denoising import JudgedStep, JudgedSteps
 from srum.models.bagel import Bagel
 from srum.records import Candidate, Prompt
@@ -462,7 +463,7 @@ def test_equal_passes_by_hand() -> None:
     each of 8 prompts with guidance, 8 x 30 = 240: what one image and the round take are two images of each prompt."""
     small = ["prompt_count=2", "candidates_per_prompt=4", "train.steps=5", "train.batch_size=6", "eval.count=8"]
     config = load_config(None, small)
-    assert (lab.passes(config.rollout), lab.passes(config.eval), lab.affordable(config)) == (15, 30, 2)
+    assert (passes_of(config.rollout), passes_of(config.eval), lab.affordable(config)) == (15, 30, 2)
 
 
 def test_a_difference_that_every_prompt_shows_has_no_width() -> None:
