@@ -33,7 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextModel
 
 from benchmarks.parity_blip3o import COMMON, PUBLISHED
-from judging.soft_score import score_logprobs
+from srum.judging.soft_score import score_logprobs
 from srum.models import find_device, native_bfloat16
 from srum.models.base import Decoding, Sampling, Segment
 from srum.models.blip3o import Blip3o
@@ -43,7 +43,7 @@ from srum.models.blip3o.generator import Generator
 from srum.models.checkpoints import Headers
 from srum.models.precision import Precision
 from srum.shapes.prompts import prompt_set
-from train.weights import trainable_parameters
+from srum.train.weights import trainable_parameters
 
 FEATURES = "model.dit.model.patch_embedder.proj.weight"  # (width, numbers of a feature)
 SHAPES = Path("tests/golden/blip3o")

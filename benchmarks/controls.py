@@ -23,11 +23,11 @@ from srum.records import Prompt
 from srum.run_dir import open_image, read_by_id
 from srum.seeding import seed_for
 from srum.shapes.checker import check
-from train.advantages import sample_advantages
-from train.data import TrainingRecord, candidate_mix, load_training_records
-from train.feed import Mix
-from train.methods.region_nft import RegionNft, RegionNftConfig
-from train.methods.sft import Sft
+from srum.train.advantages import sample_advantages
+from srum.train.data import TrainingRecord, candidate_mix, load_training_records
+from srum.train.feed import Mix
+from srum.train.methods.region_nft import RegionNft, RegionNftConfig
+from srum.train.methods.sft import Sft
 
 if TYPE_CHECKING:
     from srum.run import Run

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from srum.config import load_config
-from train.dry_run import Cost, DryRun, described
+from srum.train.dry_run import Cost, DryRun, described
 
 MODEL = "BAGEL-7B-MoT"
 ROWS = Path(__file__).with_name("dry_runs.jsonl")

@@ -42,11 +42,11 @@ from srum.models.base import Decoding, Sampling, Segment
 from srum.models.precision import computing
 from srum.processes import Processes
 from srum.records import Candidate
-from train import lora
-from train.data import TrainingRecord, candidate_mix
-from train.methods.region_nft import RegionNft, RegionNftConfig
-from train.trainer import Trainer, trainable_parameters
-from train.weights import recomputed
+from srum.train import lora
+from srum.train.data import TrainingRecord, candidate_mix
+from srum.train.methods.region_nft import RegionNft, RegionNftConfig
+from srum.train.trainer import Trainer, trainable_parameters
+from srum.train.weights import recomputed
 
 PROMPT = "two red cups on a wooden table beside a window, in the morning light"
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 5e-2}  # of differences, as a share of what is compared (2-norms)

@@ -25,9 +25,9 @@ from typing import Any
 
 from rich.table import Table
 
-from judging.stage import load_judge
 from srum.config import load_config, parse_config
 from srum.evaluation.judge_quality import JudgeQuality, Separation, judge_quality
+from srum.judging.stage import load_judge
 from srum.loop import perform
 from srum.records import Candidate, Grounding, Judgement, Prompt
 from srum.run import Run, console

@@ -47,8 +47,6 @@ from rich.table import Table
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from grounding.stage import load_proposer
-from judging.stage import load_judge
 from srum.config import EvalConfig, RunConfig, changed, config_class, load_config
 from srum.evaluation.accuracy import drawn, evaluate
 from srum.evaluation.activation import find_clusters, mean_activations, strength
@@ -57,6 +55,8 @@ from srum.evaluation.denoising import JudgedSteps, judge_steps, summarize_steps
 from srum.evaluation.judge_quality import JudgeQuality, flipped_relations, judge_quality
 from srum.evaluation.statistics import crossed, over_seeds
 from srum.fork import fork_run
+from srum.grounding.stage import load_proposer
+from srum.judging.stage import load_judge
 from srum.loop import evaluate_arms, perform, run_loop
 from srum.models.base import Sampling
 from srum.records import Candidate, Grounding, Judgement, Prompt, RewardMap
@@ -64,7 +64,7 @@ from srum.rollout import choose_prompts
 from srum.run import BASE, Run, console, load_model
 from srum.run_dir import atomic, claim_run, open_image, read_records, write_json, write_records
 from srum.shapes.checker import check
-from train.methods.region_nft import RegionNftConfig
+from srum.train.methods.region_nft import RegionNftConfig
 
 DEVELOPMENT = 280  # prompts; no more than there are for the evaluation
 FLIPPED = 200  # prompts about positions

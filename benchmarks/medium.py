@@ -31,7 +31,7 @@ from srum.models.bagel.sequence import Split
 from srum.models.base import Decoding, Sampling, Segment
 from srum.models.checkpoints import load_tokenizer
 from srum.models.precision import Precision
-from train.pretrain import fresh_network
+from srum.train.pretrain import fresh_network
 
 SIDE = 256  # pixels
 LLM = {

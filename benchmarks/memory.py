@@ -27,8 +27,8 @@ from srum.models.bagel import Bagel
 from srum.models.bagel.memory import QUESTIONS, TEXT, Sizes, stage_needs
 from srum.models.base import Decoding, Sampling, Segment
 from srum.records import Candidate
-from train.data import TrainingRecord
-from train.weights import trainable_parameters
+from srum.train.data import TrainingRecord
+from srum.train.weights import trainable_parameters
 
 SIZE = (SIDE, SIDE)
 SHORT = Sampling(size=SIZE, timesteps=3, guidance_interval=(0.0, 1.0))

@@ -58,8 +58,8 @@ from srum.models.base import Decoding, Sampling, Segment, TrainingForward, to_ed
 from srum.models.blip3o import Blip3o
 from srum.models.precision import Precision
 from srum.reward_map import reference_grid
-from train.methods.srum import Srum, SrumConfig
-from train.objective import Terms, Tokens
+from srum.train.methods.srum import Srum, SrumConfig
+from srum.train.objective import Terms, Tokens
 
 Facts = Any  # the content of a fixture's JSON file
 UNCOMPARED = {"README.md", "sensitivity.json", "timings.json"}  # about the recording, not recorded quantities

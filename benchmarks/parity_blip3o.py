@@ -33,8 +33,8 @@ from srum.models.blip3o.images import cropped, normalised, patches, seen_size
 from srum.models.blip3o.language import Rows, flattened, joined
 from srum.models.blip3o.model import DEFAULTS
 from srum.models.checkpoints import Headers
-from train.methods.srum import Srum, SrumConfig
-from train.objective import Tokens
+from srum.train.methods.srum import Srum, SrumConfig
+from srum.train.objective import Tokens
 
 VISION = {"depth": 32, "hidden_size": 1280, "num_heads": 16, "intermediate_size": 3420, "patch_size": 14}
 PUBLISHED: dict[str, dict[str, Any]] = {  # docs/specs/blip3o.md, 1

@@ -22,8 +22,8 @@ from srum import flow
 from srum.chains import parse_reflection, template
 from srum.models.bagel.sampler import guide
 from srum.models.base import Sampling
-from train import policy
-from train.reinforced import PolicyConfig
+from srum.train import policy
+from srum.train.reinforced import PolicyConfig
 
 RULES: tuple[flow.Rule, ...] = ("flow", "r3", "cps")
 EXACT, SINGLE = 1e-12, 1e-5  # what float64 and float32 allow

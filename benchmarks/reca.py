@@ -32,8 +32,8 @@ from srum.loop import perform
 from srum.rollout import choose_prompts
 from srum.run import Run, console, load_model
 from srum.run_dir import claim_run, read_records, write_json
-from train.methods.reca import OF_THE_ROUND
-from train.reconstructing import Reconstruction, reconstruct_images
+from srum.train.methods.reca import OF_THE_ROUND
+from srum.train.reconstructing import Reconstruction, reconstruct_images
 
 T = TypeVar("T")
 BASE = "base"

@@ -52,10 +52,10 @@ from srum.shapes.hard_negatives import perturb
 from srum.shapes.prompts import sample_prompt
 from srum.shapes.render import render
 from srum.shapes.scenes import sample_scene
-from train.examples import Example
-from train.feed import Mix, Part
-from train.methods.rvr import Rvr
-from train.refining import self_scorer
+from srum.train.examples import Example
+from srum.train.feed import Mix, Part
+from srum.train.methods.rvr import Rvr
+from srum.train.refining import self_scorer
 
 ROUNDS = 3  # of the arms that go on
 DRAWINGS = 4  # of best_of

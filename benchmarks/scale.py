@@ -29,9 +29,9 @@ from rich.table import Table
 from safetensors.torch import save_file
 
 import srum
-from grounding.stage import ground_stage
-from judging.stage import judge_stage
 from srum.config import RunConfig, dump, load_config
+from srum.grounding.stage import ground_stage
+from srum.judging.stage import judge_stage
 from srum.models.base import Generated
 from srum.rasterize import rasterize_stage
 from srum.records import (
@@ -49,7 +49,7 @@ from srum.report import write_report
 from srum.rollout import rollout
 from srum.run import Run
 from srum.run_dir import CONFIG, write_records, write_text
-from train.stage import train_stage
+from srum.train.stage import train_stage
 
 SIZE = (16, 16)
 GRID = (2, 2)  # latent tokens of srum-tiny

@@ -21,11 +21,11 @@ from PIL.Image import Image, fromarray
 from rich.console import Console
 from rich.table import Table
 
-from judging.self_judge import SelfJudge
 from srum import models
 from srum.drawing import draw_prompts
 from srum.evaluation.judge_quality import auroc
 from srum.evaluation.statistics import wilson
+from srum.judging.self_judge import SelfJudge
 from srum.models.base import Decoding, Sampling, Segment, UnifiedModel, to_edit
 from srum.records import Region
 from srum.shapes.checker import check, parse
@@ -45,9 +45,9 @@ from srum.shapes.wording import (
     REFLECT_QUESTION,
     placed,
 )
-from train.tasks.base import recognised
-from train.tasks.editing import repaired
-from train.tasks.generation import meets
+from srum.train.tasks.base import recognised
+from srum.train.tasks.editing import repaired
+from srum.train.tasks.generation import meets
 
 BATCH = 256
 DRAWING = Sampling(size=(64, 64), timesteps=16, timestep_shift=5.0, guidance=2.5)

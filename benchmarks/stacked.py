@@ -29,7 +29,7 @@ from srum.evaluation.statistics import crossed, difference
 from srum.rollout import choose_prompts
 from srum.run import Run, load_model
 from srum.run_dir import read_records, write_json
-from train.refining import drawn_again
+from srum.train.refining import drawn_again
 
 ARMS: dict[str, Sequence[str]] = {
     BASE: (),

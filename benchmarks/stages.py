@@ -27,10 +27,10 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from judging.instructions import load_instructions
 from srum import models
 from srum.config import RolloutConfig, RunConfig, load_config
 from srum.drawing import draw_prompts
+from srum.judging.instructions import load_instructions
 from srum.models.bagel import Bagel
 from srum.models.bagel.autoencoder import encode_mean
 from srum.models.bagel.images import to_tensor
@@ -41,11 +41,11 @@ from srum.run import find_method
 from srum.shapes.prompts import sample_prompt
 from srum.shapes.render import render
 from srum.shapes.scenes import IMAGE_SIZE, Thing, sample_scene
-from train.data import TrainingRecord, candidate_mix
-from train.feed import Mix
-from train.methods.base import CandidateMethod
-from train.trainer import Trainer
-from train.weights import trainable_parameters
+from srum.train.data import TrainingRecord, candidate_mix
+from srum.train.feed import Mix
+from srum.train.methods.base import CandidateMethod
+from srum.train.trainer import Trainer
+from srum.train.weights import trainable_parameters
 
 SIZE = (IMAGE_SIZE, IMAGE_SIZE)
 MAX_TOKENS = 48  # of a reply

@@ -38,8 +38,8 @@ from srum.models.bagel import Bagel
 from srum.models.bagel.autoencoder import encode_mean
 from srum.models.base import Segment
 from srum.records import Candidate
-from train.data import TrainingRecord
-from train.weights import trainable_parameters
+from srum.train.data import TrainingRecord
+from srum.train.weights import trainable_parameters
 
 SIZES = ((256, 256), (128, 256), (192, 192), (256, 128), (128, 128))  # (H, W) in pixels
 TRAIN = {"text_dropout": 0.0, "trainable": "generation", "lr": 1e-5}

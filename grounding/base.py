@@ -10,21 +10,21 @@ import numpy as np
 import torch
 from PIL.Image import Image
 
-from grounding.filtering import by_area, without_overlaps
 from srum.errors import SrumError
 from srum.geometry import clip_box, coverage, rle_decode, rle_encode
+from srum.grounding.filtering import by_area, without_overlaps
 from srum.models.base import UnifiedModel
 from srum.plugins import PluginError, construct, find_class, raised_by
 from srum.records import Region, Size
 from srum.run_dir import ImageError, open_image, to_rgb
 
 SHIPPED = {
-    "sam": "grounding.sam:SamGrounder",
-    "segment_anything": "grounding.segment_anything:SegmentAnythingGrounder",
-    "detector": "grounding.detector:DetectorGrounder",
-    "native": "grounding.native:NativeGrounder",
-    "classical": "grounding.classical:ClassicalGrounder",
-    "grid": "grounding.grid:GridGrounder",
+    "sam": "srum.grounding.sam:SamGrounder",
+    "segment_anything": "srum.grounding.segment_anything:SegmentAnythingGrounder",
+    "detector": "srum.grounding.detector:DetectorGrounder",
+    "native": "srum.grounding.native:NativeGrounder",
+    "classical": "srum.grounding.classical:ClassicalGrounder",
+    "grid": "srum.grounding.grid:GridGrounder",
 }
 MESSAGE_LENGTH = 500  # characters of an error that a record keeps
 

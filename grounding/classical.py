@@ -12,8 +12,8 @@ import numpy as np
 from PIL.Image import Image
 from pydantic import validate_call
 
-from grounding.base import masked_region
 from srum.config import Fraction
+from srum.grounding.base import masked_region
 from srum.records import Region
 
 WORKING_SIDE = 256  # larger images are segmented at this length of their longer side

@@ -11,11 +11,11 @@ from pydantic import validate_call
 from safetensors import SafetensorError
 from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
-from grounding.base import cannot_load
-from grounding.filtering import without_overlaps
-from grounding.phrases import noun_phrases
 from srum.config import Fraction
 from srum.geometry import clip_box
+from srum.grounding.base import cannot_load
+from srum.grounding.filtering import without_overlaps
+from srum.grounding.phrases import noun_phrases
 from srum.records import Region
 
 

@@ -14,9 +14,9 @@ from typing import Any, Literal
 from PIL.Image import Image
 from pydantic import ConfigDict, SkipValidation, validate_call
 
-from grounding.base import ProposalError
 from srum.config import Count
 from srum.geometry import scale_box
+from srum.grounding.base import ProposalError
 from srum.models.base import Decoding, Segment, UnifiedModel, box_frame
 from srum.records import Box, Region, Size
 

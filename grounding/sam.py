@@ -17,9 +17,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForMaskGeneration
 
-from grounding.base import cannot_load, masked_region
-from grounding.filtering import without_overlaps
 from srum.config import Count, Fraction
+from srum.grounding.base import cannot_load, masked_region
+from srum.grounding.filtering import without_overlaps
 from srum.records import Region
 
 FAMILIES = ("sam", "sam_hq", "sam2", "sam2_video")  # model types; SAM 3 is prompted with concepts, not with points

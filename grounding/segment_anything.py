@@ -11,8 +11,8 @@ import torch
 from PIL.Image import Image
 from pydantic import validate_call
 
-from grounding.base import GrounderError, cannot_load, masked_region
 from srum.config import Count, Fraction
+from srum.grounding.base import GrounderError, cannot_load, masked_region
 from srum.records import Region
 
 SIZES = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}  # by the width of the image encoder
@@ -21,8 +21,8 @@ SIZES = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}  # by the width of the imag
 class SegmentAnythingGrounder:
     """The package's automatic mask generator over ``checkpoint``, a .pth file of any of the three sizes.
 
-    Options as those of ``grounding.sam.SamGrounder``. Raises GrounderError without the package and torchvision, and for
-    a file that is no SAM checkpoint.
+    Options as those of ``srum.grounding.sam.SamGrounder``. Raises GrounderError without the package or
+    torchvision, and for a file that is no SAM checkpoint.
     """
 
     @validate_call

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TypeAlias
 
-from grounding.base import ground, load_grounder
-from grounding.relevance import RelevanceFilter
 from srum.config import RunConfig
+from srum.grounding.base import ground, load_grounder
+from srum.grounding.relevance import RelevanceFilter
 from srum.models.base import TrainableModel
 from srum.processes import Processes
 from srum.records import Candidate, Grounding, Region

@@ -12,8 +12,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from judging.scales import SPACE, plain, says_more
-from judging.thoughts import answer_start, in_form
+from srum.judging.scales import SPACE, plain, says_more
+from srum.judging.thoughts import answer_start, in_form
 from srum.records import Failure
 
 _MARKS = r"[\s*_`\"'(\[{<~≈$]*"  # what may stand around a key's colon

@@ -8,8 +8,8 @@ from typing import Any
 
 from PIL.Image import Image
 
-from judging.base import Outcome
 from srum.errors import SrumError
+from srum.judging.base import Outcome
 from srum.plugins import find
 from srum.records import Failure, LayoutJudgement, Region, RegionJudgement
 

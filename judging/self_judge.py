@@ -10,10 +10,12 @@ from typing import Any, Literal
 
 from PIL.Image import Image
 
-from judging.base import NoReply, Question, Scorer, Writer
-from judging.instructions import InstructionsError, load_instructions
-from judging.replies import Reading, parse_layout, parse_regions
-from judging.soft_score import (
+from srum.geometry import scale_box
+from srum.json_files import as_unicode
+from srum.judging.base import NoReply, Question, Scorer, Writer
+from srum.judging.instructions import InstructionsError, load_instructions
+from srum.judging.replies import Reading, parse_layout, parse_regions
+from srum.judging.soft_score import (
     confidence,
     expected_score,
     forced_question,
@@ -21,9 +23,7 @@ from judging.soft_score import (
     question_up_to,
     score_logprobs,
 )
-from judging.views import crop, draw_marks
-from srum.geometry import scale_box
-from srum.json_files import as_unicode
+from srum.judging.views import crop, draw_marks
 from srum.models.base import Decoding, Segment, Written, box_frame
 from srum.records import Failure, LayoutJudgement, Region, RegionJudgement, Size
 

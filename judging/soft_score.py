@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from judging.base import Question, Scorer
+from srum.judging.base import Question, Scorer
 from srum.models.base import Segment
 
 LEVELS = tuple(tenths / 10 for tenths in range(-10, 11))  # -1.0, -0.9, ..., 1.0

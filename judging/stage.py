@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from judging.base import Judge
-from judging.remote import Server
-from judging.rewards import Judging, Reward
-from judging.self_judge import SelfJudge
 from srum.config import RunConfig
+from srum.judging.base import Judge
+from srum.judging.remote import Server
+from srum.judging.rewards import Judging, Reward
+from srum.judging.self_judge import SelfJudge
 from srum.models.base import Decoding, TrainableModel
 from srum.plugins import construct, find_class
 from srum.processes import Processes

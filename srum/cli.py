@@ -285,7 +285,7 @@ def publish(
     """Publish weights with a model card written from the run, once they have been loaded back and draw the same."""
     from srum import open_run
     from srum.run import Run
-    from train.publishing import publish as publish_arm
+    from srum.train.publishing import publish as publish_arm
 
     view = open_run(run)
     typer.echo(publish_arm(Run(view.folder, view.config), arm, destination, adapter, private))
@@ -316,7 +316,7 @@ def doctor(
 
     if dry_run:
         from srum.config import load_config
-        from train.dry_run import costs, table_of
+        from srum.train.dry_run import costs, table_of
 
         run = load_config(config, overrides or ()) if config or overrides else None
         Console().print(table_of(costs(model, run, processes or (1, 8, 64))))
@@ -572,7 +572,7 @@ def pretrain(
 
     Interrupted, the same command goes on.
     """
-    from train.pretrain import pretrain as run_stages
+    from srum.train.pretrain import pretrain as run_stages
 
     run_stages(out, seed=seed, compile_layers=compile_layers, device=device, workers=workers, scale=scale)
 
@@ -605,7 +605,7 @@ def refine(
     wanted = changed(load_config(run / CONFIG), [*(overrides or []), *([f"refine.rounds={rounds}"] if rounds else [])])
 
     from srum.show import rows_table
-    from train.refining import items_of, refine_run, refinement_rows
+    from srum.train.refining import items_of, refine_run, refinement_rows
 
     with connected() as processes, alone_in(run):
         opened = Run(run, load_config(run / CONFIG))
@@ -633,7 +633,7 @@ def reconstruct(
     wanted = load_config(config or (run and run / CONFIG), () if run else [f"images.source={source}"])
     wanted = changed(wanted, ["method=reca", *(overrides or [])])
 
-    from train.reconstructing import reconstruct_images
+    from srum.train.reconstructing import reconstruct_images
 
     with connected() as processes:
         line = reconstruct_images(wanted, out, run, model)

@@ -19,13 +19,13 @@ import torch
 from PIL.Image import Image
 from torch.nn import Parameter
 
-from grounding.base import load_grounder
-from judging.stage import load_judging
 from srum import models, own
 from srum.config import ConfigError, RunConfig, config_of
 from srum.errors import SrumError
 from srum.evaluation.accuracy import EvalResult, require_metadata
 from srum.evaluation.comparison import EVAL, eval_prompts, evaluate_arm, summarize, summary_table
+from srum.grounding.base import load_grounder
+from srum.judging.stage import load_judging
 from srum.models.base import UnifiedModel, require
 from srum.plan import Plan, foresee
 from srum.plots import side_by_side
@@ -37,10 +37,10 @@ from srum.rollout import own_prompts, round_prompts
 from srum.run import BASE, Run, console, find_method, load_model
 from srum.run_dir import RunError, alone_in, claim_run, open_image, write_json, write_text
 from srum.stages import SHIPPED, Stage
-from train.optimizer import make_optimizer
-from train.own import judge_own
-from train.stage import require_trainable, subject_of
-from train.tracking import require_tracker, tracked
+from srum.train.optimizer import make_optimizer
+from srum.train.own import judge_own
+from srum.train.stage import require_trainable, subject_of
+from srum.train.tracking import require_tracker, tracked
 
 PAIRS = 12  # that a tracker shows
 

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from srum.errors import SrumError
 
-OURS = ("srum", "grounding", "judging", "train")  # packages whose errors are faults of ours
+OURS = ("srum",)  # packages whose errors are faults of ours
 
 
 class PluginError(SrumError, ValueError):
@@ -25,16 +25,16 @@ class PluginError(SrumError, ValueError):
 
 SHIPPED: dict[str, dict[str, str]] = {
     "method": {
-        "sft": "train.methods.sft:Sft",
-        "srum": "train.methods.srum:Srum",
-        "region_nft": "train.methods.region_nft:RegionNft",
-        "reca": "train.methods.reca:Reca",
-        "rvr": "train.methods.rvr:Rvr",
-        "flow_grpo": "train.methods.flow_grpo:FlowGrpo",
-        "r3": "train.methods.r3:R3",
-        "process": "train.methods.process:Process",
+        "sft": "srum.train.methods.sft:Sft",
+        "srum": "srum.train.methods.srum:Srum",
+        "region_nft": "srum.train.methods.region_nft:RegionNft",
+        "reca": "srum.train.methods.reca:Reca",
+        "rvr": "srum.train.methods.rvr:Rvr",
+        "flow_grpo": "srum.train.methods.flow_grpo:FlowGrpo",
+        "r3": "srum.train.methods.r3:R3",
+        "process": "srum.train.methods.process:Process",
     },
-    "judge": {"self": "judging.self_judge:SelfJudge"},
+    "judge": {"self": "srum.judging.self_judge:SelfJudge"},
     "reward": {},
     "benchmark": {
         "shapes": "srum.evaluation.benchmarks.shapes:Shapes",

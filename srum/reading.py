@@ -37,7 +37,7 @@ from srum.tensors import read_tensor
 if TYPE_CHECKING:
     import pandas
 
-    from train.methods.base import Method
+    from srum.train.methods.base import Method
 
 R = TypeVar("R", bound=Record)
 

@@ -24,7 +24,7 @@ from srum.stages import TRAIN, Stage
 
 if TYPE_CHECKING:
     from srum.models.base import TrainableModel
-    from train.methods.base import Method
+    from srum.train.methods.base import Method
 
 BASE = "base"  # the model that entered
 REDRAWN = "-redrawn"  # ends the name of what an arm's weights draw in more than one step

@@ -28,15 +28,18 @@ ROLLOUT = Stage(
 IMAGES = Stage(
     "images", ("pictures",), "srum.pictures:images_stage", "Read the images that are reconstructed, and encode them."
 )
-GROUND = Stage("ground", ("regions",), "grounding.stage:ground_stage", "Propose the regions of every candidate.")
+GROUND = Stage("ground", ("regions",), "srum.grounding.stage:ground_stage", "Propose the regions of every candidate.")
 JUDGE = Stage(
-    "judge", ("judgements",), "judging.stage:judge_stage", "Let the model score the regions and the layout of each."
+    "judge",
+    ("judgements",),
+    "srum.judging.stage:judge_stage",
+    "Let the model score regions and layout of each.",
 )
 RASTERIZE = Stage(
     "rasterize", ("rewards",), "srum.rasterize:rasterize_stage", "Turn judgements into reward maps on the latent grid."
 )
 PAIR = Stage("pair", ("pairs",), "srum.pairs:pair_stage", "Pair the candidates that miss their prompt with good ones.")
-TRAIN = Stage("train", (), "train.stage:train_stage", "Train every arm on the candidates of a round.")
+TRAIN = Stage("train", (), "srum.train.stage:train_stage", "Train every arm on the candidates of a round.")
 
 SHIPPED = (ROLLOUT, GROUND, JUDGE, RASTERIZE, IMAGES, PAIR, TRAIN)
 STAGE_OF = {name: stage.name for stage in SHIPPED for name in stage.writes} | {"verdicts": "eval"}  # of a file

@@ -10,8 +10,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 
-from grounding.native import QUESTION, format_boxes
 from srum.config import RunConfig, load_config
+from srum.grounding.native import QUESTION, format_boxes
 from srum.loop import run_loop
 from srum.models.base import Segment
 from srum.models.blip3o import Blip3o, chat

@@ -16,10 +16,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from judging.instructions import layout_reply, region_reply
 from srum import models
 from srum.config import load_config
 from srum.flow import FlowNoise, interpolate, sample_timesteps, schedule
+from srum.judging.instructions import layout_reply, region_reply
 from srum.loop import run_loop
 from srum.models.bagel.config import BagelConfig
 from srum.models.base import Ability, Decoding, Generated, SampledPath, Sampling, Segment, TrainingForward, Written

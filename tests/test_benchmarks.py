@@ -40,8 +40,8 @@ from srum.models.bagel import Bagel
 from srum.records import Candidate, Prompt
 from srum.run import Run
 from srum.run_dir import RunError, read_records
+from srum.train.data import TrainingRecord
 from tests.fakes import FakeModel
-from train.data import TrainingRecord
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden" / "bagel" / "checkpoint"

@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 from srum.config import dump
 from srum.loop import run_loop
 from srum.models.blip3o import Blip3o
+from srum.train.trainer import Trainer
 from tests.blip3o_tiny import BOXES, CHECKPOINT, small, teach_boxes, whole_run
 from tests.launch import launch
 from tests.test_loop import files_of
-from train.trainer import Trainer
 
 SRUM = [sys.executable, "-c", "from srum.cli import app; app()"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python", *SRUM]

@@ -228,7 +228,7 @@ def test_a_users_grounder_and_another_method() -> None:
 
 METHOD = """
 from srum.config import NotNegative, RunConfig
-from train.methods.base import CandidateMethod, cross_entropy
+from srum.train.methods.base import CandidateMethod, cross_entropy
 
 
 class BestConfig(RunConfig):
@@ -281,9 +281,9 @@ from srum.models.base import Segment
 from srum.records import Candidate
 from srum.run_dir import read_records
 from srum.stages import ROLLOUT
-from train.examples import Example
-from train.feed import Mix, Part
-from train.methods.base import Method, cross_entropy
+from srum.train.examples import Example
+from srum.train.feed import Mix, Part
+from srum.train.methods.base import Method, cross_entropy
 
 
 class CaptionConfig(RunConfig):

@@ -22,7 +22,7 @@ from srum.config import (
     load_config,
 )
 from srum.models.base import Sampling
-from train.methods.region_nft import RegionNftConfig
+from srum.train.methods.region_nft import RegionNftConfig
 
 METHODS = "give one of sft, srum, region_nft, reca, rvr, flow_grpo, r3, process or module:Name"
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -96,7 +96,10 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
             f"method: no method 'sgd': {METHODS}",
         ),
         ("method=no.such:Thing", "method: method 'no.such:Thing': no module 'no' here or installed"),
-        ("method=train.methods.sft:Nothing", "method: method 'train.methods.sft:Nothing': train.methods.sft has no"),
+        (
+            "method=srum.train.methods.sft:No",
+            "method: method 'srum.train.methods.sft:No': srum.train.methods.sft has no",
+        ),
         ("method=3", "method: no method '3'"),
         ("constraint_weight=0.5", "unknown key constraint_weight; known here are method, model, device"),
         ("train.beta=0.5", "unknown key train.beta; did you mean train.betas?"),

@@ -19,8 +19,8 @@ from srum.loop import perform
 from srum.rollout import choose_prompts
 from srum.run import Run
 from srum.run_dir import StageTimer, atomic, write_text
+from srum.train.checkpoint import room
 from tests.fakes import FakeModel
-from train.checkpoint import room
 
 
 class Usage(NamedTuple):

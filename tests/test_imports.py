@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-FLOORS = {"srum": 0, "grounding": 1, "judging": 1, "train": 2, "srum.loop": 3, "srum.sweep": 3, "srum.cli": 4}
+FLOORS = {  # of a module: that of the longest of these names that it is under
+    "srum": 0,
+    "srum.grounding": 1,
+    "srum.judging": 1,
+    "srum.train": 2,
+    "srum.loop": 3,
+    "srum.sweep": 3,
+    "srum.cli": 4,
+}
+HOUSES = {"srum": "srum", "srum.grounding": "grounding", "srum.judging": "judging", "srum.train": "train"}
 MODULES = {
-    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-    for package in ("srum", "grounding", "judging", "train")
-    for path in sorted((ROOT / package).rglob("*.py"))
+    ".".join((package, *path.relative_to(ROOT / folder).with_suffix("").parts)).removesuffix(".__init__"): path
+    for package, folder in HOUSES.items()
+    for path in sorted((ROOT / folder).rglob("*.py"))  # which enters no link
 }
 
 
+def house(module: str) -> str:
+    """The longest name of ``FLOORS`` that the module is under."""
+    return max((name for name in FLOORS if f"{module}.".startswith(f"{name}.")), key=len)
+
+
 def floor(module: str) -> int:
-    return FLOORS.get(module, FLOORS[module.partition(".")[0]])
+    return FLOORS[house(module)]
 
 
 def imported(node: ast.AST) -> Iterator[str]:
@@ -40,11 +56,24 @@ def test_no_module_imports_what_stands_above_it() -> None:
 
 
 def test_grounding_and_judging_are_unaware_of_each_other() -> None:
-    pairs = [(a.partition(".")[0], b.partition(".")[0]) for a, names in IMPORTS.items() for b in names]
-    assert ("srum", "srum") in pairs and {("grounding", "judging"), ("judging", "grounding")}.isdisjoint(pairs)
+    pairs = {(house(a), house(b)) for a, names in IMPORTS.items() for b in names}
+    assert ("srum.judging", "srum") in pairs
+    assert {("srum.grounding", "srum.judging"), ("srum.judging", "srum.grounding")}.isdisjoint(pairs)
 
 
 def test_a_method_is_a_page_of_its_own() -> None:
-    pages = {module for module in MODULES if module.startswith("train.methods.")} - {"train.methods.base"}
+    pages = {module for module in MODULES if module.startswith("srum.train.methods.")} - {"srum.train.methods.base"}
     assert len(pages) >= 3
     assert [(a, b) for a in pages for b in IMPORTS[a] & pages] == []
+
+
+def test_folders_of_a_user_are_not_taken_for_ours(tmp_path: Path) -> None:
+    """A script beside folders ``train``, ``judging`` and ``grounding`` of its own imports those."""
+    for name in ("train", "judging", "grounding"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(f"mine = {name!r}\n")
+    own = "import train, judging, grounding; print(train.mine, judging.mine, grounding.mine)"
+    ours = "from srum.plugins import find; print(find('method', 'sft').__module__)"
+    (tmp_path / "script.py").write_text(f"{own}\n{ours}\n")
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["train judging grounding", "srum.train.methods.sft"]

@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 import torch
 
-from grounding.base import ground as ground_images
-from grounding.relevance import RelevanceFilter
-from judging.self_judge import SelfJudge
-from judging.stage import load_judge
 from srum import loop, models
 from srum.config import ConfigError, RunConfig, load_config
 from srum.errors import TrainingError
 from srum.evaluation.accuracy import Accuracy, EvalResult
 from srum.evaluation.comparison import summarize
+from srum.grounding.base import ground as ground_images
+from srum.grounding.relevance import RelevanceFilter
+from srum.judging.self_judge import SelfJudge
+from srum.judging.stage import load_judge
 from srum.loop import evaluate_arms, perform, run_loop
 from srum.models.base import MissingAbility
 from srum.outcomes import count_outcomes
@@ -30,9 +30,9 @@ from srum.report import to_come
 from srum.reward_map import Skipped, centred, usual_scores
 from srum.run import Run
 from srum.run_dir import RunError, read_records
+from srum.train import tracking
+from srum.train.trainer import train as train_arm
 from tests.fakes import FakeModel, run_on_fakes
-from train import tracking
-from train.trainer import train as train_arm
 
 METHODS = "give one of sft, srum, region_nft, reca, rvr, flow_grpo, r3, process or module:Name"
 SMALL = [
@@ -323,8 +323,8 @@ def test_which_weights_each_stage_takes_and_with_which_seeds(tmp_path: Path, mon
         return train_arm(*arguments, reproduces=reproduces, **named)
 
     monkeypatch.setattr(models, "load", load)
-    monkeypatch.setattr("train.stage.train", train)
-    monkeypatch.setattr("judging.stage.SelfJudge", Judge)
+    monkeypatch.setattr("srum.train.stage.train", train)
+    monkeypatch.setattr("srum.judging.stage.SelfJudge", Judge)
     run = Run(tmp_path, load_config(None, [*SMALL, "train.steps=1", "seed=3", "eval.plan=true"]))
     for k in (0, 1):
         for stage in STAGES:
@@ -368,7 +368,7 @@ def test_no_field_of_grounding_and_rasterizing_is_lost_on_the_way(
         made_of[candidate.id] = judgement
         return Skipped.NOTHING_JUDGED
 
-    monkeypatch.setattr("grounding.stage.ground", grounding)
+    monkeypatch.setattr("srum.grounding.stage.ground", grounding)
     monkeypatch.setattr("srum.rasterize.rasterize", rasterizing)
     for stage in ("rollout", "ground", "judge", "rasterize"):
         perform(run, stage, 0)
@@ -445,7 +445,7 @@ def test_every_method_is_trained_once_and_the_runs_own_last(
     assert list(run.arms) == names and run.arms[run.method.name].config is run.config
 
 
-SAME_NAME = "from train.methods.srum import Srum\n\nclass Mine(Srum):\n    pass\n"
+SAME_NAME = "from srum.train.methods.srum import Srum\n\nclass Mine(Srum):\n    pass\n"
 
 
 @pytest.mark.parametrize(
@@ -477,7 +477,7 @@ def test_methods_that_cannot_be_compared_are_refused(
 def test_a_method_that_needs_another_model_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str]
 ) -> None:
-    monkeypatch.setattr("train.methods.sft.Sft.needs", frozenset({"velocity", "explore"}))
+    monkeypatch.setattr("srum.train.methods.sft.Sft.needs", frozenset({"velocity", "explore"}))
     with pytest.raises(MissingAbility, match="method sft needs a model with the ability explore: FakeModel has none"):
         run_loop(load_config(None, [*SMALL, *overrides]), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -18,8 +18,8 @@ import srum
 from srum.reading import Candidates, RunView
 from srum.records import Candidate, Grounding, Judgement, Prompt, RewardMap
 from srum.run_dir import RunError, read_records
+from srum.train.data import load_training_records
 from tests.fakes import run_on_fakes
-from train.data import load_training_records
 
 MIDDLE = -0.2  # a score with some on either side
 

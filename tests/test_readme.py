@@ -16,9 +16,9 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from grounding.base import ground, load_grounder
 from srum import models, open_run
 from srum.cli import app
+from srum.grounding.base import ground, load_grounder
 from srum.shapes.render import render
 from srum.shapes.scenes import Scene, Thing
 from tests.fakes import FakeModel, run_on_fakes

@@ -14,8 +14,8 @@ from srum.geometry import rle_encode
 from srum.records import Box, Candidate, Failure, Grounding, Judgement, LayoutJudgement, Region, RegionJudgement, Size
 from srum.reward_map import Overlap, Skipped, binarized, centred, rasterize, reference_grid, sample_score, usual_scores
 from srum.run import find_method
+from srum.train.objective import Tokens
 from tests.train.ranks import config_of
-from train.objective import Tokens
 
 OVERLAPS: tuple[Overlap, ...] = ("smallest", "mean", "max", "min")
 QUICK = settings(max_examples=40, deadline=None)

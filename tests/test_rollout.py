@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from judging.self_judge import SelfJudge
 from srum.chat import ServerError
 from srum.config import ConfigError, EvalConfig, RunConfig, load_config
 from srum.drawing import contexts_of
 from srum.evaluation.accuracy import evaluate
+from srum.judging.self_judge import SelfJudge
 from srum.models.base import Decoding, Generated, MissingAbility, Sampling, Written
 from srum.records import Candidate, Prompt
 from srum.rollout import choose_prompts, rollout

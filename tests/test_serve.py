@@ -20,11 +20,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from judging.remote import Server as RemoteJudge
 from srum import chat, models
 from srum.chat import Ask, Reply, Server, ServerError, assistant, system, user
 from srum.config import load_config
 from srum.drawing import contexts_of, draw_prompts
+from srum.judging.remote import Server as RemoteJudge
 from srum.loop import perform
 from srum.models.base import Decoding, Generated, Sampling, Segment, Written, to_edit
 from srum.run import Run

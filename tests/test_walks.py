@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from judging.instructions import layout_reply, region_reply
 from srum import models
 from srum.cli import app
+from srum.judging.instructions import layout_reply, region_reply
 from tests.fakes import FakeModel
 from tests.servers import chat_server
 

@@ -28,8 +28,8 @@ from srum.disk import writing
 from srum.errors import SrumError
 from srum.json_files import JsonError, read_json
 from srum.processes import Processes
-from train.muon import Muon
-from train.optimizer import optimizer_state, start_optimizer
+from srum.train.muon import Muon
+from srum.train.optimizer import optimizer_state, start_optimizer
 
 KEPT = 2
 MOMENTS = {"fp32": 8, "int8": 2}  # bytes per number of AdamW's two averages; muon has one, of 4

@@ -9,17 +9,17 @@ from typing import Literal
 
 from torch import Tensor
 
-from judging.instructions import Instructions, load_instructions
 from srum.config import TrainConfig
 from srum.errors import TrainingError
 from srum.json_files import read_json
+from srum.judging.instructions import Instructions, load_instructions
 from srum.lazy import Lazy
 from srum.models.base import Segment
 from srum.records import Candidate, Grounding, Judged, Judgement, RewardMap
 from srum.run_dir import RunError, read_by_id
 from srum.tensors import read_tensor
-from train.examples import Example, hold_out
-from train.feed import Mix, Part
+from srum.train.examples import Example, hold_out
+from srum.train.feed import Mix, Part
 
 ROUNDING = 1e-5  # how far float32 arithmetic may carry a reward past its range
 

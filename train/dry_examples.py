@@ -19,14 +19,14 @@ from srum.flow import transition
 from srum.models.base import Generated, RandomStep, Segment, UnifiedModel, Written
 from srum.records import Candidate, Pair, Picture, Prompt
 from srum.run import Run
-from train.data import TrainingRecord, candidate_mix
-from train.examples import Example
-from train.feed import Mix, Part
-from train.methods.base import CandidateMethod, Method
-from train.methods.reca import layout, read_templates
-from train.methods.rvr import refinement, text_to_image
-from train.reason import Drawn, Reason
-from train.rewards import Value
+from srum.train.data import TrainingRecord, candidate_mix
+from srum.train.examples import Example
+from srum.train.feed import Mix, Part
+from srum.train.methods.base import CandidateMethod, Method
+from srum.train.methods.reca import layout, read_templates
+from srum.train.methods.rvr import refinement, text_to_image
+from srum.train.reason import Drawn, Reason
+from srum.train.rewards import Value
 
 PROMPT = "two red cups on a wooden table beside a window, in the morning light"
 QUESTION, REPLY = "Is the red cup right? " * 30, "Region ID: 1\nScore: 0.5\nReason: it is there, as was asked. " * 4

@@ -25,10 +25,10 @@ from torch.nn import functional
 from torch.utils._pytree import tree_map_only
 from transformers import PreTrainedTokenizerFast
 
-from judging.self_judge import SelfJudge
 from srum.config import RunConfig, TrainConfig, ValidationConfig, load_config
 from srum.drawing import contexts_of, write_plans
 from srum.errors import ModelError
+from srum.judging.self_judge import SelfJudge
 from srum.ledger import Ledger
 from srum.models import EMBEDDED
 from srum.models.bagel import decoding, images, network
@@ -45,15 +45,15 @@ from srum.models.texts import Row
 from srum.processes import Processes
 from srum.records import Region
 from srum.run import find_method
-from train import lora
-from train.dry_examples import PROMPT, examples_of
-from train.examples import Example
-from train.feed import ExampleFeed, Mix, Step
-from train.optimizer import start_optimizer
-from train.packs import Pack, Sample
-from train.reinforced import PolicyMethod
-from train.trainer import DTYPES, Trainer
-from train.weights import recomputed, trainable_parameters
+from srum.train import lora
+from srum.train.dry_examples import PROMPT, examples_of
+from srum.train.examples import Example
+from srum.train.feed import ExampleFeed, Mix, Step
+from srum.train.optimizer import start_optimizer
+from srum.train.packs import Pack, Sample
+from srum.train.reinforced import PolicyMethod
+from srum.train.trainer import DTYPES, Trainer
+from srum.train.weights import recomputed, trainable_parameters
 
 T = TypeVar("T")
 LETTERS = 4  # of a token, about

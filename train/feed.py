@@ -17,9 +17,9 @@ from srum.errors import TrainingError
 from srum.models.base import UnifiedModel
 from srum.processes import Processes
 from srum.tensors import tensor_shape
-from train.examples import Example, draw_order, generator_for, in_all_words
-from train.metrics import TIMESTEP_BINS
-from train.packs import Pack, Sample, at_timestep, cut, draw, make_pack, measured, opened, worded
+from srum.train.examples import Example, draw_order, generator_for, in_all_words
+from srum.train.metrics import TIMESTEP_BINS
+from srum.train.packs import Pack, Sample, at_timestep, cut, draw, make_pack, measured, opened, worded
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,10 @@ from srum.shapes.prompts import sample_prompt
 from srum.shapes.render import render
 from srum.shapes.scenes import Scene, Spec, sample_scene
 from srum.shapes.strokes import Plan, inspect, strokes
-from train.examples import Example
-from train.tasks.base import Sample
-from train.tasks.editing import MOST_EDITS
-from train.tasks.process import stroke_draft, stroke_inspect, stroke_plan
+from srum.train.examples import Example
+from srum.train.tasks.base import Sample
+from srum.train.tasks.editing import MOST_EDITS
+from srum.train.tasks.process import stroke_draft, stroke_inspect, stroke_plan
 
 MISTAKEN = 0.3  # share of the drafts of a chain that do not show their plan, and are corrected
 

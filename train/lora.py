@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from srum.config import LoraConfig
 from srum.errors import TrainingError
 from srum.models.base import TrainableModel
-from train.examples import generator_for
-from train.sharding import local, part, whole
+from srum.train.examples import generator_for
+from srum.train.sharding import local, part, whole
 
 ADAPTER = "default"
 PEFT_PREFIX = "base_model.model."  # of the tensors' names in an adapter's file

@@ -19,7 +19,7 @@ Terms: TypeAlias = "dict[str, Tensor]"  # name -> (N,)
 
 @dataclass(frozen=True)
 class Draws:
-    """How tokens (N,) were drawn (``train.examples.Sampled``), and the number of the segment that each is of."""
+    """How tokens (N,) were drawn (``srum.train.examples.Sampled``), and the number of the segment that each is of."""
 
     logprob: Tensor
     precision: Tensor

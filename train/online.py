@@ -18,9 +18,9 @@ from srum.config import TrainConfig
 from srum.models.base import Generated, Segment, UnifiedModel, Written
 from srum.processes import Processes
 from srum.records import Prompt
-from train.examples import Example, Sampled
-from train.feed import Step, own_packs, packed_step
-from train.packs import Sample
+from srum.train.examples import Example, Sampled
+from srum.train.feed import Step, own_packs, packed_step
+from srum.train.packs import Sample
 
 
 @dataclass(frozen=True)

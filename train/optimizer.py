@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from srum.config import TrainConfig
 from srum.errors import TrainingError
-from train.muon import Muon
+from srum.train.muon import Muon
 
 
 def make_optimizer(named: Mapping[str, Parameter], config: TrainConfig) -> Optimizer | Muon:

@@ -13,7 +13,7 @@ from srum.reward_map import reason_to_skip, sample_score
 from srum.rollout import own_prompts
 from srum.run import BASE, Run, load_model
 from srum.run_dir import finished, open_image, read_records, run_stage, save_image
-from train.refining import image_judge
+from srum.train.refining import image_judge
 
 DRAW, JUDGE = "own prompts - draw {}", "own prompts - judge {}"
 

@@ -17,9 +17,9 @@ from srum.errors import TrainingError
 from srum.models.base import Corruption, Segment, TrainingForward, UnifiedModel
 from srum.run_dir import image_size, open_image
 from srum.tensors import read_tensor, tensor_shape
-from train.examples import Example, Sampled, generator_for
-from train.metrics import TIMESTEP_BINS
-from train.objective import Draws
+from srum.train.examples import Example, Sampled, generator_for
+from srum.train.metrics import TIMESTEP_BINS
+from srum.train.objective import Draws
 
 ONES = torch.ones(1)
 UNSAMPLED = Sampled(torch.zeros(1), torch.zeros(1))

@@ -30,13 +30,13 @@ from srum.shapes.prompts import sample_prompt
 from srum.shapes.render import render
 from srum.shapes.scenes import sample_scene
 from srum.shapes.wording import PLAN_INSTRUCTION, REFINE_SYSTEM, REFINE_USER, REFLECT_QUESTION, STOP
-from train.methods.sft import Sft, SftConfig
-from train.objective import Objective
-from train.phases import PHASES, Phase, scaled
-from train.pretrain_autoencoder import pretrain_autoencoder, read_autoencoder
-from train.pretrain_data import Pretraining, Steps, draw_samples, loaded, pickled
-from train.tasks import Drawing
-from train.trainer import train
+from srum.train.methods.sft import Sft, SftConfig
+from srum.train.objective import Objective
+from srum.train.phases import PHASES, Phase, scaled
+from srum.train.pretrain_autoencoder import pretrain_autoencoder, read_autoencoder
+from srum.train.pretrain_data import Pretraining, Steps, draw_samples, loaded, pickled
+from srum.train.tasks import Drawing
+from srum.train.trainer import train
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
 QWEN2_SPLIT = (

@@ -23,7 +23,7 @@ from srum.models.bagel.config import AutoencoderConfig
 from srum.run_dir import atomic
 from srum.shapes.render import BACKGROUND, render, render_distorted
 from srum.shapes.scenes import random_scene
-from train.pretrain_data import loaded, pickled
+from srum.train.pretrain_data import loaded, pickled
 
 FOREGROUND = 6.0
 KL_WEIGHT = 1e-4

@@ -32,11 +32,11 @@ from srum.models.bagel.model import Bagel
 from srum.models.bagel.sequence import Batch, ImageMarkers, Split, lay_out
 from srum.models.base import UnifiedModel
 from srum.processes import Processes
-from train.feed import Step as TrainerStep
-from train.packs import Credits
-from train.packs import Pack as TrainerPack
-from train.phases import IMAGE_DROPOUT, LATENT_NOISE, RECONSTRUCTED, TEXT_DROPOUT, Phase
-from train.tasks import TASKS, Drawing, Part, Sample
+from srum.train.feed import Step as TrainerStep
+from srum.train.packs import Credits
+from srum.train.packs import Pack as TrainerPack
+from srum.train.phases import IMAGE_DROPOUT, LATENT_NOISE, RECONSTRUCTED, TEXT_DROPOUT, Phase
+from srum.train.tasks import TASKS, Drawing, Part, Sample
 
 BOS, EOS, IMAGE_START, IMAGE_END = "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"
 _EMPTY = torch.zeros(1, 0)  # in place of an image's numbers

@@ -11,7 +11,7 @@ from srum.drawing import contexts_of
 from srum.errors import TrainingError
 from srum.models.base import Generated, Sampling, UnifiedModel
 from srum.run_dir import save_image
-from train.data import TrainingRecord
+from srum.train.data import TrainingRecord
 
 FAR = 0.5  # of the latent's own norm; rounding stays far below, and latents of another model are about as far as noise
 

@@ -28,9 +28,9 @@ from srum.rollout import choose_prompts
 from srum.run import Run, load_model
 from srum.run_dir import read_records
 from srum.seeding import seed_for
-from train.lora import add_adapter
-from train.model_card import CARD, example_sampling, model_card
-from train.trainer import DTYPES
+from srum.train.lora import add_adapter
+from srum.train.model_card import CARD, example_sampling, model_card
+from srum.train.trainer import DTYPES
 
 EXAMPLE = "example.png"
 TOLERANCE = 2  # levels of 255 between an image by merged weights and one by an adapter that is added later

@@ -14,12 +14,12 @@ from srum.records import Prompt
 from srum.rollout import round_prompts
 from srum.run import Run
 from srum.seeding import seed_for
-from train.advantages import spread_by_blame
-from train.examples import Example, draw_order, generator_for
-from train.online import OnlineSource, Played, Player, example_of, learned_steps, learned_text
-from train.policy import group_advantages, zero_spread
-from train.reinforced import PolicyConfig
-from train.rewards import JudgeReward, Reward, Value
+from srum.train.advantages import spread_by_blame
+from srum.train.examples import Example, draw_order, generator_for
+from srum.train.online import OnlineSource, Played, Player, example_of, learned_steps, learned_text
+from srum.train.policy import group_advantages, zero_spread
+from srum.train.reinforced import PolicyConfig
+from srum.train.rewards import JudgeReward, Reward, Value
 
 
 def source_of(run: Run, k: int, config: PolicyConfig, player: Callable[..., Player]) -> OnlineSource:

@@ -19,8 +19,8 @@ from srum.run_dir import ImageError, RunError, claim_settings, run_stage, save_i
 from srum.seeding import seed_for
 from srum.shapes.checker import parse
 from srum.shapes.edits import same_things
-from train.methods.reca import RecaConfig, read_templates
-from train.tasks.base import recognised
+from srum.train.methods.reca import RecaConfig, read_templates
+from srum.train.tasks.base import recognised
 
 SHOWN = 24  # pairs in the picture
 USED = ("images", "refine")  # sections of the config

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from PIL.Image import Image
 
-from grounding.stage import load_proposer
-from judging.stage import load_judging
 from srum.config import RunConfig
 from srum.drawing import Chain, Draw, Shot
 from srum.evaluation.accuracy import CheckedImage, drawn
+from srum.grounding.stage import load_proposer
+from srum.judging.stage import load_judging
 from srum.models.base import TrainableModel
 from srum.processes import Processes
 from srum.records import Candidate, Grounding, Judgement, Prompt, Refinement, Turn

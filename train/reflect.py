@@ -22,12 +22,12 @@ from srum.drawing import Chain, Draw, Shot
 from srum.evaluation.accuracy import drawn
 from srum.models.base import Decoding, Generated, Sampling, Segment, UnifiedModel, Written, require
 from srum.records import Prompt
-from train.examples import Example, generator_for
-from train.methods.r3 import R3Config
-from train.online import Played, example_of, learned_steps, learned_text
-from train.policy import group_advantages, stage_rewards, state_probabilities
-from train.reason import Drawn, Reason, cells, figures, mean, spread
-from train.rewards import Reward, Value
+from srum.train.examples import Example, generator_for
+from srum.train.methods.r3 import R3Config
+from srum.train.online import Played, example_of, learned_steps, learned_text
+from srum.train.policy import group_advantages, stage_rewards, state_probabilities
+from srum.train.reason import Drawn, Reason, cells, figures, mean, spread
+from srum.train.rewards import Reward, Value
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from pydantic import Field, model_validator
 from srum.config import Count, Fraction, NotNegative, Positive, RolloutConfig, RunConfig, TrainConfig
 from srum.flow import Rule
 from srum.stages import Stage
-from train.methods.base import Method
-from train.objective import Terms, Tokens
+from srum.train.methods.base import Method
+from srum.train.objective import Terms, Tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -110,7 +110,7 @@ class PolicyMethod(Method):
 
     def figures(self, tokens: Tokens, config: Any) -> Terms:
         """How far the policy is from the one that drew, and how much is clipped."""
-        from train.policy import clipped
+        from srum.train.policy import clipped
 
         ratios = _log_ratios(tokens, config).detach()
         low, high = config.text_clip if tokens.kind == "text" else (config.image_clip, config.image_clip)
@@ -129,7 +129,7 @@ class PolicyMethod(Method):
 
 
 def _log_ratios(tokens: Tokens, config: PolicyConfig) -> Tensor:
-    from train.policy import log_ratio, mean_by
+    from srum.train.policy import log_ratio, mean_by
 
     assert tokens.draws is not None
     ratios = log_ratio(-tokens.draws.precision * tokens.error, tokens.draws.logprob)
@@ -138,7 +138,7 @@ def _log_ratios(tokens: Tokens, config: PolicyConfig) -> Tensor:
 
 
 def _image_terms(tokens: Tokens, config: PolicyConfig) -> Terms:
-    from train.policy import clipped_terms
+    from srum.train.policy import clipped_terms
 
     ratios = _log_ratios(tokens, config)
     terms = {"image_policy": config.image_weight * clipped_terms(ratios, tokens.credit, *[config.image_clip] * 2)}
@@ -149,7 +149,7 @@ def _image_terms(tokens: Tokens, config: PolicyConfig) -> Terms:
 
 
 def _text_terms(tokens: Tokens, config: PolicyConfig) -> Terms:
-    from train.policy import clipped_terms, k3
+    from srum.train.policy import clipped_terms, k3
 
     weight = config.train.text_weight
     terms = {"text_policy": weight * clipped_terms(_log_ratios(tokens, config), tokens.credit, *config.text_clip)}

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from PIL.Image import Image
 from torch import Tensor
 
-from grounding.stage import load_proposer
-from judging.stage import load_judging
 from srum.config import RunConfig
+from srum.grounding.stage import load_proposer
+from srum.judging.stage import load_judging
 from srum.records import Candidate, Grounding, Judgement, Prompt
 from srum.reward_map import Skipped, rasterize, sample_score
 from srum.run import Run, load_model

@@ -53,7 +53,7 @@ def shard(model: Shardable, processes: Processes, bfloat16: bool) -> Root:
 
     With ``bfloat16`` they are gathered in it; gradients are summed in float32. Gradients are means over the processes,
     whatever their number of tokens. The root gives its parameters back after every pass, since their values may change
-    between two (``train.weights.Copy``).
+    between two (``srum.train.weights.Copy``).
     """
     mesh = init_device_mesh(model.device.type, (processes.count,))
     dtype = torch.bfloat16 if bfloat16 else None

@@ -14,10 +14,10 @@ from srum.progress import part
 from srum.reading import read_round
 from srum.run import Arm, Run, console, load_model
 from srum.run_dir import RunError
-from train.data import load_training_records
-from train.feed import Source
-from train.tracking import Subject, Tracker, tracked
-from train.trainer import DTYPES, train
+from srum.train.data import load_training_records
+from srum.train.feed import Source
+from srum.train.tracking import Subject, Tracker, tracked
+from srum.train.trainer import DTYPES, train
 
 SHOWN = 6  # reward maps of a round that a tracker shows
 

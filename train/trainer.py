@@ -27,18 +27,18 @@ from srum.models.base import Generated, TrainingForward
 from srum.processes import Processes
 from srum.progress import counting
 from srum.run_dir import write_json
-from train import lora
-from train.checkpoint import MOMENTS, Checkpoints, State, room
-from train.data import TrainingRecord
-from train.feed import Feed, Source, Step
-from train.metrics import TIMESTEP_BINS, Log, image_sums, step_means, text_sums
-from train.objective import Objective, Terms, Tokens
-from train.optimizer import make_optimizer, optimizer_state, set_rate
-from train.packs import Pack
-from train.probes import check_reproduction, probed, sample_again, save_samples, shown
-from train.sharding import shard, whole
-from train.tracking import Tracker
-from train.weights import Copy, TrainableModel, digest, publish, recomputed, trainable_parameters
+from srum.train import lora
+from srum.train.checkpoint import MOMENTS, Checkpoints, State, room
+from srum.train.data import TrainingRecord
+from srum.train.feed import Feed, Source, Step
+from srum.train.metrics import TIMESTEP_BINS, Log, image_sums, step_means, text_sums
+from srum.train.objective import Objective, Terms, Tokens
+from srum.train.optimizer import make_optimizer, optimizer_state, set_rate
+from srum.train.packs import Pack
+from srum.train.probes import check_reproduction, probed, sample_again, save_samples, shown
+from srum.train.sharding import shard, whole
+from srum.train.tracking import Tracker
+from srum.train.weights import Copy, TrainableModel, digest, publish, recomputed, trainable_parameters
 
 T = TypeVar("T")
 IN_BACKGROUND = frozenset({"cuda"})  # devices that compute while a checkpoint is written

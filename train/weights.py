@@ -19,7 +19,7 @@ from srum.disk import writing
 from srum.models import mark
 from srum.models.base import TrainableModel
 from srum.processes import Processes
-from train.sharding import gathered, local
+from srum.train.sharding import gathered, local
 
 
 @contextmanager

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from grounding.base import ground
-from grounding.classical import ClassicalGrounder
 from srum.config import EvalConfig
 from srum.evaluation.denoising import JudgedStep, JudgedSteps, StepScores, judge_steps, summarize_steps
 from srum.flow import schedule
+from srum.grounding.base import ground
+from srum.grounding.classical import ClassicalGrounder
 from srum.models.base import Generated, SampledPath, Sampling
 from srum.records import Failure, LayoutJudgement, Prompt, Region, RegionJudgement
 from srum.shapes.prompts import to_metadata

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from grounding.base import ground
-from grounding.classical import ClassicalGrounder
-from grounding.grid import GridGrounder
 from srum.geometry import rle_encode
+from srum.grounding.base import ground
+from srum.grounding.classical import ClassicalGrounder
+from srum.grounding.grid import GridGrounder
 from srum.records import MaskRLE, Region
 from srum.run_dir import to_rgb
 

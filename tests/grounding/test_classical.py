@@ -7,8 +7,8 @@ import pytest
 import skimage.data
 from PIL import Image, ImageDraw
 
-from grounding.classical import ClassicalGrounder
 from srum.geometry import iou, rle_decode
+from srum.grounding.classical import ClassicalGrounder
 from srum.records import Box, Region
 
 RED, BLUE, YELLOW, BLACK = (220, 30, 30), (30, 70, 215), (250, 210, 30), (25, 25, 25)

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from grounding.base import GrounderError, ground, load_grounder
-from grounding.detector import DetectorGrounder
-from grounding.phrases import noun_phrases
+from srum.grounding.base import GrounderError, ground, load_grounder
+from srum.grounding.detector import DetectorGrounder
+from srum.grounding.phrases import noun_phrases
 from tests.fakes import FakeModel
 
 APPLES = "two red apples in a wooden bowl"

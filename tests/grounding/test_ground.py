@@ -14,13 +14,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from grounding.base import SHIPPED, Grounder, GrounderError, ground, load_grounder
-from grounding.classical import ClassicalGrounder
-from grounding.filtering import by_area, without_overlaps
-from grounding.grid import GridGrounder
-from grounding.native import NativeGrounder
-from grounding.relevance import RelevanceFilter
 from srum.geometry import iou, rle_encode
+from srum.grounding.base import SHIPPED, Grounder, GrounderError, ground, load_grounder
+from srum.grounding.classical import ClassicalGrounder
+from srum.grounding.filtering import by_area, without_overlaps
+from srum.grounding.grid import GridGrounder
+from srum.grounding.native import NativeGrounder
+from srum.grounding.relevance import RelevanceFilter
 from srum.models.base import Segment
 from srum.records import Box, Region
 
@@ -86,7 +86,7 @@ def test_an_exception_costs_its_image_alone() -> None:
 GROUNDER = """
 import numpy
 from collections.abc import Sequence
-from grounding.classical import ClassicalGrounder
+from srum.grounding.classical import ClassicalGrounder
 from srum.geometry import rle_decode
 from srum.records import MaskRLE, Region
 
@@ -326,7 +326,7 @@ def test_grounders_that_cannot_be_found(here: Path, name: str, message: str) -> 
 )
 def test_errors_of_a_constructor_name_the_grounder(here: Path, raised: str, message: str) -> None:
     code = f"class Mine:\n    def __init__(self): raise {raised}\n    def propose(self, images, prompts): ...\n"
-    (here / "raises_so.py").write_text(f"from grounding.base import GrounderError\n{code}")
+    (here / "raises_so.py").write_text(f"from srum.grounding.base import GrounderError\n{code}")
     sys.modules.pop("raises_so", None)
     with pytest.raises(GrounderError) as error:
         load_grounder("raises_so:Mine", MODEL)  # type: ignore[arg-type]

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from grounding.base import ProposalError, ground
-from grounding.native import QUESTION, Frame, NativeGrounder, format_boxes, parse_boxes
+from srum.grounding.base import ProposalError, ground
+from srum.grounding.native import QUESTION, Frame, NativeGrounder, format_boxes, parse_boxes
 from srum.models.base import Decoding, Segment, Written
 from srum.records import Box, Region
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from grounding.base import ground, load_grounder
 from srum import models
 from srum.geometry import rle_decode
+from srum.grounding.base import ground, load_grounder
 
 
 @pytest.mark.parametrize("name", ["classical", "grid", "sam", "native"])

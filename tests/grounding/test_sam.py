@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from grounding.base import GrounderError, load_grounder
-from grounding.sam import SamGrounder, point_grid, stability
 from srum.geometry import rle_decode
+from srum.grounding.base import GrounderError, load_grounder
+from srum.grounding.sam import SamGrounder, point_grid, stability
 from srum.records import Region
 from tests.fakes import FakeModel
 
@@ -154,7 +154,7 @@ def test_a_large_image_is_taken_mask_by_mask(
 ) -> None:
     grounder = SamGrounder(str(sam), **ANYTHING)
     at_once = grounder.propose([photographs["coffee"]], [""])
-    monkeypatch.setattr("grounding.sam.PIXELS_AT_ONCE", 1)
+    monkeypatch.setattr("srum.grounding.sam.PIXELS_AT_ONCE", 1)
     assert grounder.propose([photographs["coffee"]], [""]) == at_once
 
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from grounding.base import GrounderError, ground, load_grounder
+from srum.grounding.base import GrounderError, ground, load_grounder
 from tests.fakes import FakeModel
 
 

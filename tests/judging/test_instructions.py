@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from judging.instructions import TEMPLATES, InstructionsError, load_instructions
+from srum.judging.instructions import TEMPLATES, InstructionsError, load_instructions
 from srum.records import Region
 
 OWN = {

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from judging.rewards import Reward, RewardError
-from judging.stage import load_judge, load_judging
 from srum import models
 from srum.config import ConfigError, load_config
+from srum.judging.rewards import Reward, RewardError
+from srum.judging.stage import load_judge, load_judging
 from srum.loop import run_loop
 from srum.plugins import PluginError
 from srum.records import Failure, Judgement, Region

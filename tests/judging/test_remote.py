@@ -17,12 +17,12 @@ import pytest
 import torch
 from PIL import Image
 
-from judging.base import NoReply
-from judging.instructions import layout_reply, region_reply
-from judging.remote import Server, ServerError
-from judging.self_judge import SelfJudge
 from srum import models
 from srum.config import load_config
+from srum.judging.base import NoReply
+from srum.judging.instructions import layout_reply, region_reply
+from srum.judging.remote import Server, ServerError
+from srum.judging.self_judge import SelfJudge
 from srum.loop import perform
 from srum.models.base import Decoding, Segment
 from srum.records import Failure, Judgement, Region

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from judging.instructions import layout_reply, load_instructions, region_reply
-from judging.replies import Reading, parse_layout, parse_regions
+from srum.judging.instructions import layout_reply, load_instructions, region_reply
+from srum.judging.replies import Reading, parse_layout, parse_regions
 from srum.records import Failure
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "bagel" / "srum_parser.json").read_text())

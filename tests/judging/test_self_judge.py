@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from judging.base import NoReply, Question
-from judging.instructions import layout_reply, region_reply
-from judging.self_judge import SelfJudge
-from judging.soft_score import (
+from srum.judging.base import NoReply, Question
+from srum.judging.instructions import layout_reply, region_reply
+from srum.judging.self_judge import SelfJudge
+from srum.judging.soft_score import (
     LEVELS,
     confidence,
     expected_score,

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from judging import stage
-from judging.base import NoReply
-from judging.self_judge import SelfJudge
 from srum import models
 from srum.config import load_config
+from srum.judging import stage
+from srum.judging.base import NoReply
+from srum.judging.self_judge import SelfJudge
 from srum.loop import perform
 from srum.models.base import Decoding, Segment, Written
 from srum.records import Failure, Judgement

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from judging.views import crop, draw_marks
 from srum.geometry import rle_encode
+from srum.judging.views import crop, draw_marks
 from srum.records import Box, Region
 
 GREY = Image.new("RGB", (96, 64), (128, 128, 128))

@@ -17,19 +17,19 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from grounding.native import NativeGrounder
-from judging.self_judge import SelfJudge
 from srum import models
 from srum.config import ConfigError, load_config
 from srum.doctor import self_check
 from srum.errors import ModelError
 from srum.flow import FlowNoise
+from srum.grounding.native import NativeGrounder
+from srum.judging.self_judge import SelfJudge
 from srum.models.bagel import Bagel
 from srum.models.base import Decoding, Exploration, Generated, Sampling, Segment, Written, box_frame, crop_box
 from srum.models.blip3o import Blip3o, chat
 from srum.models.blip3o.images import LEAST, MOST, cropped, seen_size
 from srum.records import Region
-from train.weights import trainable_parameters
+from srum.train.weights import trainable_parameters
 
 CHECKPOINT = Path(__file__).parents[1] / "golden" / "blip3o" / "checkpoint"
 QUICK = Sampling(size=(64, 64), timesteps=4, timestep_shift=1.0, guidance=3.0, decoder_steps=2)

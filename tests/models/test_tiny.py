@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from grounding.base import ground, load_grounder
-from judging.self_judge import SelfJudge
 from srum import models
 from srum.drawing import draw_prompts, write_plans
+from srum.grounding.base import ground, load_grounder
+from srum.judging.self_judge import SelfJudge
 from srum.models.bagel import Bagel
 from srum.models.base import Sampling
 from srum.shapes.prompts import sample_prompt

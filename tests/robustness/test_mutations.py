@@ -22,14 +22,14 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from grounding.base import ProposalError
-from grounding.native import parse_boxes
-from judging.instructions import layout_reply, region_reply
-from judging.replies import parse_layout, parse_regions
 from srum.config import RunConfig, dump, load_config
 from srum.errors import SrumError
 from srum.export import read_export, write_export
+from srum.grounding.base import ProposalError
+from srum.grounding.native import parse_boxes
 from srum.interchange import read_lines
+from srum.judging.instructions import layout_reply, region_reply
+from srum.judging.replies import parse_layout, parse_regions
 from srum.models.bagel.checkpoint import weight_files
 from srum.models.bagel.config import BagelConfig
 from srum.models.blip3o.checkpoint import read_headers

@@ -8,11 +8,11 @@ from srum.config import parse_config
 from srum.models.bagel import Bagel
 from srum.records import Prompt
 from srum.run import find_method
+from srum.train.online import OnlineSource
+from srum.train.reflect import Tree
+from srum.train.trainer import train
 from tests.train.ranks import CHECKPOINT, PROMPTS, interrupted
 from tests.train.test_flow_grpo import brightness
-from train.online import OnlineSource
-from train.reflect import Tree
-from train.trainer import train
 
 ASKED = [Prompt(id=f"p{number}", text=text) for number, text in enumerate(PROMPTS)]
 CONFIG = {

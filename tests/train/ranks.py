@@ -22,13 +22,13 @@ from srum.processes import Processes
 from srum.records import Candidate
 from srum.run import find_method
 from srum.run_dir import atomic
-from train.data import TrainingRecord, candidate_mix
-from train.examples import Example
-from train.feed import Mix
-from train.methods.base import CandidateMethod
-from train.objective import Objective
-from train.sharding import local
-from train.trainer import DTYPES, Trainer, TrainResult, train
+from srum.train.data import TrainingRecord, candidate_mix
+from srum.train.examples import Example
+from srum.train.feed import Mix
+from srum.train.methods.base import CandidateMethod
+from srum.train.objective import Objective
+from srum.train.sharding import local
+from srum.train.trainer import DTYPES, Trainer, TrainResult, train
 
 CHECKPOINT = Path(__file__).parents[1] / "golden" / "bagel" / "checkpoint"
 PROMPTS = ("a red square", "a blue circle left of a green star", "two dogs", "three yellow triangles above a cat")

@@ -7,7 +7,7 @@ from pathlib import Path
 from srum.config import RefineConfig, RunConfig, load_config
 from srum.loop import run_loop
 from srum.run import Run, newest_weights
-from train.refining import refine_run
+from srum.train.refining import refine_run
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "bagel" / "checkpoint"
 

@@ -12,7 +12,7 @@ from torch.nn import Parameter
 from torch.optim import AdamW
 
 from srum.processes import Processes
-from train.checkpoint import CheckpointMismatch, Checkpoints, list_checkpoints
+from srum.train.checkpoint import CheckpointMismatch, Checkpoints, list_checkpoints
 
 Damage = Callable[[Path], object]
 

@@ -15,10 +15,10 @@ from srum.models.bagel import Bagel
 from srum.models.base import Segment
 from srum.processes import Processes
 from srum.tensors import read_tensor, tensor_shape
+from srum.train.examples import Example, draw_order
+from srum.train.feed import Mix, Part
+from srum.train.packs import measured, opened
 from tests.train.ranks import CHECKPOINT
-from train.examples import Example, draw_order
-from train.feed import Mix, Part
-from train.packs import measured, opened
 
 SHAPES = {"a": (16, 2, 6), "b": (16, 4, 4), "c": (16, 2, 2), "d": (16, 6, 4)}
 
@@ -67,7 +67,7 @@ def test_a_process_reads_the_latents_of_its_packs_alone(
         read.append(file.stem)
         return read_tensor(file)
 
-    monkeypatch.setattr("train.packs.read_tensor", noted)
+    monkeypatch.setattr("srum.train.packs.read_tensor", noted)
     monkeypatch.setattr(Processes, "total", lambda self, values: values)
     mix = Mix(
         [Part("", [Example(id=n, segments=[Segment("noisy", file=f, loss=True)]) for n, f in latents.items()], 4)]

@@ -24,11 +24,11 @@ from srum.models.bagel.config import PUBLISHED
 from srum.models.checkpoints import load_tokenizer
 from srum.processes import Processes
 from srum.run import find_method
-from train import lora
-from train.data import candidate_mix
-from train.dry_run import DryRun, described
-from train.trainer import Trainer
-from train.weights import recomputed, trainable_parameters
+from srum.train import lora
+from srum.train.data import candidate_mix
+from srum.train.dry_run import DryRun, described
+from srum.train.trainer import Trainer
+from srum.train.weights import recomputed, trainable_parameters
 
 CHECKPOINT = Path(__file__).parents[1] / "golden" / "bagel" / "checkpoint"
 CPU = lambda _: nullcontext()  # noqa: E731 (nothing is done otherwise than here)

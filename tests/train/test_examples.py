@@ -20,12 +20,12 @@ from srum.models.bagel import Bagel
 from srum.models.base import Segment
 from srum.processes import Processes
 from srum.run import find_method
+from srum.train.examples import Example, generator_for
+from srum.train.feed import Mix, Part, Step
+from srum.train.metrics import keep_rows
+from srum.train.packs import Sample, draw, make_pack
+from srum.train.trainer import Losses, Trainer, train
 from tests.train.ranks import CHECKPOINT, SMOOTH, config_of
-from train.examples import Example, generator_for
-from train.feed import Mix, Part, Step
-from train.metrics import keep_rows
-from train.packs import Sample, draw, make_pack
-from train.trainer import Losses, Trainer, train
 
 GENERATOR = torch.Generator().manual_seed(7)
 WIDE, TALL = (torch.randn(16, 2 * h, 2 * w, generator=GENERATOR) for h, w in ((1, 3), (2, 1)))  # latents

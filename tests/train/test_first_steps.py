@@ -11,11 +11,11 @@ import pytest
 from srum import models
 from srum.models.bagel.config import BagelConfig
 from srum.processes import Processes
-from train.phases import PHASES
-from train.pretrain import fresh_model, objective
-from train.pretrain_data import Pretraining, Steps
-from train.trainer import Trainer
-from train.weights import trainable_parameters
+from srum.train.phases import PHASES
+from srum.train.pretrain import fresh_model, objective
+from srum.train.pretrain_data import Pretraining, Steps
+from srum.train.trainer import Trainer
+from srum.train.weights import trainable_parameters
 
 RECORDED = Path(__file__).parents[1] / "golden" / "pretraining.json"
 

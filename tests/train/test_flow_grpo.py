@@ -18,13 +18,13 @@ from srum.processes import Processes
 from srum.records import Prompt
 from srum.rollout import choose_prompts
 from srum.run import find_method
-from train.checkpoint import list_checkpoints
-from train.metrics import keep_rows
-from train.online import OnlineSource
-from train.reason import Reason
-from train.rewards import Value
-from train.trainer import Trainer, TrainResult, train
-from train.weights import trainable_parameters
+from srum.train.checkpoint import list_checkpoints
+from srum.train.metrics import keep_rows
+from srum.train.online import OnlineSource
+from srum.train.reason import Reason
+from srum.train.rewards import Value
+from srum.train.trainer import Trainer, TrainResult, train
+from srum.train.weights import trainable_parameters
 
 SMALL = ("method=flow_grpo", "candidates_per_prompt=2", "train.batch_size=4", "rollout.timesteps=5", "text_limit=24")
 PROMPTS = choose_prompts("train", 4, 0)

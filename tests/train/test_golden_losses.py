@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from srum.models.bagel import Bagel
+from srum.train.metrics import keep_rows
 from tests.train.ranks import CHECKPOINT, config_of, learn, records
-from train.metrics import keep_rows
 
 RECORDED = {
     "sft": [2.678124, 2.412661, 2.343643, 2.311443, 2.209250, 2.225497, 2.177485, 2.178890, 2.137694, 2.107656],

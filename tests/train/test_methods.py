@@ -14,10 +14,10 @@ from torch import Tensor
 from srum.errors import TrainingError
 from srum.models.base import TrainingForward
 from srum.run import find_method
+from srum.train.advantages import sample_advantages, spread_by_blame
+from srum.train.methods.region_nft import with_both
+from srum.train.objective import Terms, Tokens
 from tests.train.ranks import config_of
-from train.advantages import sample_advantages, spread_by_blame
-from train.methods.region_nft import with_both
-from train.objective import Terms, Tokens
 
 
 def terms(method: str, v: Tensor, u: Tensor, credit: Tensor, old: Tensor | None = None, **values: Any) -> Terms:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import policy_parity
-from train.policy import clipped_terms, group_advantages, k3, mean_by, state_probabilities
+from srum.train.policy import clipped_terms, group_advantages, k3, mean_by, state_probabilities
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "flow_grpo"
 VALUES = st.lists(st.integers(0, 8).map(lambda n: n / 8), min_size=2, max_size=12)

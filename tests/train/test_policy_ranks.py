@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from srum.train.metrics import keep_rows
 from tests.launch import launch
 from tests.train.policy_ranks import run, work
-from train.metrics import keep_rows
 
 
 def test_two_processes_draw_and_learn_as_one(tmp_path: Path) -> None:

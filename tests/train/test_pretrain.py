@@ -23,13 +23,13 @@ from srum.flow import FlowNoise
 from srum.models.bagel.autoencoder import build_autoencoder, encode_mean, official_state
 from srum.models.bagel.model import Bagel
 from srum.models.base import Sampling, Segment
-from train import phases as schedule
-from train import pretrain, pretrain_autoencoder
-from train.muon import StackedMuon
-from train.phases import PHASES, scaled
-from train.pretrain_data import Steps, completed, loaded, pickled, with_dropout
-from train.tasks import TASKS, WRONG_CAPTIONS, WRONG_REPLIES, Part, Sample
-from train.trainer import Trainer
+from srum.train import phases as schedule
+from srum.train import pretrain, pretrain_autoencoder
+from srum.train.muon import StackedMuon
+from srum.train.phases import PHASES, scaled
+from srum.train.pretrain_data import Steps, completed, loaded, pickled, with_dropout
+from srum.train.tasks import TASKS, WRONG_CAPTIONS, WRONG_REPLIES, Part, Sample
+from srum.train.trainer import Trainer
 
 TINY = [replace(phase, steps=2, warmup=1, batch=8, own=2 if phase.own else 0) for phase in PHASES]
 
@@ -160,9 +160,9 @@ def test_a_step_is_what_the_model_packs_of_the_same_samples(model: Bagel, monkey
         samples.append(with_dropout(sample, rng))
         return samples[-1]
 
-    monkeypatch.setattr("train.pretrain_data.with_dropout", kept)
-    monkeypatch.setattr("train.pretrain_data.RECONSTRUCTED", 0.0)
-    monkeypatch.setattr("train.pretrain_data.IMAGE_DROPOUT", 0.4)
+    monkeypatch.setattr("srum.train.pretrain_data.with_dropout", kept)
+    monkeypatch.setattr("srum.train.pretrain_data.RECONSTRUCTED", 0.0)
+    monkeypatch.setattr("srum.train.pretrain_data.IMAGE_DROPOUT", 0.4)
     step = Steps(model.folder, model.config, replace(TINY[0], batch=24, packs=1), 0).step(0)
     ((batch, *_),) = completed(step, model)
     assert any(part.dropped for sample in samples for part in sample)

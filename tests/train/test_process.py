@@ -19,11 +19,11 @@ from srum.shapes.prompts import sample_prompt, to_metadata
 from srum.shapes.scenes import sample_scene
 from srum.shapes.strokes import parse_inspection, parse_plan
 from srum.shapes.wording import placed
+from srum.train.interleaved import exact_chain, long_segments, read_chains, write_chains
+from srum.train.metrics import keep_rows
+from srum.train.tasks.base import recognised
+from srum.train.trainer import train
 from tests.train.test_flow_grpo import tiny
-from train.interleaved import exact_chain, long_segments, read_chains, write_chains
-from train.metrics import keep_rows
-from train.tasks.base import recognised
-from train.trainer import train
 
 SEEDS = st.integers(0, 2**31)
 SMALL = ("method=process", "samples=5", "train.batch_size=5", "train.steps=1", "train.precision=fp32", "device=cpu")

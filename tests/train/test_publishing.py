@@ -23,10 +23,10 @@ from srum import models
 from srum.config import LoraConfig, load_config
 from srum.run import Run
 from srum.run_dir import CONFIG
+from srum.train import lora, publishing
+from srum.train.model_card import base_of, judge_of, licence_of
+from srum.train.publishing import PublishError, publish, to_hub
 from tests.fakes import FakeModel, run_on_fakes
-from train import lora, publishing
-from train.model_card import base_of, judge_of, licence_of
-from train.publishing import PublishError, publish, to_hub
 
 
 @pytest.fixture(scope="module")

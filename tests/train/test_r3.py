@@ -11,12 +11,12 @@ from srum.chains import parse_reflection, template
 from srum.config import ConfigError, load_config
 from srum.models.base import Generated, MissingAbility
 from srum.run import find_method
+from srum.train.metrics import keep_rows
+from srum.train.online import OnlineSource
+from srum.train.reflect import Refined, State, Trajectories, Tree, chain_figures
+from srum.train.rewards import Value
+from srum.train.trainer import train
 from tests.train.test_flow_grpo import PROMPTS, brightness, tiny
-from train.metrics import keep_rows
-from train.online import OnlineSource
-from train.reflect import Refined, State, Trajectories, Tree, chain_figures
-from train.rewards import Value
-from train.trainer import train
 
 SMALL = (
     "method=r3",

@@ -22,11 +22,11 @@ from srum.pictures import blurred, from_bytes, read_entries
 from srum.records import Picture
 from srum.run import Run
 from srum.run_dir import ImageError, RunError, claim_run, open_image, read_records
+from srum.train.examples import Example
+from srum.train.methods.reca import FAR, SEEN, TOLD, Reca, RecaConfig, TemplateError, read_templates, told
+from srum.train.packs import opened, worded
+from srum.train.reconstructing import reconstruct_images
 from tests.fakes import FakeModel
-from train.examples import Example
-from train.methods.reca import FAR, SEEN, TOLD, Reca, RecaConfig, TemplateError, read_templates, told
-from train.packs import opened, worded
-from train.reconstructing import reconstruct_images
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "bagel" / "checkpoint"
 SMALL = ["method=reca", "compare=[]", "rounds=1", "eval.count=7", "train.steps=2", "train.batch_size=4"]

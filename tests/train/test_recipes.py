@@ -16,9 +16,9 @@ from srum.config import dump
 from srum.models.bagel import Bagel
 from srum.records import Picture, Refinement
 from srum.run_dir import read_records
+from srum.train.reconstructing import Reconstruction
 from tests.launch import launch
 from tests.train.recipe_runs import GOLDEN, config_of, whole_runs
-from train.reconstructing import Reconstruction
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python"]
 SRUM = [sys.executable, "-c", "from srum.cli import app; app()"]

@@ -25,9 +25,9 @@ from srum.records import Candidate, Pair, Refinement, RewardMap
 from srum.refining import best_of, refine, refine_context
 from srum.run import Run
 from srum.run_dir import RunError, read_records
+from srum.train.methods.rvr import Rvr, RvrConfig
+from srum.train.refining import refine_run
 from tests.fakes import FakeModel
-from train.methods.rvr import Rvr, RvrConfig
-from train.refining import refine_run
 
 SMALL = ["method=rvr", "compare=[]", "rounds=1", "prompt_count=8", "candidates_per_prompt=3", "eval.count=7"]
 SMALL += [

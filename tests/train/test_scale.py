@@ -28,16 +28,16 @@ from srum.models.base import Decoding, Sampling, Segment, Written
 from srum.processes import Processes
 from srum.records import Judgement
 from srum.run_dir import open_image, read_records
+from srum.train import probes, tracking, trainer, weights
+from srum.train.checkpoint import CheckpointMismatch
+from srum.train.data import TrainingRecord, load_replies
+from srum.train.examples import Example
+from srum.train.metrics import keep_rows
+from srum.train.packs import make_pack
+from srum.train.probes import check_reproduction
+from srum.train.trainer import Losses, NonFiniteError, Trainer, TrainResult
 from tests.fakes import FakeModel, run_on_fakes
 from tests.train.ranks import CHECKPOINT, SMOOTH, config_of, interrupted, learn, learned, records, replies
-from train import probes, tracking, trainer, weights
-from train.checkpoint import CheckpointMismatch
-from train.data import TrainingRecord, load_replies
-from train.examples import Example
-from train.metrics import keep_rows
-from train.packs import make_pack
-from train.probes import check_reproduction
-from train.trainer import Losses, NonFiniteError, Trainer, TrainResult
 
 LORA = {"rank": 4, "alpha": 8}
 

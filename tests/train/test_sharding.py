@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from srum.run_dir import open_image
+from srum.train.metrics import keep_rows
 from tests.launch import launch
 from tests.train.ranks import BFLOAT16, CHECKPOINT, CONFIGS, interrupted, run, work
-from train.metrics import keep_rows
 
 
 @pytest.fixture(scope="module")

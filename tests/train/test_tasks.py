@@ -17,8 +17,8 @@ from srum.shapes.render import render, render_distorted
 from srum.shapes.scenes import HELD_OUT_PAIRS, Scene, mentions_held_out, sample_scene, shows_held_out
 from srum.shapes.strokes import parse_inspection, parse_plan
 from srum.shapes.wording import EDIT_MARK, STOP, listed
-from train import tasks
-from train.tasks import TASKS, WRONG_REPLIES, Drawing, base, editing, generation, process, understanding
+from srum.train import tasks
+from srum.train.tasks import TASKS, WRONG_REPLIES, Drawing, base, editing, generation, process, understanding
 
 HELD_OUT_WORDS = re.compile("|".join(f"{colour} {shape}s?" for shape, colour in sorted(HELD_OUT_PAIRS)))
 DRAWS = 40_000

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from srum.train.tracking import Subject, tracked
 from tests.fakes import run_on_fakes
-from train.tracking import Subject, tracked
 
 
 @pytest.mark.parametrize("kind", ["wandb", "trackio"])

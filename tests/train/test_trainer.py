@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-import train.metrics as metrics
-import train.trainer as trainer
+import srum.train.metrics as metrics
+import srum.train.trainer as trainer
 from srum.config import RunConfig
 from srum.errors import TrainingError
 from srum.flow import FlowNoise, interpolate
@@ -22,14 +22,14 @@ from srum.processes import Processes
 from srum.records import Candidate, RewardMap
 from srum.run import find_method
 from srum.run_dir import write_records
+from srum.train.checkpoint import CheckpointMismatch, list_checkpoints
+from srum.train.data import TrainingRecord, candidate_examples, load_training_records
+from srum.train.examples import draw_order
+from srum.train.methods.base import CandidateMethod
+from srum.train.metrics import TIMESTEP_BINS, image_sums, keep_rows, step_means, text_sums
+from srum.train.packs import at_timestep, cut
+from srum.train.trainer import Losses, NonFiniteError, Trainer, TrainResult
 from tests.train.ranks import config_of, learn, learned
-from train.checkpoint import CheckpointMismatch, list_checkpoints
-from train.data import TrainingRecord, candidate_examples, load_training_records
-from train.examples import draw_order
-from train.methods.base import CandidateMethod
-from train.metrics import TIMESTEP_BINS, image_sums, keep_rows, step_means, text_sums
-from train.packs import at_timestep, cut
-from train.trainer import Losses, NonFiniteError, Trainer, TrainResult
 
 CHANNELS, SIDE = 3, 2
 

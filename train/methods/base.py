@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from srum.config import RunConfig
 from srum.stages import GROUND, JUDGE, RASTERIZE, ROLLOUT, Stage
-from train.objective import Objective, Terms, Tokens
+from srum.train.objective import Objective, Terms, Tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from srum.drawing import Draw
     from srum.models.base import TrainableModel
     from srum.run import Run
-    from train.data import TrainingRecord
-    from train.feed import Mix, Source
+    from srum.train.data import TrainingRecord
+    from srum.train.feed import Mix, Source
 
 
 class Method:
@@ -92,7 +92,7 @@ class CandidateMethod(Method):
 
     def examples(self, run: Run, k: int, config: Any) -> Mix:
         """The chosen candidates, and the judge's replies where they are wanted."""
-        from train.data import candidate_mix, load_replies, load_training_records
+        from srum.train.data import candidate_mix, load_replies, load_training_records
 
         records = self.chosen(load_training_records(run.round(k)), config)
         replies = load_replies(run.round(k), config.judge.instructions) if config.train.replies else ()

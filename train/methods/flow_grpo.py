@@ -14,11 +14,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from train.reinforced import PolicyConfig, PolicyMethod
+from srum.train.reinforced import PolicyConfig, PolicyMethod
 
 if TYPE_CHECKING:
     from srum.run import Run
-    from train.online import OnlineSource
+    from srum.train.online import OnlineSource
 
 
 class FlowGrpoConfig(PolicyConfig):
@@ -35,6 +35,6 @@ class FlowGrpo(PolicyMethod):
 
     def examples(self, run: Run, k: int, config: FlowGrpoConfig) -> OnlineSource:
         """Steps that are drawn as training goes on."""
-        from train.reason import Reason, source_of
+        from srum.train.reason import Reason, source_of
 
         return source_of(run, k, config, Reason)

@@ -17,8 +17,8 @@ from pydantic import Field, model_validator
 
 from srum.config import Count, RunConfig
 from srum.stages import Stage
-from train.methods.base import Method, cross_entropy
-from train.objective import Terms, Tokens
+from srum.train.methods.base import Method, cross_entropy
+from srum.train.objective import Terms, Tokens
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from srum.models.base import TrainableModel, UnifiedModel
     from srum.records import Prompt
     from srum.run import Run
-    from train.examples import Example
-    from train.feed import Mix
+    from srum.train.examples import Example
+    from srum.train.feed import Mix
 
 
 class ProcessConfig(RunConfig):
@@ -65,7 +65,7 @@ class Process(Method):
         """Chains or their stages."""
         from srum.models.base import require
         from srum.run import load_model
-        from train.feed import Mix, Part
+        from srum.train.feed import Mix, Part
 
         model = load_model(run.config, run.newest(k), empty=True)  # its autoencoder alone is asked
         require(model, {"seen", "clean"}, "the method process")
@@ -110,7 +110,7 @@ def _stages(model: UnifiedModel, run: Run, k: int, config: ProcessConfig) -> dic
     """Stages of exact chains, by kind."""
     import numpy as np
 
-    from train.interleaved import SHORT, short_example
+    from srum.train.interleaved import SHORT, short_example
 
     whole = sum(config.shares)
     return {
@@ -128,8 +128,8 @@ def _whole_chains(model: UnifiedModel, run: Run, k: int, config: ProcessConfig) 
 
     import numpy as np
 
-    from train.examples import Example
-    from train.interleaved import exact_chain, long_segments, read_chains
+    from srum.train.examples import Example
+    from srum.train.interleaved import exact_chain, long_segments, read_chains
 
     if config.chains:
         chains = read_chains(Path(config.chains))

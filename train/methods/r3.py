@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, model_validator
 
 from srum.config import Count, Fraction, Positive
-from train.reinforced import PolicyConfig, PolicyMethod
+from srum.train.reinforced import PolicyConfig, PolicyMethod
 
 if TYPE_CHECKING:
     from srum.drawing import Draw
     from srum.models.base import TrainableModel
     from srum.run import Run
-    from train.online import OnlineSource
+    from srum.train.online import OnlineSource
 
 
 class R3Config(PolicyConfig):
@@ -61,13 +61,13 @@ class R3(PolicyMethod):
 
     def examples(self, run: Run, k: int, config: R3Config) -> OnlineSource:
         """Steps that are drawn as training goes on."""
-        from train.reason import source_of
-        from train.reflect import Trajectories, Tree
+        from srum.train.reason import source_of
+        from srum.train.reflect import Trajectories, Tree
 
         return source_of(run, k, config, Tree if config.tree else Trajectories)
 
     def draw(self, model: TrainableModel, config: R3Config, seed: int) -> Draw:
         """As a chain: the first images are those that are drawn once, then at most ``eval_refinements`` more."""
-        from train.reflect import drawn_in_chains
+        from srum.train.reflect import drawn_in_chains
 
         return drawn_in_chains(model, config, seed)

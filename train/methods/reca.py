@@ -20,15 +20,15 @@ from pydantic import Field, model_validator
 from srum.config import Count, RunConfig
 from srum.errors import SrumError
 from srum.stages import GROUND, IMAGES, JUDGE, RASTERIZE, ROLLOUT, Stage
-from train.methods.base import Method, cross_entropy
-from train.objective import Terms, Tokens
+from srum.train.methods.base import Method, cross_entropy
+from srum.train.objective import Terms, Tokens
 
 if TYPE_CHECKING:
     from srum.models.base import Segment
     from srum.records import Picture
     from srum.run import Run
-    from train.examples import Example
-    from train.feed import Mix
+    from srum.train.examples import Example
+    from srum.train.feed import Mix
 
 TEMPLATES = {name: Path(__file__).parents[1] / "templates" / f"{name}.txt" for name in ("full", "tiny")}
 OF_THE_ROUND = (ROLLOUT, GROUND, JUDGE, RASTERIZE)
@@ -85,9 +85,9 @@ class Reca(Method):
 
         from srum.records import Candidate
         from srum.run_dir import read_records
-        from train.data import candidate_examples, load_replies, load_training_records
-        from train.examples import hold_out
-        from train.feed import Mix
+        from srum.train.data import candidate_examples, load_replies, load_training_records
+        from srum.train.examples import hold_out
+        from srum.train.feed import Mix
 
         folder = run.round(k)
         pictures, prompts = reconstructions(folder, config), {}
@@ -120,7 +120,7 @@ def reconstructions(folder: Path, config: RecaConfig) -> list[Example]:
     """An example of each picture of the round. Raises TemplateError."""
     from srum.records import Picture
     from srum.run_dir import read_records
-    from train.examples import Example
+    from srum.train.examples import Example
 
     templates = read_templates(config.templates)[: config.template_count]
     pictures = [one for one in read_records(folder / "pictures.jsonl", Picture) if one.failure is None]

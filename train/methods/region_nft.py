@@ -20,13 +20,13 @@ from pydantic import model_validator
 from srum.config import Fraction, Positive, RunConfig, Signed
 from srum.errors import TrainingError
 from srum.lazy import Lazy
-from train.methods.base import CandidateMethod, cross_entropy
-from train.objective import Terms, Tokens
+from srum.train.methods.base import CandidateMethod, cross_entropy
+from srum.train.objective import Terms, Tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from train.data import TrainingRecord
+    from srum.train.data import TrainingRecord
 
 NAMED = 3  # prompts that an error names
 
@@ -62,7 +62,7 @@ class RegionNft(CandidateMethod):
 
     def credits(self, records: Sequence[TrainingRecord], config: RegionNftConfig) -> Sequence[Tensor]:
         """Every candidate's advantage on its cells, evenly or by blame. Raises TrainingError where none has any."""
-        from train.advantages import spread_by_blame
+        from srum.train.advantages import spread_by_blame
 
         of_samples = advantages(records, config)
         if not any(of_samples):
@@ -121,7 +121,7 @@ def with_both(records: Sequence[TrainingRecord]) -> Sequence[TrainingRecord]:
 
 def advantages(records: Sequence[TrainingRecord], config: RegionNftConfig) -> list[float]:
     """A in [-1, 1] of every candidate: of its score among those of its prompt."""
-    from train.advantages import sample_advantages
+    from srum.train.advantages import sample_advantages
 
     groups = [record.candidate.prompt_id for record in records]
     return sample_advantages([record.sample_score for record in records], groups, config.advantage_offset)

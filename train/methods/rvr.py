@@ -20,16 +20,16 @@ from pydantic import Field, model_validator
 
 from srum.config import Count, RunConfig
 from srum.stages import GROUND, JUDGE, PAIR, RASTERIZE, ROLLOUT
-from train.methods.base import Method, cross_entropy
-from train.objective import Terms, Tokens
+from srum.train.methods.base import Method, cross_entropy
+from srum.train.objective import Terms, Tokens
 
 if TYPE_CHECKING:
     from srum.drawing import Draw
     from srum.models.base import TrainableModel
     from srum.records import Candidate, Pair
     from srum.run import Run
-    from train.examples import Example
-    from train.feed import Mix
+    from srum.train.examples import Example
+    from srum.train.feed import Mix
 
 Share = Annotated[int, Field(ge=0)]
 
@@ -69,9 +69,9 @@ class Rvr(Method):
         from srum import models
         from srum.records import Candidate, Pair
         from srum.run_dir import read_by_id, read_records
-        from train.data import load_replies
-        from train.examples import hold_out
-        from train.feed import Mix
+        from srum.train.data import load_replies
+        from srum.train.examples import hold_out
+        from srum.train.feed import Mix
 
         folder = run.round(k)
         candidates = read_by_id(folder / "candidates.jsonl", Candidate)
@@ -95,7 +95,7 @@ class Rvr(Method):
 
     def draw(self, model: TrainableModel, config: Any, seed: int) -> Draw:
         """As the evaluation draws, then again as ``refine`` says, scored by the model itself."""
-        from train.refining import drawn_again
+        from srum.train.refining import drawn_again
 
         return drawn_again(model, config, seed)
 
@@ -105,7 +105,7 @@ def refinement(
 ) -> Example:
     """[SYSTEM][seen: misaligned][USER][noisy: aligned, loss]; with the clean latent of what is seen before it."""
     from srum.models.base import Segment
-    from train.examples import Example
+    from srum.train.examples import Example
 
     folder, (system, user) = run.round(k), texts
     bad, good = candidates[pair.misaligned], candidates[pair.aligned]
@@ -124,7 +124,7 @@ def text_to_image(run: Run, k: int, pairs: Sequence[Pair], candidates: Mapping[s
     """[prompt, droppable][noisy] of the aligned candidates and of those that are alone with their prompt, as the
     text-to-image rows of an import are."""
     from srum.models.base import Segment
-    from train.examples import Example
+    from srum.train.examples import Example
 
     siblings: dict[str, list[str]] = {}
     for name, candidate in candidates.items():

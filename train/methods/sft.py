@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 
 from srum.config import RunConfig
 from srum.lazy import Lazy
-from train.methods.base import CandidateMethod, cross_entropy
-from train.objective import Terms, Tokens
+from srum.train.methods.base import CandidateMethod, cross_entropy
+from srum.train.objective import Terms, Tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from train.data import TrainingRecord
+    from srum.train.data import TrainingRecord
 
 
 class SftConfig(RunConfig):

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Literal
 
 from srum.config import NotNegative, RunConfig
 from srum.lazy import Lazy
-from train.methods.base import CandidateMethod, cross_entropy
-from train.objective import Terms, Tokens
+from srum.train.methods.base import CandidateMethod, cross_entropy
+from srum.train.objective import Terms, Tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from train.data import TrainingRecord
+    from srum.train.data import TrainingRecord
 
 
 class SrumConfig(RunConfig):

@@ -11,9 +11,9 @@ that is held out.
 from __future__ import annotations
 
 from srum.shapes.wording import PLAN_INSTRUCTION, plan_text
-from train.tasks.base import Drawing, Part, Sample, Task
-from train.tasks.editing import WRONG_REPLIES, edit, reflect, reflect_own
-from train.tasks.generation import (
+from srum.train.tasks.base import Drawing, Part, Sample, Task
+from srum.train.tasks.editing import WRONG_REPLIES, edit, reflect, reflect_own
+from srum.train.tasks.generation import (
     WRONG_CAPTIONS,
     caption_to_image,
     composed_caption_to_image,
@@ -21,9 +21,9 @@ from train.tasks.generation import (
     reconstruct,
     regenerate,
 )
-from train.tasks.judging import judge, judge_own
-from train.tasks.process import stroke_draft, stroke_inspect, stroke_plan
-from train.tasks.understanding import find_all, question_answering
+from srum.train.tasks.judging import judge, judge_own
+from srum.train.tasks.process import stroke_draft, stroke_inspect, stroke_plan
+from srum.train.tasks.understanding import find_all, question_answering
 
 TASKS = (
     Task("caption_to_image", 0.16, caption_to_image),

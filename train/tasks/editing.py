@@ -10,7 +10,7 @@ from srum.shapes.prompts import sample_prompt
 from srum.shapes.render import render
 from srum.shapes.scenes import Scene, Spec, Thing, pick, random_scene, sample_scene
 from srum.shapes.wording import EDIT_MARK, REFLECT_QUESTION
-from train.tasks.base import (
+from srum.train.tasks.base import (
     Asked,
     Drawing,
     Part,
@@ -22,7 +22,7 @@ from train.tasks.base import (
     recognised,
     source_parts,
 )
-from train.tasks.judging import compared_with
+from srum.train.tasks.judging import compared_with
 
 MOST_EDITS = 3
 RIGHT = 1 / 3  # share of the rendered attempts that need no edit

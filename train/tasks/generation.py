@@ -10,7 +10,7 @@ from srum.shapes.prompts import sample_prompt
 from srum.shapes.render import render
 from srum.shapes.scenes import Scene, Spec, pick, random_scene, sample_scene
 from srum.shapes.wording import PLAN_INSTRUCTION, RECONSTRUCT_TEMPLATES, REFINE_SYSTEM, REFINE_USER, plan_text
-from train.tasks.base import Asked, Part, Sample, attempt, composed_prompt, pictured, prompt_part
+from srum.train.tasks.base import Asked, Part, Sample, attempt, composed_prompt, pictured, prompt_part
 
 WRONG_CAPTIONS = 0.4
 

@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from judging.instructions import layout_reply, load_instructions, region_reply
+from srum.judging.instructions import layout_reply, load_instructions, region_reply
 from srum.records import Box, Region
 from srum.shapes.hard_negatives import corrupt_prompt
 from srum.shapes.matching import matches
 from srum.shapes.scenes import Spec, Thing, pick
 from srum.shapes.truth import STRAY_BLOB, Truth, layout_truth, region_truth
 from srum.shapes.wording import analysis, listed, numbered
-from train.tasks.base import Asked, Drawing, Picture, Sample, asked_questions, attempt, pictured, recognised
+from srum.train.tasks.base import Asked, Drawing, Picture, Sample, asked_questions, attempt, pictured, recognised
 
 OTHER_PROMPT = 0.3  # share of the model's own drawings that are compared with a prompt that differs in one fact
 

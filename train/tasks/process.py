@@ -11,8 +11,8 @@ from srum.shapes.render import render
 from srum.shapes.scenes import Scene, Spec, Thing, sample_scene
 from srum.shapes.strokes import Plan, conflict, inspect, strokes
 from srum.shapes.wording import listed
-from train.tasks.base import Asked, Part, Picture, Sample, composed_prompt, pictured, prompt_part, source_parts
-from train.tasks.editing import MOST_EDITS
+from srum.train.tasks.base import Asked, Part, Picture, Sample, composed_prompt, pictured, prompt_part, source_parts
+from srum.train.tasks.editing import MOST_EDITS
 
 CONFLICTS = 0.35  # share of the inspections with a plan that cannot lead to the prompt's scene
 MISMATCHES = 0.35  # share with an image that does not show what was planned

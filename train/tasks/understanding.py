@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from grounding.native import QUESTION as FIND_ALL
-from grounding.native import format_boxes
+from srum.grounding.native import QUESTION as FIND_ALL
+from srum.grounding.native import format_boxes
 from srum.shapes.render import render
 from srum.shapes.scenes import (
     RELATIONS,
@@ -17,7 +17,7 @@ from srum.shapes.scenes import (
     relation_holds,
 )
 from srum.shapes.wording import in_reading_order, listed
-from train.tasks.base import Sample, asked_questions
+from srum.train.tasks.base import Sample, asked_questions
 
 
 def question_answering(rng: np.random.Generator) -> Sample:
