@@ -7,6 +7,7 @@ of training (docs/design.md 3).
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -49,6 +50,7 @@ Ability = Literal[
     "velocity",  # is a flow model: ``forward`` predicts velocities, ``corrupt`` draws noise
     "compile",  # runs through torch.compile
     "prepare",  # before training, ``prepare(examples)`` computes once what its frozen weights make of their segments
+    "remember",  # within ``remembering()`` calls whose contexts begin with the same images share what these cost
     "frames",  # ``box_frame`` and ``crop_box`` say what of an image its boxes and its latents are of
 ]
 
@@ -398,6 +400,12 @@ def box_frame(writer: object, size: tuple[int, int]) -> tuple[int, int]:
     (H, W), and reads them: the image itself unless it has the ability ``frames``."""
     framed: Any = writer
     return framed.box_frame(size) if "frames" in getattr(writer, "abilities", ()) else size
+
+
+def remembering(writer: object) -> AbstractContextManager[None]:
+    """A block within which several calls see an image once, where the model can (ability ``remember``)."""
+    able: Any = writer
+    return able.remembering() if "remember" in getattr(writer, "abilities", ()) else nullcontext()
 
 
 def crop_box(model: UnifiedModel, size: tuple[int, int]) -> tuple[float, float, float, float]:
