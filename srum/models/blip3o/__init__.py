@@ -1,9 +1,9 @@
 """BLIP3-o: one architecture, any size (docs/specs/blip3o.md; docs/blip3o.md says what differs from BAGEL).
 
-``config`` what a folder says of itself; ``checkpoint`` its layout, read and written; ``language`` stock Qwen2.5-VL
-over batches of contexts; ``chat`` its words; ``generator`` queries, diffusion transformer and sampler; ``tower`` images
-to features; ``decoder`` features to images; ``images`` pixels and frames; ``model`` the adapter that meets
-``srum.models.base.TrainableModel``; ``memory`` what fits. Here: what ``srum.models`` asks.
+``config`` what a folder says of itself; ``checkpoint`` its layout, read and written; ``language`` Qwen2.5-VL and what
+it sees; ``chat`` its words; ``generator`` queries and diffusion transformer; ``tower`` images to features; ``decoder``
+features to images; ``images`` pixels and frames; ``model`` the adapter that meets ``srum.models.base.TrainableModel``,
+as far as ``srum.models.queries`` does not; ``memory`` what fits. Here: what ``srum.models`` asks.
 """
 
 from __future__ import annotations
