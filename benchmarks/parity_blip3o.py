@@ -28,9 +28,10 @@ from srum.models.base import Sampling, Segment, TrainingForward
 from srum.models.blip3o import Blip3o, chat
 from srum.models.blip3o.checkpoint import GENERATOR, check, official_name
 from srum.models.blip3o.config import HEAD_WIDTH, Blip3oConfig, raw_overrides, read_sizes
-from srum.models.blip3o.images import cropped, normalised, patches, seen_size
+from srum.models.blip3o.images import patches, seen_size
 from srum.models.blip3o.model import DEFAULTS
 from srum.models.checkpoints import Headers
+from srum.models.pixels import cropped, normalised
 from srum.models.queries.generator import ticks, timestep
 from srum.models.queries.language import Rows, flattened, joined
 from srum.models.queries.sampler import even_schedule

@@ -9,6 +9,7 @@ import ctypes
 import json
 import re
 import sys
+from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -22,12 +23,17 @@ from srum.json_files import read_json
 from srum.models.base import TrainableModel, UnifiedModel
 from srum.models.needs import Need, Recipe
 from srum.plugins import find as find_plugin
+from srum.processes import Processes
 
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # glibc's numbers for mallopt
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # owner/name
 EMBEDDED = {"srum-tiny": Path(__file__).parent / "tiny"}
 # What marks a folder, a file, or one with a ``model_type`` that begins so: the module that loads it.
-ARCHITECTURES = {"llm_config.json": "srum.models.bagel", "config.json:blip3o": "srum.models.blip3o"}
+ARCHITECTURES = {
+    "llm_config.json": "srum.models.bagel",
+    "config.json:blip3o": "srum.models.blip3o",
+    "internvl3/config.json": "srum.models.openuni",
+}
 # What is to be known of published weights before they are fetched.
 TERMS = {
     "BLIP3o/BLIP3o-Model-8B": "tagged apache-2.0, as is its language model; its decoder is BAAI's, of terms of its own",
@@ -77,11 +83,20 @@ def load(
     is no such model, ModelError as :func:`find_device` does.
     """
     loader, folder = _located(name)
+    if terms := getattr(loader, "TERMS", ""):
+        _say(f"{name}: {terms}")
     place = find_device(device)
     if place.type == "cpu":
         keep_memory()
     model: TrainableModel = loader.load(folder, place, dtype, spread=device == "spread", empty=empty)
     return model
+
+
+@cache
+def _say(line: str) -> None:
+    """Once, on what is not the result."""
+    if Processes.here().rank == 0:
+        print(line, file=sys.stderr)
 
 
 def require_model(name: str | Path) -> None:
@@ -166,7 +181,7 @@ def find(name: str | Path) -> Path:
         return folder
     if HUB_ID.fullmatch(str(name)):
         if terms := TERMS.get(str(name)):
-            print(f"{name}: {terms}", file=sys.stderr)
+            _say(f"{name}: {terms}")
         try:
             return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors", "*.txt"]))
         except (OSError, ValueError) as error:

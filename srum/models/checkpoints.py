@@ -29,6 +29,7 @@ ROPE: Mapping[str, tuple[Any, ...]] = {
     "partial_rotary_factor": (1.0,),
 }
 NAMED = 3  # tensors that a message names
+PICKLES = (".bin", ".pth", ".pt", ".ckpt")  # how files of weights end that may run code when they are read
 
 Official = Callable[[str], str | None]  # an architecture's name of a stored tensor; None where it does not use it
 
@@ -84,12 +85,18 @@ def with_rope(
 
 
 def weight_files(folder: Path, names: Sequence[str]) -> list[Path]:
-    """The files that hold the network's tensors: one of ``names``, or all shards of its index. Raises ModelError."""
+    """The files that hold the network's tensors: one of ``names``, or all shards of its index. Raises ModelError, for
+    pickles in their place with what to do."""
     for name in names:
         if (folder / name).is_file():
             return [folder / name]
         if (index := folder / f"{name}.index.json").is_file():
             return shards(index)
+    if pickled := [path.name for path in sorted(folder.glob("*")) if path.suffix in PICKLES]:
+        raise ModelError(
+            f"{folder} has its weights as {', '.join(pickled)}, a pickle, which may run code and is not read: srum "
+            "convert makes a folder of safetensors of the model's"
+        )
     raise ModelError(f"{folder} has none of {', '.join([*names, *(f'{name}.index.json' for name in names)])}")
 
 
@@ -130,6 +137,14 @@ class Headers:
                     headers.shapes[name] = tuple(entry.get_shape())
                     headers.types[entry.get_dtype()] += 1
         return headers
+
+    def add(self, other: Headers) -> None:
+        """Those of ``other``, too, which has other names."""
+        self.files.update(other.files)
+        self.shapes.update(other.shapes)
+        self.types.update(other.types)
+        self.stored.update(other.stored)
+        self.twice.extend(other.twice)
 
     def count(self, prefix: str) -> int:
         """How many numbered modules follow a prefix."""

@@ -31,10 +31,11 @@ from srum.models.blip3o.checkpoint import (
 from srum.models.blip3o.config import Blip3oConfig
 from srum.models.blip3o.decoder import Decoder, require_decoder
 from srum.models.blip3o.generator import Blip3oGenerator
-from srum.models.blip3o.images import crop_box, cropped, normalised, seen_size
+from srum.models.blip3o.images import seen_size
 from srum.models.blip3o.language import Qwen
 from srum.models.blip3o.tower import EvaTower, pool
 from srum.models.checkpoints import read_into
+from srum.models.pixels import crop_box, cropped, normalised
 from srum.models.queries.chat import Part
 from srum.models.queries.language import Run
 from srum.models.queries.model import AT_ONCE, QueryModel, batches, drawn_noise
