@@ -32,11 +32,11 @@ from srum.models.base import (
     Corruption,
     Decoding,
     Exploration,
+    FlowForward,
     Generated,
     SampledPath,
     Sampling,
     Segment,
-    TrainingForward,
     Written,
 )
 from srum.models.blip3o import chat
@@ -89,7 +89,7 @@ class Blip3o:
     Weights that are never trained have the type that is computed in; those of the generator ``dtype``.
     """
 
-    abilities: frozenset[Ability] = frozenset({"seen", "path", "explore", "velocity", "prepare", "frames"})
+    abilities: frozenset[Ability] = frozenset({"seen", "path", "explore", "train", "velocity", "prepare", "frames"})
     plan_instruction = ""
     refine_texts = (REFINE_SYSTEM, REFINE_USER)
     reflect_question, reflect_stop = REFLECT_QUESTION, REFLECT_STOP
@@ -524,13 +524,13 @@ class Blip3o:
         x_t = flow.interpolate(clean, corruption.noise, corruption.t)
         return x_t, corruption.t, flow.velocity_target(clean, corruption.noise)
 
-    def forward(self, batch: Batch) -> TrainingForward:
+    def forward(self, batch: Batch) -> FlowForward:
         """Velocities of every feature with a loss, in float32."""
         conditions = self.conditions(batch.contexts) if batch.conditions is None else batch.conditions
         velocity = self.network.dit(batch.x, batch.t, conditions).float().flatten(2).transpose(1, 2)[batch.learned]
         count, cells = velocity.shape[:2]
         none = torch.zeros(0, dtype=torch.long, device=self.device)
-        return TrainingForward(
+        return FlowForward(
             velocity=velocity.flatten(0, 1),
             target=batch.target[batch.learned].flatten(0, 1),
             timestep=batch.t[batch.learned].repeat_interleave(cells),
