@@ -54,7 +54,7 @@ from srum.models.bagel.config import BagelConfig, ResizeLimits
 from srum.models.bagel.images import patchify, resize, resized_size, to_tensor
 from srum.models.bagel.positions import grid_ids, interpolated_grid_ids, rotary, sincos_table, timestep_sinusoid
 from srum.models.bagel.sequence import Batch, Span, Split, lay_out, sight_of
-from srum.models.base import Decoding, Sampling, Segment, TrainingForward, to_edit
+from srum.models.base import Decoding, FlowForward, Sampling, Segment, to_edit
 from srum.models.blip3o import Blip3o
 from srum.models.precision import Precision
 from srum.reward_map import reference_grid
@@ -460,7 +460,7 @@ def constant_understanding(model: Bagel) -> Iterator[None]:
             hook.remove()
 
 
-def errors(out: TrainingForward, target: Tensor) -> tuple[Tensor, Tensor]:
+def errors(out: FlowForward, target: Tensor) -> tuple[Tensor, Tensor]:
     """Squared errors (N, D) of the velocities and cross-entropies (M,) of the text."""
     cross_entropies = cross_entropy(out.logits, out.labels, reduction="none")
     return (out.velocity - target.to(out.velocity.device)).square(), cross_entropies

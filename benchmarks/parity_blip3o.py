@@ -24,7 +24,7 @@ from benchmarks.parity import BOTH, JSON, TENSORS, Check, Deviation, Facts, Tens
 from srum.errors import ModelError
 from srum.flow import FlowNoise
 from srum.geometry import clip_box, coverage, scale_box
-from srum.models.base import Sampling, Segment, TrainingForward
+from srum.models.base import FlowForward, Sampling, Segment
 from srum.models.blip3o import Blip3o, chat
 from srum.models.blip3o.checkpoint import GENERATOR, check, official_name
 from srum.models.blip3o.config import HEAD_WIDTH, Blip3oConfig, raw_overrides, read_sizes
@@ -424,7 +424,7 @@ def srum_losses(
 class Forwarded:
     """What goes into and comes out of the training forward pass."""
 
-    def __init__(self, x_t: Tensor, forward: TrainingForward) -> None:
+    def __init__(self, x_t: Tensor, forward: FlowForward) -> None:
         self.x_t, self.forward = x_t, forward
 
 

@@ -436,8 +436,7 @@ def plan(
     from srum.loop import check_inputs, show_plan
     from srum.plan import foresee
 
-    check_inputs(wanted)
-    show_plan(foresee(wanted, out, always=True))
+    show_plan(foresee(check_inputs(wanted), out, always=True))
 
 
 @app.command("config")
@@ -853,9 +852,9 @@ def _opened(folder: Path, config: Path | None, overrides: list[str] | None, new:
             if not new:
                 raise RunError(f"{folder} is not the folder of a run: it has no {CONFIG}; srum rollout makes one")
             models.require_model(wanted.model)
-            models.require_settings(wanted)
             round_prompts(wanted, 0)
-        return wanted
+        settled: RunConfig = models.settled(wanted)
+        return settled
 
     processes = Processes.here()
     wanted = processes.once(wanted_config)

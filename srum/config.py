@@ -63,6 +63,7 @@ class ImageConfig(Section):
     plan_temperature: Annotated[float, Field(ge=0.0)] = 0.0  # of that text; 0 is greedy
     decoder_steps: Count = 50  # of a model whose decoder draws, too (docs/blip3o.md)
     decoder_guidance: NotNegative = 3.0  # of such a decoder; <= 1 is off
+    temperature: NotNegative = 1.0  # of a model that draws token by token (docs/showo.md): noise in their order
     batch_size: Count = 64  # images per call and per shard; rounding depends on it (docs/design.md, 2)
 
     @model_validator(mode="after")
@@ -148,7 +149,8 @@ class JudgeConfig(Section):
     by: str = "self"  # who judges: self, the model named next; or my_module:MyJudge
     options: dict[str, Any] = {}  # arguments of the constructor of a judge of one's own
     reward: str = ""  # my_module:my_reward, a function whose scores stand in for the judge's
-    model: str = "self"  # self: the newest weights; start: those that entered the run; or another model, as in model
+    model: str = "self"  # self: the newest weights; start: those that entered; or another model, as in model
+    # start in place of self where training changes what judges, too (docs/showo.md)
     server: ServerConfig = ServerConfig()
     instructions: str = "compact"  # a shipped template, or the path of a .yaml file
     view: Literal["boxes", "marks", "crops", "whole"] = "boxes"  # how regions are shown; whole: one score for all
@@ -172,6 +174,10 @@ class JudgeConfig(Section):
         if self.think and self.reply == "none":
             raise ValueError("think: there is no reply to think in while reply is none")
         return self
+
+    def frozen(self) -> JudgeConfig:
+        """The same judge with the weights that entered the run, where it would have the newest."""
+        return self.model_copy(update={"model": "start"}) if self.model == "self" else self
 
 
 class RewardConfig(Section):

@@ -104,12 +104,13 @@ def require_model(name: str | Path) -> None:
     _located(name)
 
 
-def require_settings(config: Any) -> None:
-    """Raises ConfigError for settings of a ``RunConfig`` that the architecture of its model says it cannot follow
-    (``refuse`` of its module, where it has one)."""
+def settled(config: Any) -> Any:
+    """A ``RunConfig`` as the architecture of its model takes it: ``settle`` of its module, where it has one. Raises
+    ConfigError for settings that it cannot follow (``refuse``)."""
     loader, _ = _located(config.model)
     if hasattr(loader, "refuse"):
         loader.refuse(config)
+    return loader.settle(config) if hasattr(loader, "settle") else config
 
 
 def architecture(folder: Path) -> Architecture:

@@ -418,8 +418,8 @@ def test_images_of_odd_sizes_are_encoded(model: Blip3o, size: tuple[int, int]) -
 )
 def test_settings_that_do_not_apply(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        models.require_settings(load_config(None, [f"model={CHECKPOINT}", "rollout.plan=false", override]))
-    models.require_settings(load_config(None, [f"model={CHECKPOINT}", "rollout.plan=false"]))
+        models.settled(load_config(None, [f"model={CHECKPOINT}", "rollout.plan=false", override]))
+    models.settled(load_config(None, [f"model={CHECKPOINT}", "rollout.plan=false"]))
 
 
 def test_the_abilities_in_the_readme_are_true() -> None:

@@ -41,11 +41,11 @@ from srum.models.base import (
     Corruption,
     Decoding,
     Exploration,
+    FlowForward,
     Generated,
     SampledPath,
     Sampling,
     Segment,
-    TrainingForward,
     Written,
     without_images,
     without_text,
@@ -63,7 +63,7 @@ VARIANTS = 32  # of a compiled layer: one row or more, with gradients or without
 class Bagel:
     """A loaded BAGEL checkpoint of any size. Meets ``TrainableModel``."""
 
-    abilities: frozenset[Ability] = frozenset(get_args(Ability)) - {"prepare", "frames"}
+    abilities: frozenset[Ability] = frozenset(get_args(Ability)) - {"prepare", "infill", "frames"}
 
     def __init__(
         self,
@@ -451,10 +451,10 @@ class Bagel:
         batch = self._lay_out(splits, None)
         return batch.with_blank_patch() if sees and not len(batch.patches) else batch
 
-    def forward(self, batch: Batch) -> TrainingForward:
+    def forward(self, batch: Batch) -> FlowForward:
         """Predictions for every token with a loss, in float32."""
         und, gen = self._forward(batch, None)
-        return TrainingForward(
+        return FlowForward(
             velocity=self.network.llm2vae(gen[batch.loss_tokens]).float(),
             target=batch.targets,
             timestep=batch.timesteps[batch.loss_tokens],

@@ -35,12 +35,12 @@ from srum.models.base import (
     Corruption,
     Decoding,
     Exploration,
+    FlowForward,
     Generated,
     RandomStep,
     SampledPath,
     Sampling,
     Segment,
-    TrainingForward,
     Written,
 )
 from srum.models.checkpoints import load_tokenizer
@@ -79,7 +79,7 @@ class QueryModel(ABC, Generic[G, L]):
     """
 
     name: ClassVar[str]  # of the architecture, in messages
-    abilities: frozenset[Ability] = frozenset({"seen", "path", "explore", "velocity", "prepare", "frames"})
+    abilities: frozenset[Ability] = frozenset({"seen", "path", "explore", "train", "velocity", "prepare", "frames"})
     plan_instruction = ""
     refine_texts = (REFINE_SYSTEM, REFINE_USER)
     reflect_question, reflect_stop = REFLECT_QUESTION, REFLECT_STOP
@@ -502,13 +502,13 @@ class QueryModel(ABC, Generic[G, L]):
         x_t = flow.interpolate(clean, corruption.noise, corruption.t)
         return x_t, corruption.t, flow.velocity_target(clean, corruption.noise)
 
-    def forward(self, batch: Batch) -> TrainingForward:
+    def forward(self, batch: Batch) -> FlowForward:
         """Velocities of every cell with a loss, in float32."""
         conditions = self.conditions(batch.contexts) if batch.conditions is None else batch.conditions
         velocity = self.network(batch.x, batch.t, conditions).float().flatten(2).transpose(1, 2)[batch.learned]
         count, cells = velocity.shape[:2]
         none = torch.zeros(0, dtype=torch.long, device=self.device)
-        return TrainingForward(
+        return FlowForward(
             velocity=velocity.flatten(0, 1),
             target=batch.target[batch.learned].flatten(0, 1),
             timestep=batch.t[batch.learned].repeat_interleave(cells),
