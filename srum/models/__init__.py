@@ -118,11 +118,15 @@ def architecture(folder: Path) -> Architecture:
     if (folder / CLASS).is_file():
         user: Architecture = find_plugin("model", _class_of(folder), {})
         return user
-    for marker, module in ARCHITECTURES.items():
-        if _marks(marker, folder):
-            ours: Any = import_module(module)
-            return ours
-    raise ModelError(f"{folder} is no model: it has none of {', '.join([*ARCHITECTURES, CLASS])}")
+    if (ours := shipped_architecture(folder)) is None:
+        raise ModelError(f"{folder} is no model: it has none of {', '.join([*ARCHITECTURES, CLASS])}")
+    return ours
+
+
+def shipped_architecture(folder: Path) -> Any:
+    """The module that loads the folder; None where none of ``ARCHITECTURES`` marks it."""
+    module = next((module for marker, module in ARCHITECTURES.items() if _marks(marker, folder)), None)
+    return module and import_module(module)
 
 
 def _class_of(folder: Path) -> str:

@@ -4,7 +4,7 @@ turned into safetensors once, by torch's reader that admits tensors alone."""
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from srum.errors import ModelError
+from srum.models import shipped_architecture
 from srum.models.checkpoints import PICKLES, link
 from srum.tensors import read_tensors
 
 WRAPPED = ("model", "state_dict", "module")  # where a trainer puts the tensors among other things
-Renamed = Callable[[Path], str]  # the name of the safetensors file that a pickle of a folder becomes
 
 
 def pickled(folder: Path) -> list[Path]:
@@ -25,12 +25,13 @@ def pickled(folder: Path) -> list[Path]:
     return [path for path in _files(folder) if path.suffix in PICKLES]
 
 
-def convert(source: Path, out: Path, renamed: Renamed | None = None) -> list[Path]:
-    """Make ``out``: a folder with all of ``source``, its pickles as safetensors; or of a file a file of
-    the other kind: safetensors of a pickle, and the pickle that the authors' code reads of safetensors.
+def convert(source: Path, out: Path) -> list[Path]:
+    """Make ``out``: a folder with all of ``source``, its pickles as safetensors; or of a file a file of the other kind,
+    safetensors of a pickle, and of safetensors the pickle that the authors' code reads.
 
-    ``renamed``: of an architecture that wants other names than the pickles' own. Returns what was converted. Raises
-    ModelError where there is nothing to convert, where ``out`` exists, and for a pickle of more than tensors.
+    A pickle of a folder keeps its name, unless the architecture that marks the folder wants another (``renamed`` of its
+    module). Returns what was converted. Raises ModelError where there is nothing to convert, where ``out`` exists, and
+    for a pickle of more than tensors.
     """
     if out.exists():
         raise ModelError(f"{out} exists: convert into a new one")
@@ -39,17 +40,14 @@ def convert(source: Path, out: Path, renamed: Renamed | None = None) -> list[Pat
     found = pickled(source)
     if not found:
         raise ModelError(f"{source} has no pickled weights ({', '.join(PICKLES)}): there is nothing to convert")
-    targets = {path: _target(path.relative_to(source), renamed) for path in found}
+    renamed = getattr(shipped_architecture(source), "renamed", lambda path: f"{path.stem}.safetensors")
+    targets = {path: path.relative_to(source).with_name(renamed(path.relative_to(source))) for path in found}
     if len(set(targets.values())) < len(targets):
         raise ModelError(f"{source}: {' and '.join(str(p) for p in targets)} would become one file: leave one of them")
     for path in _files(source):
         if path not in targets:
             link(path, out / path.relative_to(source))
     return [_converted(path, out / target) for path, target in targets.items()]
-
-
-def _target(path: Path, renamed: Renamed | None) -> Path:
-    return path.with_name(renamed(path)) if renamed else path.with_suffix(".safetensors")
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -45,7 +45,7 @@ def refuse(config: RunConfig) -> None:
 
 def renamed(pickle: Path) -> str:
     """What a pickle of a folder is called as safetensors: the authors' file has a name for each of its trainings."""
-    return WEIGHTS if pickle.parent == Path() else pickle.with_suffix(".safetensors").name
+    return WEIGHTS if pickle.parent == Path() else f"{pickle.stem}.safetensors"
 
 
 def describe(folder: Path, device: torch.device, bfloat16: bool) -> Description:
