@@ -3,6 +3,7 @@
     python -m benchmarks.parity --golden tests/golden/bagel [--device cuda] [--precision bf16]
     python -m benchmarks.parity --golden tests/golden/rvr [--checkpoint tests/golden/bagel/checkpoint]
     python -m benchmarks.parity --golden tests/golden/blip3o
+    python -m benchmarks.parity --golden tests/golden/harmon
 
 Everything that the folder records is computed again with the model in its ``checkpoint`` (a folder without one: in that
 of the folder ``bagel`` beside it), from the sizes, prompts,
@@ -802,11 +803,13 @@ CHECKS: dict[str, tuple[Check, tuple[str, ...]]] = {
 def checks_of(folder: Path) -> dict[str, tuple[Check, tuple[str, ...]]]:
     """What a folder holds: the fixture of a recipe, which is named as its files are, or all of the architecture whose
     checkpoint it has."""
-    from benchmarks import parity_blip3o, parity_recipes  # which compare as this module does
+    from benchmarks import parity_blip3o, parity_harmon, parity_recipes  # which compare as this module does
 
     recipes: dict[str, Check] = {"reca": parity_recipes.reca, "rvr": parity_recipes.rvr}
     if own := {name: (check, BOTH) for name, check in recipes.items() if (folder / f"{name}.json").exists()}:
         return own
+    if (folder / parity_harmon.TOGETHER).is_dir():
+        return parity_harmon.CHECKS
     return parity_blip3o.CHECKS if (folder / "checkpoint" / "diffusion-decoder").is_dir() else CHECKS
 
 
@@ -835,7 +838,7 @@ def worst_cases(deviations: Iterable[Deviation]) -> list[Deviation]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the table; exit with 1 on a miss and on missing and unknown files."""
-    from benchmarks import policy_parity  # which is written with what stands here
+    from benchmarks import parity_harmon, policy_parity  # which are written with what stands here
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--golden", type=Path, required=True, help="the folder of fixtures")
@@ -855,6 +858,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not functions and not checkpoint.is_dir() and not checks.keys() & CHECKS.keys():
         checkpoint = folder.resolve().parent / "bagel" / "checkpoint"
     present |= {"checkpoint"} if checkpoint.is_dir() else set()
+    present -= {parity_harmon.TOGETHER}  # which its checks look into
     expected = set[str]().union(*files.values()) | (set() if functions else {"checkpoint"})
     missing, unknown = sorted(expected - present), sorted(present - expected - UNCOMPARED)
     rows: list[tuple[str, Deviation]] = []
@@ -864,7 +868,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 rows += [(fixture, worst) for worst in worst_cases(policy_parity.compare(folder, fixture))]
     elif "checkpoint" in present:
         kind = Blip3o if (checkpoint / "diffusion-decoder").is_dir() else Bagel
-        model = kind.load(checkpoint, args.device, args.precision)
+        load = parity_harmon.load if checks is parity_harmon.CHECKS else kind.load
+        model: Any = load(checkpoint, args.device, args.precision)
         for fixture in checks:
             if files[fixture] <= present:
                 rows += [(fixture, worst) for worst in worst_cases(compare(folder, fixture, model))]

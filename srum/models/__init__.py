@@ -27,11 +27,19 @@ MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # glibc's numbers for mallopt
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # owner/name
 EMBEDDED = {"srum-tiny": Path(__file__).parent / "tiny"}
 # What marks a folder, a file, or one with a ``model_type`` that begins so: the module that loads it.
-ARCHITECTURES = {"llm_config.json": "srum.models.bagel", "config.json:blip3o": "srum.models.blip3o"}
+ARCHITECTURES = {
+    "llm_config.json": "srum.models.bagel",
+    "config.json:blip3o": "srum.models.blip3o",
+    "config.json:harmon": "srum.models.harmon",
+    "kl16.safetensors": "srum.models.harmon",
+    "kl16.ckpt": "srum.models.harmon",  # which is refused, with what to do
+}
 # What is to be known of published weights before they are fetched.
 TERMS = {
     "BLIP3o/BLIP3o-Model-8B": "tagged apache-2.0, as is its language model; its decoder is BAAI's, of terms of its own",
     "BLIP3o/BLIP3o-Model-4B": "tagged apache-2.0; its language model has Qwen's research licence: nothing commercial",
+    "wusize/Harmon-0_5B": "NTU S-Lab License 1.0: nothing commercial without its authors' leave",
+    "wusize/Harmon-1_5B": "NTU S-Lab License 1.0: nothing commercial without its authors' leave",
 }
 CLASS = "model_class.json"  # marks the folder of a user's own model, and names its class
 
