@@ -12,7 +12,7 @@ from rich.table import Table
 
 from srum.errors import ModelError
 from srum.models import Architecture, architecture, find_device, native_bfloat16
-from srum.models.base import Sampling, Segment, UnifiedModel, require
+from srum.models.base import FlowForward, Sampling, Segment, UnifiedModel, require
 from srum.models.needs import BFLOAT, FLOAT, Need, Recipe
 
 GIGABYTE = 1e9
@@ -131,5 +131,7 @@ def self_check(model: UnifiedModel, size: tuple[int, int], bfloat16: bool) -> tu
     x_t, cached = (model.tokens(of_step[0]) for of_step in (made.path.states, made.path.velocities))
     noisy = Segment("noisy", state=(x_t, 1.0), grid=model.latent_grid(size), loss=True)
     with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16, enabled=bfloat16):
-        packed = model.forward(model.pack([[prompt, noisy]], [])).velocity.cpu()
+        forward = model.forward(model.pack([[prompt, noisy]], []))
+    assert isinstance(forward, FlowForward)
+    packed = forward.velocity.cpu()
     return float((packed - cached).abs().max() / cached.abs().max()), TOLERANCE["bf16" if bfloat16 else "fp32"]

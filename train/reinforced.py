@@ -28,7 +28,7 @@ class PolicyRollout(RolloutConfig):
     """How a policy draws: its texts at temperature 1, as they are trained."""
 
     plan_temperature: Annotated[float, Field(ge=0.0)] = 1.0
-    planned_share: Fraction = 1.0
+    planned_share: Fraction = 1.0  # of a step's groups, at least one, if plan; the images of the others have none
 
 
 class PolicyTrain(TrainConfig):
@@ -69,6 +69,8 @@ class PolicyConfig(RunConfig):
     def _acts_as_it_is_trained(self) -> PolicyConfig:
         if self.rollout.guidance > 1:
             raise ValueError("rollout.guidance: the velocity that is trained is the unguided one; leave it at 1")
+        if self.rollout.velocity_every > 1:
+            raise ValueError("rollout.velocity_every: the velocity that is trained is the network's own; leave it at 1")
         if self.rollout.plan and self.rollout.plan_temperature != 1:
             raise ValueError("rollout.plan_temperature: texts are trained at temperature 1, so they are drawn at 1")
         if self.train.replies or self.train.probes or self.train.samples.count or self.train.validation.share:
@@ -102,7 +104,7 @@ class PolicyMethod(Method):
     """What policy gradients of texts and images have in common: the terms."""
 
     stages: ClassVar[Sequence[Stage]] = ()
-    needs = frozenset({"velocity", "explore"})
+    needs = frozenset({"train", "velocity", "explore"})
 
     def terms(self, tokens: Tokens, config: Any) -> Terms:
         """The clipped ratio, and the distance from the weights that entered."""

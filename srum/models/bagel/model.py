@@ -35,19 +35,20 @@ from srum.models.bagel.config import BagelConfig, ResizeLimits
 from srum.models.bagel.contexts import Remembered, levels, parted
 from srum.models.bagel.decoding import Row, Step, decode_rows
 from srum.models.bagel.network import BagelNetwork
-from srum.models.bagel.sampler import branch_counts, sample
+from srum.models.bagel.sampler import sample
 from srum.models.bagel.sequence import Batch, ImageMarkers, Split, lay_out
 from srum.models.base import (
     Ability,
     Corruption,
     Decoding,
     Exploration,
+    FlowForward,
     Generated,
     SampledPath,
     Sampling,
     Segment,
-    TrainingForward,
     Written,
+    branch_counts,
     without_images,
     without_text,
 )
@@ -64,7 +65,7 @@ VARIANTS = 32  # of a compiled layer: one row or more, with gradients or without
 class Bagel:
     """A loaded BAGEL checkpoint of any size. Meets ``TrainableModel``."""
 
-    abilities: frozenset[Ability] = frozenset(get_args(Ability)) - {"prepare", "frames"}
+    abilities: frozenset[Ability] = frozenset(get_args(Ability)) - {"prepare", "infill", "frames"}
 
     def __init__(
         self,
@@ -300,7 +301,7 @@ class Bagel:
         owner = torch.cat([torch.full((len(x),), i) for i, x in enumerate(noise)]).to(self.device)
         splits = [[Split(kind="noisy", tokens=n, grid=g)] for n, g in zip(noise, grids, strict=True)]
         branches: dict[int, tuple[Cache, Batch]] = {}
-        for count in set(branch_counts(sampling)):  # laid out before the steps, of which none waits for the device
+        for count in set(branch_counts(sampling)) - {0}:  # before the steps, of which none waits for the device
             cache = contexts.rearranged(range(count * len(noise)))
             branches[count] = cache, self._lay_out(splits * count, cache)
 
@@ -482,10 +483,10 @@ class Bagel:
         batch = self._lay_out(splits, None)
         return batch.with_blank_patch() if sees and not len(batch.patches) else batch
 
-    def forward(self, batch: Batch) -> TrainingForward:
+    def forward(self, batch: Batch) -> FlowForward:
         """Predictions for every token with a loss, in float32."""
         und, gen = self._forward(batch, None)
-        return TrainingForward(
+        return FlowForward(
             velocity=self.network.llm2vae(gen[batch.loss_tokens]).float(),
             target=batch.targets,
             timestep=batch.timesteps[batch.loss_tokens],
