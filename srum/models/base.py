@@ -7,6 +7,7 @@ of training (docs/design.md 3).
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -52,6 +53,7 @@ Ability = Literal[
     "compile",  # runs through torch.compile
     "prepare",  # before training, ``prepare(examples)`` computes once what its frozen weights make of their segments
     "infill",  # ``infill(contexts, latents, holes, sampling, seeds)`` draws anew where ``holes`` (h, w) are True
+    "remember",  # within ``remembering()`` calls whose contexts begin with the same images share what these cost
     "frames",  # ``box_frame`` and ``crop_box`` say what of an image its boxes and its latents are of
 ]
 
@@ -454,6 +456,12 @@ def box_frame(writer: object, size: tuple[int, int]) -> tuple[int, int]:
     (H, W), and reads them: the image itself unless it has the ability ``frames``."""
     framed: Any = writer
     return framed.box_frame(size) if "frames" in getattr(writer, "abilities", ()) else size
+
+
+def remembering(writer: object) -> AbstractContextManager[None]:
+    """A block within which several calls see an image once, where the model can (ability ``remember``)."""
+    able: Any = writer
+    return able.remembering() if "remember" in getattr(writer, "abilities", ()) else nullcontext()
 
 
 def crop_box(model: UnifiedModel, size: tuple[int, int]) -> tuple[float, float, float, float]:
