@@ -802,12 +802,13 @@ CHECKS: dict[str, tuple[Check, tuple[str, ...]]] = {
 def checks_of(folder: Path) -> dict[str, tuple[Check, tuple[str, ...]]]:
     """What a folder holds: the fixture of a recipe, which is named as its files are, or all of the architecture whose
     checkpoint it has."""
-    from benchmarks import parity_blip3o, parity_recipes  # which compare as this module does
+    from benchmarks import parity_blip3o, parity_recipes, parity_showo  # which compare as this module does
 
     recipes: dict[str, Check] = {"reca": parity_recipes.reca, "rvr": parity_recipes.rvr}
     if own := {name: (check, BOTH) for name, check in recipes.items() if (folder / f"{name}.json").exists()}:
         return own
-    return parity_blip3o.CHECKS if (folder / "checkpoint" / "diffusion-decoder").is_dir() else CHECKS
+    architectures = {"diffusion-decoder": parity_blip3o.CHECKS, "magvitv2": parity_showo.CHECKS}
+    return next((own for part, own in architectures.items() if (folder / "checkpoint" / part).is_dir()), CHECKS)
 
 
 def compare(folder: Path, fixture: str, model: Any) -> list[Deviation]:
@@ -835,7 +836,8 @@ def worst_cases(deviations: Iterable[Deviation]) -> list[Deviation]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the table; exit with 1 on a miss and on missing and unknown files."""
-    from benchmarks import policy_parity  # which is written with what stands here
+    from benchmarks import policy_parity  # which are written with what stands here
+    from benchmarks.parity_showo import Showos
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--golden", type=Path, required=True, help="the folder of fixtures")
@@ -863,7 +865,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             if files[fixture] <= present:
                 rows += [(fixture, worst) for worst in worst_cases(policy_parity.compare(folder, fixture))]
     elif "checkpoint" in present:
-        kind = Blip3o if (checkpoint / "diffusion-decoder").is_dir() else Bagel
+        kinds: dict[str, Any] = {"diffusion-decoder": Blip3o, "magvitv2": Showos}
+        kind = next((kind for part, kind in kinds.items() if (checkpoint / part).is_dir()), Bagel)
         model = kind.load(checkpoint, args.device, args.precision)
         for fixture in checks:
             if files[fixture] <= present:

@@ -29,10 +29,11 @@ from srum.models.blip3o import Blip3o, chat
 from srum.models.blip3o.checkpoint import GENERATOR, check, official_name
 from srum.models.blip3o.config import HEAD_WIDTH, Blip3oConfig, raw_overrides, read_sizes
 from srum.models.blip3o.generator import schedule, ticks, timestep
-from srum.models.blip3o.images import cropped, normalised, patches, seen_size
+from srum.models.blip3o.images import patches, seen_size
 from srum.models.blip3o.language import Rows, flattened, joined
 from srum.models.blip3o.model import DEFAULTS
 from srum.models.checkpoints import Headers
+from srum.models.pixels import cropped, normalised
 from srum.train.methods.srum import Srum, SrumConfig
 from srum.train.objective import Tokens
 

@@ -26,8 +26,12 @@ from srum.plugins import find as find_plugin
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # glibc's numbers for mallopt
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # owner/name
 EMBEDDED = {"srum-tiny": Path(__file__).parent / "tiny"}
-# What marks a folder, a file, or one with a ``model_type`` that begins so: the module that loads it.
-ARCHITECTURES = {"llm_config.json": "srum.models.bagel", "config.json:blip3o": "srum.models.blip3o"}
+# What marks a folder, a file, or one with a ``model_type`` or ``_class_name`` that begins so: the module that loads it.
+ARCHITECTURES = {
+    "llm_config.json": "srum.models.bagel",
+    "config.json:blip3o": "srum.models.blip3o",
+    "config.json:Showo": "srum.models.showo",
+}
 # What is to be known of published weights before they are fetched.
 TERMS = {
     "BLIP3o/BLIP3o-Model-8B": "tagged apache-2.0, as is its language model; its decoder is BAAI's, of terms of its own",
@@ -128,7 +132,8 @@ def _marks(marker: str, folder: Path) -> bool:
     name, _, kind = marker.partition(":")
     if not (folder / name).is_file():
         return False
-    return not kind or str(read_json(folder / name).get("model_type")).startswith(kind)
+    values = read_json(folder / name) if kind else {}
+    return not kind or any(str(values.get(field)).startswith(kind) for field in ("model_type", "_class_name"))
 
 
 def _located(name: str | Path) -> tuple[Any, Path | None]:

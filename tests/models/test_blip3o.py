@@ -27,7 +27,8 @@ from srum.judging.self_judge import SelfJudge
 from srum.models.bagel import Bagel
 from srum.models.base import Decoding, Exploration, Generated, Sampling, Segment, Written, box_frame, crop_box
 from srum.models.blip3o import Blip3o, chat
-from srum.models.blip3o.images import LEAST, MOST, cropped, seen_size
+from srum.models.blip3o.images import LEAST, MOST, seen_size
+from srum.models.pixels import cropped
 from srum.records import Region
 from srum.train.weights import trainable_parameters
 

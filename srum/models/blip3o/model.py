@@ -52,11 +52,12 @@ from srum.models.blip3o.checkpoint import (
 from srum.models.blip3o.config import Blip3oConfig
 from srum.models.blip3o.decoder import Decoder, require_decoder
 from srum.models.blip3o.generator import Generator, Steps, sample, schedule, timestep
-from srum.models.blip3o.images import crop_box, cropped, normalised, seen_size
+from srum.models.blip3o.images import seen_size
 from srum.models.blip3o.language import Context, Language, Rows, Run, flattened, joined
 from srum.models.blip3o.tower import EvaTower, pool
 from srum.models.checkpoints import load_tokenizer
 from srum.models.exploring import Explorer
+from srum.models.pixels import crop_box, cropped, normalised
 from srum.models.precision import Precision, computing
 from srum.models.texts import Row, go_on, pick, token_id
 from srum.seeding import seed_for
