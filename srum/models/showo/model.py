@@ -238,11 +238,11 @@ class Showo:
         distinct = list({id(segment): segment for segment in segments}.values())
         if not distinct:
             return {}
+        sides = [self._seen_side(one, before_drawing) for one in distinct]
         if self.clip is not None:
             features = self.features(torch.stack([self.clip_pixels(_image(one)) for one in distinct]))
             spans = [Span(features=own) for own in features]
         else:
-            sides = [self._seen_side(one, before_drawing) for one in distinct]
             pixels = [signed(self.resized(_image(one)))[None] for one in distinct]
             shrunk = [shrink(own, side) for own, side in zip(pixels, sides, strict=True)]
             spans = [self.layout.seen(self._encoded(own)[0]) for own in shrunk]

@@ -90,5 +90,5 @@ def fill(
         confidence = torch.where(hidden, chosen, SURE) + tau * gumbel
         left = (hidden.sum(1) - 1).clamp(max=still_masked(step, steps, codes.shape[1], schedule)).clamp(min=1)
         cut = confidence.sort(dim=1).values.gather(1, left[:, None].clamp(max=codes.shape[1] - 1))
-        hidden = confidence < cut
+        hidden = (confidence < cut) & hidden.any(dim=1, keepdim=True)  # where nothing was asked for nothing is drawn
     return codes

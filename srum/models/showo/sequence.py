@@ -63,9 +63,10 @@ class Row:
 
     def visible(self) -> Tensor:
         """(L, L) bool: what the token of each line sees."""
-        owner = torch.arange(len(self.spans)).repeat_interleave(torch.tensor([len(span) for span in self.spans]))
+        lengths = torch.tensor([len(span) for span in self.spans], dtype=torch.long)
+        owner = torch.arange(len(lengths)).repeat_interleave(lengths)
         everyone, whole, unseen = (
-            torch.tensor([getattr(span, name) for span in self.spans])[owner]
+            torch.tensor([getattr(span, name) for span in self.spans], dtype=torch.bool)[owner]
             for name in ("everyone", "whole", "unseen")
         )
         causal = torch.ones(self.length, self.length, dtype=torch.bool).tril()
