@@ -803,6 +803,7 @@ CHECKS: dict[str, tuple[Check, tuple[str, ...]]] = {
 ARCHITECTURES = {  # what a folder of its fixtures has -> the module that compares them; BAGEL's is this one
     "checkpoint/diffusion-decoder": "benchmarks.parity_blip3o",
     "checkpoint/internvl3": "benchmarks.parity_openuni",
+    "checkpoint/magvitv2": "benchmarks.parity_showo",
     "checkpoint_hf": "benchmarks.parity_harmon",
 }
 
@@ -855,7 +856,7 @@ def worst_cases(deviations: Iterable[Deviation]) -> list[Deviation]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the table; exit with 1 on a miss and on missing and unknown files."""
-    from benchmarks import policy_parity  # which is written with what stands here
+    from benchmarks import policy_parity  # which are written with what stands here
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--golden", type=Path, required=True, help="the folder of fixtures")
