@@ -109,7 +109,8 @@ def test_two_processes_train_the_queries_as_one_does(model: Path, tmp_path: Path
     one, two = (load_file(tmp_path / n / "round-000" / "train" / "reca" / "model" / WEIGHTS) for n in ("one", "two"))
     assert {name for name in before if torch.equal(before[name], one[name])} == set()
     for name in one:
-        torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=2e-6)
+        if not name.endswith(("k_proj.bias", "to_k.bias")):  # whose true gradient is zero
+            torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=2e-6)
 
 
 @pytest.mark.slow
