@@ -242,6 +242,23 @@ def compare(
 
 
 @app.command()
+def ui(
+    what: Annotated[
+        str, typer.Argument(metavar="RUN|MODEL", help="Folder of a run; or a model: name, folder, hub id.")
+    ],
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Of the page, on this machine; 0 takes one that is free.")
+    ] = 7860,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+) -> None:
+    """Open a page: type a prompt, see what base and trained weights draw, how it is judged, and draw it again."""
+    from srum.ui import open_session, serve
+
+    serve(open_session(what, config, overrides or []), what, port)
+
+
+@app.command()
 def export(
     run: RunFolder,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write: .parquet, or the authors' .jsonl.")],

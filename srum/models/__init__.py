@@ -33,11 +33,16 @@ ARCHITECTURES = {
     "llm_config.json": "srum.models.bagel",
     "config.json:blip3o": "srum.models.blip3o",
     "internvl3/config.json": "srum.models.openuni",
+    "config.json:harmon": "srum.models.harmon",
+    "kl16.safetensors": "srum.models.harmon",
+    "kl16.ckpt": "srum.models.harmon",  # which is refused, with what to do
 }
 # What is to be known of published weights before they are fetched.
 TERMS = {
     "BLIP3o/BLIP3o-Model-8B": "tagged apache-2.0, as is its language model; its decoder is BAAI's, of terms of its own",
     "BLIP3o/BLIP3o-Model-4B": "tagged apache-2.0; its language model has Qwen's research licence: nothing commercial",
+    "wusize/Harmon-0_5B": "NTU S-Lab License 1.0: nothing commercial without its authors' leave",
+    "wusize/Harmon-1_5B": "NTU S-Lab License 1.0: nothing commercial without its authors' leave",
 }
 CLASS = "model_class.json"  # marks the folder of a user's own model, and names its class
 
