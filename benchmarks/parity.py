@@ -4,6 +4,7 @@
     python -m benchmarks.parity --golden tests/golden/rvr [--checkpoint tests/golden/bagel/checkpoint]
     python -m benchmarks.parity --golden tests/golden/blip3o
     python -m benchmarks.parity --golden tests/golden/harmon
+    python -m benchmarks.parity --golden tests/golden/openuni
 
 Everything that the folder records is computed again with the model in its ``checkpoint`` (a folder without one: in that
 of the folder ``bagel`` beside it), from the sizes, prompts,
@@ -63,7 +64,8 @@ from srum.train.methods.srum import Srum, SrumConfig
 from srum.train.objective import Terms, Tokens
 
 Facts = Any  # the content of a fixture's JSON file
-UNCOMPARED = {"README.md", "sensitivity.json", "timings.json"}  # about the recording, not recorded quantities
+# About the recording, not recorded quantities; and what the checkpoint is loaded with.
+UNCOMPARED = {"README.md", "sensitivity.json", "timings.json", "fixture_config.json"}
 # In bfloat16, which has 8 significant bits: about twice what a CPU deviates, in quantities of size 1 to 10. States
 # of sampling are compared along the way; final latents include those behind thoughts, which may be other thoughts.
 BFLOAT16 = {
@@ -803,13 +805,15 @@ CHECKS: dict[str, tuple[Check, tuple[str, ...]]] = {
 def checks_of(folder: Path) -> dict[str, tuple[Check, tuple[str, ...]]]:
     """What a folder holds: the fixture of a recipe, which is named as its files are, or all of the architecture whose
     checkpoint it has."""
-    from benchmarks import parity_blip3o, parity_harmon, parity_recipes  # which compare as this module does
+    from benchmarks import parity_blip3o, parity_harmon, parity_openuni, parity_recipes  # which compare as this does
 
     recipes: dict[str, Check] = {"reca": parity_recipes.reca, "rvr": parity_recipes.rvr}
     if own := {name: (check, BOTH) for name, check in recipes.items() if (folder / f"{name}.json").exists()}:
         return own
     if (folder / parity_harmon.TOGETHER).is_dir():
         return parity_harmon.CHECKS
+    if (folder / "checkpoint" / "internvl3").is_dir():
+        return parity_openuni.CHECKS
     return parity_blip3o.CHECKS if (folder / "checkpoint" / "diffusion-decoder").is_dir() else CHECKS
 
 
@@ -838,7 +842,7 @@ def worst_cases(deviations: Iterable[Deviation]) -> list[Deviation]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the table; exit with 1 on a miss and on missing and unknown files."""
-    from benchmarks import parity_harmon, policy_parity  # which are written with what stands here
+    from benchmarks import parity_harmon, parity_openuni, policy_parity  # which are written with what stands here
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--golden", type=Path, required=True, help="the folder of fixtures")
@@ -868,8 +872,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 rows += [(fixture, worst) for worst in worst_cases(policy_parity.compare(folder, fixture))]
     elif "checkpoint" in present:
         kind = Blip3o if (checkpoint / "diffusion-decoder").is_dir() else Bagel
-        load = parity_harmon.load if checks is parity_harmon.CHECKS else kind.load
-        model: Any = load(checkpoint, args.device, args.precision)
+        others = {id(parity_harmon.CHECKS): parity_harmon.load, id(parity_openuni.CHECKS): parity_openuni.load}
+        load: Any = others.get(id(checks), kind.load)
+        model = load(checkpoint, args.device, args.precision)
         for fixture in checks:
             if files[fixture] <= present:
                 rows += [(fixture, worst) for worst in worst_cases(compare(folder, fixture, model))]

@@ -28,11 +28,13 @@ from srum.models.base import FlowForward, Sampling, Segment
 from srum.models.blip3o import Blip3o, chat
 from srum.models.blip3o.checkpoint import GENERATOR, check, official_name
 from srum.models.blip3o.config import HEAD_WIDTH, Blip3oConfig, raw_overrides, read_sizes
-from srum.models.blip3o.generator import schedule, ticks, timestep
-from srum.models.blip3o.images import cropped, normalised, patches, seen_size
-from srum.models.blip3o.language import Rows, flattened, joined
+from srum.models.blip3o.images import patches, seen_size
 from srum.models.blip3o.model import DEFAULTS
 from srum.models.checkpoints import Headers
+from srum.models.pixels import cropped, normalised
+from srum.models.queries.generator import ticks, timestep
+from srum.models.queries.language import Rows, flattened, joined
+from srum.models.queries.sampler import even_schedule
 from srum.train.methods.srum import Srum, SrumConfig
 from srum.train.objective import Tokens
 
@@ -226,7 +228,7 @@ def sampler(model: Blip3o, facts: Facts, numbers: Tensors) -> Iterator[Deviation
     for name, case in facts.items():
         number, _, settings = name.partition("/")
         sampling = Sampling(timesteps=case["steps"] + 1, timestep_shift=1.0, guidance=case["guidance"])
-        timesteps = schedule(sampling)
+        timesteps = even_schedule(sampling)
         yield close("sigmas", timesteps, torch.tensor(case["sigmas"]), 1e-6, name)
         yield equal("timesteps", ticks(timesteps[:-1]).long(), case["dit_timesteps"], name)
         context = prompt(prompts(model)[number])

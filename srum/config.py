@@ -191,6 +191,10 @@ class RewardConfig(Section):
     binary: bool = False  # region scores, centred or not, as 1 where above 0 and -1 elsewhere: a 0/1 reward
     on_failure: Literal["skip", "keep"] = "skip"  # a candidate with a failed judgement: drop it, or keep what parsed
 
+    def rules(self) -> dict[str, Any]:
+        """What ``rasterize`` takes by name."""
+        return self.model_dump(exclude={"centred", "binary"})
+
     @model_validator(mode="after")
     def _the_reference_stays_as_it_is(self) -> RewardConfig:
         for name in ("overlap", "shape", "background", "centred", "binary") if self.mapping == "reference" else ():

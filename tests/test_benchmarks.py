@@ -353,13 +353,6 @@ def test_arms_of_refinement_begin_with_the_same_images(
         refine.main([*small_arms, "--set", "eval.count=8"])
 
 
-def test_passes_of_guided_images_by_hand() -> None:
-    """16 timesteps are 15 steps; without guidance one branch, with that of texts two, with that of images three."""
-    for guidance, image_guidance, branches in ((1.0, 1.0, 1), (2.5, 1.0, 2), (2.5, 1.5, 3), (1.0, 2.0, 3)):
-        sampling = {"timesteps": 16, "guidance": guidance, "image_guidance": image_guidance}
-        assert refine.passes_of(sampling) == 15 * branches
-
-
 def test_arms_are_compared_prompt_by_prompt_over_seeds() -> None:
     """An arm that gains on each prompt has a difference without width; one that gains on each prompt of one seed of two
     has one that reaches zero. Of three right images one is broken: a sixth of all."""

@@ -137,9 +137,10 @@ class Reason:
         chosen = draw_order(len(self.prompts), number * config.groups, (number + 1) * config.groups, groups.seed)
         prompts = [self.prompts[place] for _, place in chosen for _ in range(groups.size)]
         plans: list[Written | None] = [None] * len(prompts)
-        if config.rollout.plan:
+        if planning := config.rollout.planned(config.groups) * groups.size:
             decoding = Decoding(max_tokens=config.text_limit, temperature=1.0)
-            plans = list(groups.texts(number, "plan", [asked(self.model, p.text) for p in prompts], decoding))
+            after = [asked(self.model, prompt.text) for prompt in prompts[:planning]]
+            plans[:planning] = groups.texts(number, "plan", after, decoding)
         contexts = [planned(self.model, prompt.text, plan) for prompt, plan in zip(prompts, plans, strict=True)]
         images = groups.images(number, "draw", contexts, self.sampling, config.noise_level, config.random_range)
         return Drawn(prompts, plans, images, self.reward([made.image for made in images], prompts))

@@ -28,7 +28,7 @@ class PolicyRollout(RolloutConfig):
     """How a policy draws: its texts at temperature 1, as they are trained."""
 
     plan_temperature: Annotated[float, Field(ge=0.0)] = 1.0
-    planned_share: Fraction = 1.0
+    planned_share: Fraction = 1.0  # of a step's groups, at least one, if plan; the images of the others have none
 
 
 class PolicyTrain(TrainConfig):
