@@ -55,7 +55,7 @@ def weight_files(folder: Path) -> list[Path]:
     autoencoder = folder / f"{AUTOENCODER}.safetensors"
     if pickled and (not found or not autoencoder.is_file()):
         named = ", ".join(pickled)
-        raise ModelError(f"{folder}: {named} are pickles, which may run code and are not read: srum convert {folder}")
+        raise ModelError(f"{folder}: {named} are pickles, which may run code: srum convert {folder} --out NEW_FOLDER")
     if not autoencoder.is_file():
         raise ModelError(f"{folder} has none of {WEIGHTS}, {INDEX}, {autoencoder.name}: the autoencoder is missing")
     if len(found) != 1:

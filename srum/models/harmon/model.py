@@ -87,7 +87,6 @@ class Harmon(Reader):
         self.ids = lru_cache(maxsize=65536)(lambda text: tuple(self.tokenizer.encode(text, add_special_tokens=False)))
         self.stop, _ = (token_id(self.tokenizer, name, folder) for name in ("<|im_end|>", "<|im_start|>"))
         self.network: HarmonNetwork = empty_network(self.config).to(dtype).eval()
-        self.network.mar.requires_grad_(True)
         self.language = Language(self.network.llm["model"])
         if not empty:
             self.network.to_empty(device=device)
@@ -175,7 +174,7 @@ class Harmon(Reader):
         """Latents (C, h, w) of images as they are, neighbours of one size together."""
         pixels = [to_pixels(image) for image in images]
         made: dict[int, Tensor] = {}
-        for run in _alike([one.shape for one in pixels]):
+        for run in _alike([one.shape for one in pixels], AT_ONCE):
             latents = encode_mean(self.autoencoder, torch.stack([pixels[i] for i in run]).to(self.device))
             made |= zip(run, latents.cpu(), strict=True)
         return [made[place] for place in range(len(images))]
@@ -183,7 +182,7 @@ class Harmon(Reader):
     def decode(self, latents: Sequence[Tensor]) -> list[Image]:
         """Images of clean latents (C, h, w)."""
         made: dict[int, Image] = {}
-        for run in _alike([latent.shape for latent in latents]):
+        for run in _alike([latent.shape for latent in latents], AT_ONCE):
             pixels = decode_latents(self.autoencoder, torch.stack([latents[i] for i in run]).to(self.device))
             made |= zip(run, map(to_image, pixels), strict=True)
         return [made[place] for place in range(len(latents))]
@@ -220,7 +219,9 @@ class Harmon(Reader):
         """Images of which only the cells in ``holes`` (h, w) are drawn, after each context; of ``latents`` (C, h, w)
         the other cells are kept. Raises ValueError unless all are as many."""
         if len({len(contexts), len(latents), len(holes), len(seeds)}) > 1:
-            raise ValueError(f"{len(contexts)} contexts, {len(latents)} latents and {len(seeds)} seeds")
+            raise ValueError(
+                f"{len(contexts)} contexts, {len(latents)} latents, {len(holes)} holes, {len(seeds)} seeds"
+            )
         made = list(latents)
         for run in _alike([(*latent.shape, int(hole.sum())) for latent, hole in zip(latents, holes, strict=True)]):
             if holes[run[0]].any():
@@ -491,10 +492,11 @@ def _latent(segment: Segment) -> Tensor:
     return segment.latent
 
 
-def _alike(kinds: Sequence[object]) -> Iterator[list[int]]:
-    """Places of what is of one kind, at most ``AT_ONCE`` together."""
+def _alike(kinds: Sequence[object], most: int | None = None) -> Iterator[list[int]]:
+    """Places of what is of one kind, at most so many together."""
     places: dict[object, list[int]] = {}
     for place, kind in enumerate(kinds):
         places.setdefault(kind, []).append(place)
     for alike in places.values():
-        yield from (alike[start : start + AT_ONCE] for start in range(0, len(alike), AT_ONCE))
+        step = most or len(alike)
+        yield from (alike[start : start + step] for start in range(0, len(alike), step))
