@@ -42,8 +42,8 @@ ARCHITECTURES = {
 TERMS = {
     "BLIP3o/BLIP3o-Model-8B": "tagged apache-2.0, as is its language model; its decoder is BAAI's, of terms of its own",
     "BLIP3o/BLIP3o-Model-4B": "tagged apache-2.0; its language model has Qwen's research licence: nothing commercial",
-    "wusize/Harmon-0_5B": "NTU S-Lab License 1.0: nothing commercial without its authors' leave",
-    "wusize/Harmon-1_5B": "NTU S-Lab License 1.0: nothing commercial without its authors' leave",
+    "wusize/Harmon-0_5B": "NTU's S-Lab License 1.0: nothing commercial",
+    "wusize/Harmon-1_5B": "NTU's S-Lab License 1.0: nothing commercial",
 }
 CLASS = "model_class.json"  # marks the folder of a user's own model, and names its class
 
