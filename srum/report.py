@@ -26,6 +26,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from srum import plots
+from srum.alarms import alarms
 from srum.config import CONFIG, JudgeConfig, load_config
 from srum.evaluation.accuracy import Accuracy, CheckedImage, summarize
 from srum.evaluation.benchmark import Drawn
@@ -109,6 +110,7 @@ def _contents(run: Path, running: bool) -> dict[str, Any]:
         "accuracy_svg": _svg(plots.accuracy_figure(accuracy, colours)),
         "rounds_svg": _rounds_svg(rounds, arms, names, colours),
         "losses": list(_losses(rounds, names, colours)),
+        "policies": list(_policies(rounds, names)),
         "samples": list(_samples(rounds, names)),
         "timings": list(_flatten(_read_json(run / "timings.json"))),
         "config": _read_text(inside(run, "config.yaml")),
@@ -232,9 +234,20 @@ def _rounds_svg(
 
 def _losses(rounds: list[Path], names: Sequence[str], colours: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     for folder in rounds:
-        metrics = {path.parent.name: _read_lines(path) for path in sorted(folder.glob("train/*/metrics.jsonl"))}
-        if metrics:
+        if metrics := _metrics(folder):
             yield folder.name, _svg(plots.loss_figure(_in_order(metrics, names), colours))
+
+
+def _policies(rounds: list[Path], names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Of every arm that learns from rewards of its own drawings its curves, and what is to be warned of."""
+    for folder in rounds:
+        for arm, rows in _in_order(_metrics(folder), names).items():
+            if figure := plots.policy_figure(rows):
+                yield {"title": f"{folder.name}, {arm}", "svg": _svg(figure), "alarms": alarms(rows)}
+
+
+def _metrics(folder: Path) -> dict[str, list[Any]]:
+    return {path.parent.name: _read_lines(path) for path in sorted(folder.glob("train/*/metrics.jsonl"))}
 
 
 def _samples(rounds: list[Path], names: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -62,12 +62,19 @@ class Refine(Reason):
     config: R3Config
 
     def __init__(
-        self, model: UnifiedModel, reward: Reward, prompts: Sequence[Prompt], config: R3Config, seed: int
+        self,
+        model: UnifiedModel,
+        reward: Reward,
+        prompts: Sequence[Prompt],
+        config: R3Config,
+        seed: int,
+        second: Reward | None = None,
     ) -> None:
-        super().__init__(model, reward, prompts, config, seed)
+        super().__init__(model, reward, prompts, config, seed, second)
         require(model, {"edit", "seen"}, "the method r3")
         self.form = template(config.template)
         self.changing = replace(self.sampling, timesteps=config.refine_timesteps)
+        self.cycle = 1 + config.refinements if config.tree else 1
 
     def refined(self, number: int, turn: str, states: Sequence[State], places: Sequence[int] | None = None) -> Refined:
         """A reply to each state, and the image after it; ``places`` of the states in their groups."""
@@ -124,7 +131,7 @@ class Tree(Refine):
 
     def play(self, number: int) -> Played:
         """What step ``number`` has drawn, compared."""
-        if number % (1 + self.config.refinements) == 0:
+        if number % self.cycle == 0:
             drawn = self.draw(number)
             self.kept = states_of(drawn, self.groups.size)
             return self.compared(number, drawn)
@@ -199,7 +206,8 @@ class Trajectories(Refine):
             for place, i in enumerate(places_):
                 examples += self.learned(f"{number}-{i}-{turn}", refined, place, advantages[i], advantages[i])
         facts = chain_figures(turns[-1][1]) if turns else {}
-        return Played(examples, figures(last, owners) | facts)
+        facts |= figures([Value(value) for value in last], owners) | self.looked_again(number, drawn)
+        return Played(examples, facts)
 
 
 def states_of(drawn: Drawn, size: int) -> list[State]:
