@@ -279,6 +279,6 @@ def test_a_policy_is_shown_by_what_its_rows_know() -> None:
     assert figure is not None
     *tops, bottom = figure.axes
     shown = {line.get_label(): list(line.get_xydata()[0]) for axes in tops for line in axes.lines}
-    assert shown["second value"] == [1, 0.5] and shown["mended"] == [2, 0.75] and len(tops) == 3
-    assert [line.get_label() for line in bottom.lines] == ["image kl", "text kl"]
+    assert shown["second value"] == [1, 0.5] and shown["mended"] == [2, 0.75] and len(tops) == 4
+    assert [line.get_label() for line in bottom.lines] == ["image kl, as weighted", "text kl, as weighted"]
     assert plots.policy_figure([{"step": 1, "loss": 0.5, "parts": {}}]) is None

@@ -220,19 +220,21 @@ def states_of(drawn: Drawn, size: int) -> list[State]:
 
 
 def chain_figures(refined: Refined) -> dict[str, float]:
-    """What is to be known of replies: their form, stops, right ones, and what refining did to values."""
+    """What is to be known of replies: their form, stops, right ones, and what refining did to values; a share of
+    nothing, as of stops where there are none, is left out."""
     before = [state.value for state in refined.states]
     stops = [reply.kind == "stop" for reply in refined.replies]
     edited = [(before[i], value.value) for i, value in refined.values.items() if value.value is not None]
-    return {
-        "formed": mean(reply.kind != "failure" for reply in refined.replies),
-        "stops": mean(stops),
-        "right_stops": mean(value >= 1 for value, stop in zip(before, stops, strict=True) if stop),
-        "right_stopped": mean(stop for value, stop in zip(before, stops, strict=True) if value >= 1),
-        "value_before": mean(before),
-        "mended": mean(after >= 1 for value, after in edited if value < 1),
-        "broken": mean(after < 1 for value, after in edited if value >= 1),
+    told: Mapping[str, Sequence[float]] = {
+        "formed": [reply.kind != "failure" for reply in refined.replies],
+        "stops": stops,
+        "right_stops": [value >= 1 for value, stop in zip(before, stops, strict=True) if stop],
+        "right_stopped": [stop for value, stop in zip(before, stops, strict=True) if value >= 1],
+        "value_before": before,
+        "mended": [after >= 1 for value, after in edited if value < 1],
+        "broken": [after < 1 for value, after in edited if value >= 1],
     }
+    return {name: mean(values) for name, values in told.items() if values}
 
 
 def drawn_in_chains(model: UnifiedModel, config: R3Config, seed: int) -> Draw:
@@ -254,6 +256,7 @@ def drawn_in_chains(model: UnifiedModel, config: R3Config, seed: int) -> Draw:
             Chain(
                 [Shot(made.image, said=said) for made, said in zip(chain.images, [None, *_edits(chain)], strict=True)],
                 len(chain.images) - 1,
+                chain.replies[-1].raw if chain.replies and chain.replies[-1].kind != "edit" else None,
             )
             for chain in chains
         ]
