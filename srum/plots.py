@@ -375,7 +375,7 @@ def policy_figure(rows: Sequence[Mapping[str, Any]]) -> Figure | None:
     """Rewards, groups and replies, and the distance from the weights that entered, over the steps of one training; None
     where rows know of no rewards."""
     known = {name for row in rows for name in row}
-    panels = [own for names in POLICY_PANELS if (own := [name for name in names if name in known])]
+    panels = [shown for names in POLICY_PANELS if (shown := [name for name in names if name in known])]
     if "value" not in known:
         return None
     figure = Figure(figsize=(4.6, 0.7 + 1.5 * (len(panels) + 1)), layout="constrained")

@@ -50,9 +50,10 @@ class PolicyConfig(RunConfig):
     candidates_per_prompt: Count = 8
     rollout: PolicyRollout = PolicyRollout()
     train: PolicyTrain = PolicyTrain()
-    value: Opinion = "judge"  # who says what an image is worth; checker: in the laboratory alone
+    value: Literal["judge", "questions"] = "judge"  # who says what an image is worth
     hard: bool = False  # of questions: the likelier answer, right or wrong, not its probability
-    second: Opinion | Literal["none"] = "none"  # another opinion of the same images, watched and never a reward
+    second: Opinion | Literal["none"] = "none"  # another opinion of the same images, watched and never a reward;
+    # checker: of the embedded world's prompts the truth
     second_every: Count = 10  # steps that draw from prompts, from one look to the next
     stop_gap: Positive = 2.0  # training stops once V has gained so much on the second opinion; 2: never
     right_at: Fraction = 0.9  # V from which an image counts as right, and as 1

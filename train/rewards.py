@@ -117,8 +117,8 @@ def rounded(value: float, right_at: float) -> float:
 
 
 def checker_value(images: Sequence[Image], prompts: Sequence[Prompt]) -> list[Value]:
-    """V = 1 where the exact checker finds what was asked for, else 0: what a judge could at best know, for measuring in
-    the embedded world alone. Another prompt's image has no value."""
+    """V = 1 where the exact checker finds what was asked for, else 0: a second opinion that is the truth. The image of
+    a prompt that is not of the embedded world has no value."""
     return [
         Value(float(check(np.asarray(image.convert("RGB")), prompt.metadata).correct))
         if "include" in prompt.metadata
