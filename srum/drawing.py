@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 from PIL.Image import Image
 from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
 
 from srum.config import ConfigError, ImageConfig
 from srum.models.base import Decoding, Generated, Sampling, Segment, UnifiedModel, require
@@ -17,12 +18,14 @@ from srum.records import Prompt
 
 @dataclass(frozen=True)
 class Shot:
-    """One image on the way to that of a prompt: its seed, the judge's score in [-1, 1], what the model wrote before."""
+    """One image on the way to that of a prompt: its seed, the judge's score in [-1, 1], what the model wrote before,
+    and its latent where that is known."""
 
     image: Image
     seed: int | None = None
     score: float | None = None
     said: str | None = None
+    latent: Tensor | None = None
 
 
 @dataclass(frozen=True)

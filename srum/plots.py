@@ -103,17 +103,19 @@ def candidate_figure(
     *,
     masks: bool = False,
     grid: bool = False,
+    words: bool = True,
 ) -> Figure:
     """An image with its regions in image pixels, each with id and score (or label), coloured by score in [-1, 1].
 
     ``masks`` draws the mask of a region that has one in place of its box. Region 0, the background, has neither.
     Regions without a score are grey, wrong ones have a thick line. ``reward`` (h, w), where given, is shown beside the
     image (``reward_map_figure``), with the latent ``grid`` on demand, and the outlines of wrong regions on it. Beside
-    both stands what the judge says of each region, the background and the layout, what is wrong first.
+    both stands, unless ``words`` is false, what the judge says of each region, the background and the layout, what is
+    wrong first.
     """
-    said = said_of(regions, judgement) if judgement else []
-    words = [_wrapped(*one) for one in said]
-    height = max(3.9, LINE * (sum(map(len, words)) + len(words) + 1))
+    said = said_of(regions, judgement) if judgement and words else []
+    lines = [_wrapped(*one) for one in said]
+    height = max(3.9, LINE * (sum(map(len, lines)) + len(lines) + 1))
     widths = [3.6, *([] if reward is None else [3.6]), *([2.7] if said else [])]
     figure = Figure(figsize=(sum(widths) + (0 if reward is None else BAR), height), layout="constrained")
     axes = figure.subplots(1, len(widths), squeeze=False, gridspec_kw={"width_ratios": widths})[0]
@@ -125,7 +127,7 @@ def candidate_figure(
         axes[1].set_title(_map_title("reward", reward), color=INK, fontsize=9)
         _colourbar(figure, axes[1], SCORE_RANGE, "reward")
     if said:
-        _draw_words(axes[-1], [score for _, score, _ in said], words, height)
+        _draw_words(axes[-1], [score for _, score, _ in said], lines, height)
     return figure
 
 

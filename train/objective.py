@@ -1,8 +1,8 @@
 """What the trainer asks of a method: per-token terms of what the model predicted.
 
 A method is written over errors, credits and the distance from old weights, never over velocities, so that it does not
-depend on what a model predicts. Terms are never reduced here; the objective is their sum, reduced where the weighting
-is visible (``train.trainer``).
+depend on what a model predicts (``srum.models.base.TrainingForward``). Terms are never reduced here; the objective is
+their sum, reduced where the weighting is visible (``train.trainer``).
 """
 
 from __future__ import annotations
@@ -31,16 +31,17 @@ class Tokens:
     """The predicted tokens of one kind in a pack, (N,) each.
 
     ``error``: of image tokens what their model minimises (for flow the squared error of the velocity, its mean over
-    channels), of text tokens the cross-entropy. ``credit``: that of the example (``train.examples``). Where the
-    objective compares with old weights: ``old_error`` of these, and of image tokens ``drift``, the squared distance
-    between the two predictions; neither has a gradient but through the new prediction. ``draws``: of what a policy
-    drew, how.
+    channels; for ids minus the log-probability), of text tokens the cross-entropy. ``credit``: that of the example
+    (``train.examples``). Where the objective compares with old weights: ``old_error`` of these, and of image tokens how
+    far the new prediction is from theirs, ``change`` and ``drift`` (``srum.models.base.Distance``). Gradients go
+    through the new prediction alone. ``draws``: of what a policy drew, how.
     """
 
     kind: Literal["image", "text"]
     error: Tensor
     credit: Tensor
     old_error: Tensor | None = None
+    change: Tensor | None = None
     drift: Tensor | None = None
     draws: Draws | None = None
 

@@ -119,7 +119,7 @@ class PolicyMethod(Method):
     """What policy gradients of texts and images have in common: the terms."""
 
     stages: ClassVar[Sequence[Stage]] = ()
-    needs = frozenset({"velocity", "explore"})
+    needs = frozenset({"train", "velocity", "explore"})
 
     def terms(self, tokens: Tokens, config: Any) -> Terms:
         """The clipped ratio, and the distance from the weights that entered."""

@@ -372,12 +372,14 @@ class Trainer:
                 old = self.forward(pack.packed)
         new = self.forward(pack.packed)
         credit = pack.image_credit(new)
+        change, drift = (None, None) if old is None else new.distance(old)
         image = Tokens(
             "image",
             new.image_error,
             credit,
             old_error=None if old is None else old.image_error,
-            drift=None if old is None else new.drift(old),
+            change=change,
+            drift=drift,
             draws=pack.image_draws(new),
         )
         text = Tokens(
@@ -389,7 +391,7 @@ class Trainer:
         )
         terms, figures = self.objective.terms, self.objective.figures
         written = ({}, {}) if figures is None else (figures(image), figures(text))
-        return Losses(terms(image), terms(text), new, pack, credit, written)
+        return Losses(terms(image) | new.extra, terms(text), new, pack, credit, written)
 
     def forward(self, packed: object) -> TrainingForward:
         """What the model predicts of a pack, in float32."""

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from srum.config import EvalConfig
 from srum.disk import require_room_for_images
-from srum.drawing import Chain, Draw, Shot, draw_prompts
+from srum.drawing import Chain, Draw, Shot, draw_planned
 from srum.evaluation.statistics import wilson
 from srum.models.base import Generated, Sampling, UnifiedModel
 from srum.processes import Processes
@@ -132,9 +132,17 @@ def drawn(
     model: UnifiedModel, prompts: Mapping[str, Prompt], config: EvalConfig, seed: int, path: bool = False
 ) -> list[Generated]:
     """An image of each prompt, by id, as ``config`` says; noise and plan have a seed each, of ``seed`` and the id."""
+    return [made for made, _ in drawn_planned(model, prompts, config, seed, path)]
+
+
+def drawn_planned(
+    model: UnifiedModel, prompts: Mapping[str, Prompt], config: EvalConfig, seed: int, path: bool = False
+) -> list[tuple[Generated, str | None]]:
+    """The same with the plans, None where ``config`` has none."""
     noise, plan = ([seed_for(seed, name, purpose) for name in prompts] for purpose in ("eval", "plan"))
+    plans = plan if config.plan else [None] * len(prompts)
     texts = [prompt.text for prompt in prompts.values()]
-    return draw_prompts(model, texts, Sampling(**config.sampling()), noise, plan if config.plan else None, path)
+    return draw_planned(model, texts, Sampling(**config.sampling()), noise, plans, path)
 
 
 def require_metadata(prompts: Sequence[Prompt]) -> None:

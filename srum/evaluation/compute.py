@@ -25,6 +25,7 @@ from srum.evaluation.accuracy import CheckedImage
 from srum.evaluation.statistics import wilson
 from srum.flow import schedule
 from srum.json_files import read_json
+from srum.models.base import Sampling
 from srum.reading import RunView
 from srum.records import Candidate, Judgement
 from srum.run import Arm, Run
@@ -60,10 +61,12 @@ class Point:
 
 
 def passes_of(config: ImageConfig) -> int:
-    """Forward passes of an image that is drawn so: one a step, two where guidance is active."""
-    low, high = config.guidance_interval
-    times = schedule(config.timesteps, config.timestep_shift)[:-1].tolist()
-    return sum(2 if config.guidance > 1 and low < t <= high else 1 for t in times)
+    """Forward passes of an image that is drawn so: one a step, where guidance is active two, or three with images."""
+    sampling = Sampling(**config.sampling())
+    guided = 1 + (sampling.guidance > 1) * (1 + (sampling.image_guidance > 1))
+    low, high = sampling.guidance_interval
+    times = schedule(sampling.timesteps, sampling.timestep_shift)[:-1].tolist()
+    return sum(guided if low < t <= high else 1 for t in times)
 
 
 def spent(run: Run, arm: str, rounds: int) -> Compute:

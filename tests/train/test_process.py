@@ -89,7 +89,7 @@ def test_a_step_of_both_layouts(layout: str, tmp_path: Path) -> None:
     mix = method.examples(Run(tmp_path, config), 0, config)
     train(model, mix, method.objective(config), config.train, tmp_path, seed=1, progress=False)
     (row,) = keep_rows(tmp_path / "metrics.jsonl", 1)
-    assert row["parts"]["flow"] > 0 and row["parts"]["cross_entropy"] > 0
+    assert row["parts"]["error"] > 0 and row["parts"]["cross_entropy"] > 0
 
 
 def test_chains_are_written_and_read_again(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ class Method:
     label: ClassVar[str]  # in tables and plots
     colour: ClassVar[str]  # of its curves
     stages: ClassVar[Sequence[Stage]]  # of a round, before training
-    needs: ClassVar[frozenset[str]] = frozenset({"velocity"})  # abilities of the model
+    needs: ClassVar[frozenset[str]] = frozenset({"train"})  # abilities of the model
 
     def stages_of(self, config: Any) -> Sequence[Stage]:
         """The stages where they depend on the config."""

@@ -63,7 +63,7 @@ class Process(Method):
     name, label, colour = "process", "process-driven", "#009e73"
     Config = ProcessConfig
     stages: ClassVar[Sequence[Stage]] = ()
-    needs = frozenset({"velocity", "seen", "clean"})
+    needs = frozenset({"train", "seen", "clean"})
 
     def examples(self, run: Run, k: int, config: ProcessConfig) -> Mix:
         """Chains or their stages."""
@@ -84,7 +84,7 @@ class Process(Method):
         """Both losses as they are."""
         if tokens.kind == "text":
             return cross_entropy(tokens, config)
-        return {"flow": tokens.credit * tokens.error}
+        return {"error": tokens.credit * tokens.error}
 
     def draw(self, model: TrainableModel, config: ProcessConfig, seed: int) -> Draw:
         """In strokes."""
