@@ -4,7 +4,8 @@ What can be counted is counted from the config. The rest is measured: a miniatur
 prompts and three training steps, goes through all its stages in a temporary folder; what its parts take per item and
 once is multiplied by the items of the run. Where that is soon done, a second one, several times as large, makes up for
 what first calls take, and for batches that the first did not fill. Memory is the peak of this process in a miniature,
-with what the architecture says (``srum doctor``) of the images that a batch of the run has more.
+with what the images take that a batch of the run has more: what the architecture says (``srum doctor``), or what the
+second miniature took beyond the first.
 
 A forward pass is one of the network over one image, or over one question about one: of drawing, every denoising step of
 an image, twice where it is guided; of judging, every question about a region or a layout; of training, every example of
@@ -140,9 +141,10 @@ def foresee(config: RunConfig, folder: Path, always: bool = False) -> Plan:
     foretold = sum(cost.seconds or 0.0 for cost in size.costs(small))
     spent = sum(timed.seconds for timed in small.times.values())
     largest = -(-config.rollout.batch_size // config.candidates_per_prompt)
+    smaller = small
     if spent < min(SHARE * foretold, LONGEST):
         small = miniature(config, max(few, min(LARGER * few, largest, size.prompts)))
-    memory, disk = size.memory(small), size.disk(small)
+    memory, disk = size.memory(small, smaller), size.disk(small)
     available = Machine.here(config.device).memory + (0 if torch.cuda.is_available() else held())
     if available and memory > available:
         warnings.append(f"memory: {memory / GIGABYTE:.2f} GB are wanted, {available / GIGABYTE:.2f} GB are there")
@@ -246,16 +248,17 @@ class Size:
             passes = steps * arm.config.train.batch_size * ((2 if compares else 1) + BACKWARD)
             yield Cost(self.run.named(k, f"train {name}"), 0, passes, _scaled(timed, steps / STEPS))
 
-    def memory(self, small: Miniature) -> int:
-        """The peak of the process in bytes: that of the miniature, and the images that a batch has more."""
+    def memory(self, small: Miniature, smaller: Miniature) -> int:
+        """The peak of the process in bytes: that of the miniature, and the images that a batch has more.
+
+        They take what the architecture says, or what the miniature took more than one with fewer candidates.
+        """
         batches = {"rollout": self.config.rollout.batch_size, "judging": self.config.judge.batch_size}
+        lacking = {stage: max(0, min(batch, self.candidates) - small.candidates) for stage, batch in batches.items()}
         needs = _needs(self.config)
-        more = [
-            needs[stage].per_image * (min(batch, self.candidates) - min(batch, small.candidates))
-            for stage, batch in batches.items()
-            if stage in needs
-        ]
-        return small.memory + max([0, *more])
+        said = [needs[stage].per_image * images for stage, images in lacking.items() if stage in needs]
+        grown = (small.memory - smaller.memory) / max(1, small.candidates - smaller.candidates)
+        return small.memory + max([*said, round(grown * max(lacking.values()))])
 
     def disk(self, small: Miniature) -> int:
         """Bytes in the end, and of the checkpoints of a round's trainings, which stay until all are done."""
