@@ -57,6 +57,8 @@ class ImageConfig(Section):
     guidance: Annotated[float, Field(ge=0.0)] = 2.5  # <= 1 is off
     guidance_interval: tuple[Fraction, Fraction] = (0.0, 1.0)  # active where lo < t <= hi
     renorm: Literal["global", "channel", "text_channel"] = "global"
+    guidance_every: Count = 1  # of the guided steps one in so many compares; those between keep its differences
+    velocity_every: Count = 1  # of all steps one in so many runs the network; between them its velocity is extrapolated
     # a guided velocity is shrunk to the norm of the unguided one: of the image, of each token, of each before the image
     # guidance
     plan: bool = False  # decode a planning text first; it conditions the image

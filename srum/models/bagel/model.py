@@ -35,7 +35,7 @@ from srum.models.bagel.config import BagelConfig, ResizeLimits
 from srum.models.bagel.contexts import Remembered, levels, parted
 from srum.models.bagel.decoding import Row, Step, decode_rows
 from srum.models.bagel.network import BagelNetwork
-from srum.models.bagel.sampler import branch_counts, sample
+from srum.models.bagel.sampler import sample
 from srum.models.bagel.sequence import Batch, ImageMarkers, Split, lay_out
 from srum.models.base import (
     Ability,
@@ -48,6 +48,7 @@ from srum.models.base import (
     Sampling,
     Segment,
     Written,
+    branch_counts,
     without_images,
     without_text,
 )
@@ -300,7 +301,7 @@ class Bagel:
         owner = torch.cat([torch.full((len(x),), i) for i, x in enumerate(noise)]).to(self.device)
         splits = [[Split(kind="noisy", tokens=n, grid=g)] for n, g in zip(noise, grids, strict=True)]
         branches: dict[int, tuple[Cache, Batch]] = {}
-        for count in set(branch_counts(sampling)):  # laid out before the steps, of which none waits for the device
+        for count in set(branch_counts(sampling)) - {0}:  # before the steps, of which none waits for the device
             cache = contexts.rearranged(range(count * len(noise)))
             branches[count] = cache, self._lay_out(splits * count, cache)
 
