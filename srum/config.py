@@ -231,8 +231,8 @@ class PairConfig(Section):
 class RefineConfig(ImageConfig):
     """Drawing again after an image was seen (``srum.refining``)."""
 
-    way: Literal["regenerate", "regenerate_clean", "edit", "prompt"] = "regenerate"
-    # RvR; RvR with a clean latent; RvE; once more from the prompt alone, which is the control
+    way: Literal["regenerate", "regenerate_clean", "edit", "infill", "prompt"] = "regenerate"
+    # RvR; RvR with a clean latent; RvE; what is blamed alone, the rest stays; once more from the prompt, the control
     rounds: Annotated[int, Field(ge=1, le=4)] = 1  # how often an image is drawn again, at most
     stop: Signed | None = 0.5  # no round after an image that the judge scores so or better; null: never stop
     always: bool = False  # refine a first image that is good already, too

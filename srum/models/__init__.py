@@ -28,10 +28,11 @@ from srum.processes import Processes
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # glibc's numbers for mallopt
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # owner/name
 EMBEDDED = {"srum-tiny": Path(__file__).parent / "tiny"}
-# What marks a folder, a file, or one with a ``model_type`` that begins so: the module that loads it.
+# What marks a folder, a file, or one with a ``model_type`` or ``_class_name`` that begins so: the module that loads it.
 ARCHITECTURES = {
     "llm_config.json": "srum.models.bagel",
     "config.json:blip3o": "srum.models.blip3o",
+    "config.json:Showo": "srum.models.showo",
     "internvl3/config.json": "srum.models.openuni",
     "config.json:harmon": "srum.models.harmon",
     "kl16.safetensors": "srum.models.harmon",
@@ -41,8 +42,8 @@ ARCHITECTURES = {
 TERMS = {
     "BLIP3o/BLIP3o-Model-8B": "tagged apache-2.0, as is its language model; its decoder is BAAI's, of terms of its own",
     "BLIP3o/BLIP3o-Model-4B": "tagged apache-2.0; its language model has Qwen's research licence: nothing commercial",
-    "wusize/Harmon-0_5B": "NTU S-Lab License 1.0: nothing commercial without its authors' leave",
-    "wusize/Harmon-1_5B": "NTU S-Lab License 1.0: nothing commercial without its authors' leave",
+    "wusize/Harmon-0_5B": "NTU's S-Lab License 1.0: nothing commercial",
+    "wusize/Harmon-1_5B": "NTU's S-Lab License 1.0: nothing commercial",
 }
 CLASS = "model_class.json"  # marks the folder of a user's own model, and names its class
 
@@ -89,7 +90,7 @@ def load(
     """
     loader, folder = _located(name)
     if terms := getattr(loader, "TERMS", ""):
-        _say(f"{name}: {terms}")
+        say(f"{name}: {terms}")
     place = find_device(device)
     if place.type == "cpu":
         keep_memory()
@@ -98,7 +99,7 @@ def load(
 
 
 @cache
-def _say(line: str) -> None:
+def say(line: str) -> None:
     """Once, on what is not the result."""
     if Processes.here().rank == 0:
         print(line, file=sys.stderr)
@@ -152,7 +153,8 @@ def _marks(marker: str, folder: Path) -> bool:
     name, _, kind = marker.partition(":")
     if not (folder / name).is_file():
         return False
-    return not kind or str(read_json(folder / name).get("model_type")).startswith(kind)
+    values = read_json(folder / name) if kind else {}
+    return not kind or any(str(values.get(field)).startswith(kind) for field in ("model_type", "_class_name"))
 
 
 def _located(name: str | Path) -> tuple[Any, Path | None]:
@@ -191,7 +193,7 @@ def find(name: str | Path) -> Path:
         return folder
     if HUB_ID.fullmatch(str(name)):
         if terms := TERMS.get(str(name)):
-            _say(f"{name}: {terms}")
+            say(f"{name}: {terms}")
         try:
             return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors", "*.txt"]))
         except (OSError, ValueError) as error:

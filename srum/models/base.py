@@ -52,8 +52,8 @@ Ability = Literal[
     "velocity",  # is a flow model: ``forward`` predicts velocities, ``corrupt`` draws noise
     "compile",  # runs through torch.compile
     "prepare",  # before training, ``prepare(examples)`` computes once what its frozen weights make of their segments
-    "remember",  # within ``remembering()`` calls whose contexts begin with the same images share what these cost
     "infill",  # ``infill(contexts, latents, holes, sampling, seeds)`` draws anew where ``holes`` (h, w) are True
+    "remember",  # within ``remembering()`` calls whose contexts begin with the same images share what these cost
     "frames",  # ``box_frame`` and ``crop_box`` say what of an image its boxes and its latents are of
 ]
 
