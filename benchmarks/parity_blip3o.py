@@ -32,6 +32,7 @@ from srum.models.blip3o.images import patches, seen_size
 from srum.models.blip3o.model import DEFAULTS
 from srum.models.checkpoints import Headers
 from srum.models.pixels import cropped, normalised
+from srum.models.precision import Precision
 from srum.models.queries.generator import ticks, timestep
 from srum.models.queries.language import Rows, flattened, joined
 from srum.models.queries.sampler import even_schedule
@@ -47,6 +48,11 @@ PUBLISHED: dict[str, dict[str, Any]] = {  # docs/specs/blip3o.md, 1
 }
 COMMON = {"vocab_size": 151668, "n_query": 64, "gen_pooling": "early_pool2d_4"}
 COMMON |= {"rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}, "rope_theta": 1e6}
+
+
+def load(checkpoint: Path, device: str, precision: Precision) -> Blip3o:
+    """The model of a folder of fixtures."""
+    return Blip3o.load(checkpoint, device, precision)
 
 
 def prompt(text: str) -> list[Segment]:

@@ -2,11 +2,12 @@
 
     python -m benchmarks.reinforce --seeds 0 1 2 --out runs/reinforce [--arms r3 flow_grpo ...] [--steps 12] [--set ...]
 
-An arm of a seed is a training from ``srum-tiny`` with as many images drawn as every other; half of its prompts plan.
+An arm of a seed is a training from ``srum-tiny`` with as many images drawn as every other. Prompts are bare but for
+``reason``: of planned images so many are right that most groups have nothing to compare.
 
     base         the weights that enter       flow_grpo   Flow-GRPO: images alone, the generation expert
     reason       plans and images, all weights: R3's first stage alone
-    r3           the same in turn with replies and refined images, one refinement
+    r3           images, then replies about them and refined images, all weights, in turn: one refinement
     flow_region  flow_grpo, each advantage spread by blame      region_nft  region-NFT on a round of candidates
 
 Then all draw the same prompts, bare and after a plan, and say once what must change (``once``, ``refined``; ``said``).
@@ -49,7 +50,7 @@ SMALL = (
     "rounds=1",
     "compare=[]",
     f"candidates_per_prompt={GROUP}",
-    "rollout.planned_share=0.5",
+    "rollout.plan=false",
     "rollout.timesteps=10",
     "eval.prompts=held_out",
     "eval.count=48",
@@ -62,7 +63,7 @@ ARMS: dict[str, Sequence[str]] = {
     BASE: ("method=flow_grpo",),
     "flow_grpo": ("method=flow_grpo", *IMAGES),
     "r3": ("method=r3", *POLICY),
-    "reason": ("method=flow_grpo", *POLICY),
+    "reason": ("method=flow_grpo", *POLICY, "rollout.plan=true"),
     "flow_region": ("method=flow_grpo", *IMAGES, "credit=region"),
     "region_nft": ("method=region_nft", "train.steps=60"),
 }
@@ -204,7 +205,8 @@ def understanding_table(rows: Mapping[str, Sequence[Outcome]]) -> Table:
         for seen, answers, drawn_by in (("fixed", "answers", rows[BASE]), ("own", "own_answers", outcomes)):
             told = [alignment(getattr(o, seen), by.once["bare"]) for o, by in zip(outcomes, drawn_by, strict=False)]
             accuracies, replies = [one.accuracy for one in told], [fmean(getattr(o, answers)) for o in outcomes]
-            cells += map(percent, (accuracies, [t.balanced for t in told], [t.auroc for t in told], replies))
+            shares = accuracies, [t.balanced for t in told], [t.auroc for t in told], replies
+            cells += [percent(own) for own in shares]
         table.add_row(arm, *cells, rise([o.value for o in outcomes if o.value]))
     return table
 

@@ -89,7 +89,7 @@ def load(
     """
     loader, folder = _located(name)
     if terms := getattr(loader, "TERMS", ""):
-        _say(f"{name}: {terms}")
+        say(f"{name}: {terms}")
     place = find_device(device)
     if place.type == "cpu":
         keep_memory()
@@ -98,7 +98,7 @@ def load(
 
 
 @cache
-def _say(line: str) -> None:
+def say(line: str) -> None:
     """Once, on what is not the result."""
     if Processes.here().rank == 0:
         print(line, file=sys.stderr)
@@ -191,7 +191,7 @@ def find(name: str | Path) -> Path:
         return folder
     if HUB_ID.fullmatch(str(name)):
         if terms := TERMS.get(str(name)):
-            _say(f"{name}: {terms}")
+            say(f"{name}: {terms}")
         try:
             return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors", "*.txt"]))
         except (OSError, ValueError) as error:

@@ -18,7 +18,7 @@ from srum.models.checkpoints import Headers, require_heads, require_values, with
 OVERRIDE_FILES = ("openuni_config.json", "fixture_config.json")
 HEAD_WIDTH = 64  # of the connector
 INTERNVL, SANA, DC_AE = "internvl3", "sana", "dc-ae"
-NOT_OURS = ("model_type", "architectures", "transformers_version", "torch_dtype", "rope_scaling")
+NOT_OURS = ("model_type", "architectures", "transformers_version", "torch_dtype", "rope_scaling", "rope_parameters")
 
 # Fields that change numbers and have one value here: anything else is refused. The libraries compute with the rest.
 CHAT: dict[str, tuple[Any, ...]] = {
@@ -128,8 +128,8 @@ class OpenUniConfig:
         autoencoder = _read(folder / DC_AE / "config.json", AUTOENCODER, ("latent_channels",))
         if transformer["in_channels"] != autoencoder["latent_channels"]:
             raise ModelError(
-                f"{folder}: {SANA}/ draws latents of {transformer['in_channels']} channels and {DC_AE}/ reads "
-                f"{autoencoder['latent_channels']}: they are not of one Sana"
+                f"{folder}: {SANA}/transformer/config.json draws latents of {transformer['in_channels']} channels and "
+                f"{DC_AE}/ decodes those of {autoencoder['latent_channels']}: they are not of one Sana"
             )
         queries, _ = headers.shapes["meta_queries"]
         return cls(
