@@ -57,6 +57,8 @@ class ImageConfig(Section):
     guidance: Annotated[float, Field(ge=0.0)] = 2.5  # <= 1 is off
     guidance_interval: tuple[Fraction, Fraction] = (0.0, 1.0)  # active where lo < t <= hi
     renorm: Literal["global", "channel", "text_channel"] = "global"
+    guidance_every: Count = 1  # of the guided steps one in so many compares; those between keep its differences
+    velocity_every: Count = 1  # of all steps one in so many runs the network; between them its velocity is extrapolated
     # a guided velocity is shrunk to the norm of the unguided one: of the image, of each token, of each before the image
     # guidance
     plan: bool = False  # decode a planning text first; it conditions the image
@@ -227,8 +229,8 @@ class PairConfig(Section):
 class RefineConfig(ImageConfig):
     """Drawing again after an image was seen (``srum.refining``)."""
 
-    way: Literal["regenerate", "regenerate_clean", "edit", "prompt"] = "regenerate"
-    # RvR; RvR with a clean latent; RvE; once more from the prompt alone, which is the control
+    way: Literal["regenerate", "regenerate_clean", "edit", "infill", "prompt"] = "regenerate"
+    # RvR; RvR with a clean latent; RvE; what is blamed alone, the rest stays; once more from the prompt, the control
     rounds: Annotated[int, Field(ge=1, le=4)] = 1  # how often an image is drawn again, at most
     stop: Signed | None = 0.5  # no round after an image that the judge scores so or better; null: never stop
     always: bool = False  # refine a first image that is good already, too

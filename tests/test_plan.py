@@ -82,3 +82,13 @@ def test_a_full_disk_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(plan, "free", lambda path: 10)
     foretold = foresee(load_config(None, [*SETS, "compare=[]"]), tmp_path, always=True)
     assert [line.partition(":")[0] for line in foretold.warnings] == ["disk"]
+
+
+def test_memory_grows_with_the_batch_as_it_did_with_the_miniature() -> None:
+    """40 MB a candidate from 8 to 32, so 32 more to a batch of 64; a single miniature has the architecture's word."""
+    config = load_config(None, ["prompt_count=72", "candidates_per_prompt=8"])
+    smaller, small = (
+        plan.Miniature(plan.Run(Path(), config), {}, count, 1.0, 10**9 + count * 40 * 10**6, {}) for count in (8, 32)
+    )
+    assert plan.Size(config).memory(small, smaller) == 10**9 + 64 * 40 * 10**6
+    assert small.memory < plan.Size(config).memory(small, small) < 2 * small.memory

@@ -55,6 +55,9 @@ def refuse(config: RunConfig) -> None:
     for name, part in (("rollout", config.rollout), ("eval", config.eval)):
         if part.guidance_interval != (0.0, 1.0):
             wrong[f"{name}.guidance_interval"] = "Harmon is guided in every iteration; leave it at [0, 1]"
+        for field in ("guidance_every", "velocity_every"):
+            if getattr(part, field) > 1:
+                wrong[f"{name}.{field}"] = "Harmon runs whole in every iteration; leave it at 1"
         if part.timestep_shift != 1:
             wrong[f"{name}.timestep_shift"] = NO_SHIFT
         if part.renorm != "global":
