@@ -64,10 +64,6 @@ class Showos:
             json.loads((folder.parent / f"{name}.json").read_text()) for name in ("tokens", "training")
         )
 
-    @classmethod
-    def load(cls, folder: Path, device: str, precision: Precision) -> Showos:
-        return cls(folder, device, precision)
-
     def ids_of(self, number: int) -> Span:
         """An image of the fixtures as its ids."""
         return self.vq.layout.seen(self.vq.encode([self.images[number]])[0])
@@ -75,6 +71,11 @@ class Showos:
     def features_of(self, number: int) -> Span:
         """The same as features."""
         return Span(features=self.clip.features(self.clip.clip_pixels(self.images[number])[None])[0])
+
+
+def load(checkpoint: Path, device: str, precision: Precision) -> Showos:
+    """The models of a folder of fixtures."""
+    return Showos(checkpoint, device, precision)
 
 
 def prompt(text: str) -> list[Segment]:

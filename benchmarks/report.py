@@ -157,8 +157,13 @@ def ask(page: Path, expression: str, state: str = "") -> Any:
     script = f"<script>(async () => console.log(`srum ${{JSON.stringify(await {expression})}}`))()</script>"
     asking = page.with_name("asking.html")
     asking.write_text(page.read_text(encoding="utf-8").replace("</body>", script + "</body>"), encoding="utf-8")
+    return told(f"{asking.as_uri()}#{state}")
+
+
+def told(address: str) -> Any:
+    """What the page of an address tells the console after ``srum``. Raises RuntimeError as ``ask``."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        command = [str(chromium()), *OPTIONS.split(), f"--user-data-dir={profile}", f"{asking.as_uri()}#{state}"]
+        command = [str(chromium()), *OPTIONS.split(), f"--user-data-dir={profile}", address]
         with subprocess.Popen(command, stderr=subprocess.PIPE, encoding="utf-8", errors="replace") as browser:
             timer = Timer(PATIENCE, browser.terminate)
             timer.start()
@@ -167,7 +172,7 @@ def ask(page: Path, expression: str, state: str = "") -> Any:
             timer.cancel()
             browser.terminate()
     if answer is None:
-        raise RuntimeError(f"Chromium said nothing of {page}")
+        raise RuntimeError(f"Chromium said nothing of {address}")
     return json.loads(answer[1])
 
 

@@ -35,7 +35,7 @@ GROUPS = {
     "Loop": ("run", "init", "config", "plan", "fork", "sweep"),
     "Stages": ("rollout", "ground", "judge", "rasterize", "images", "pair", "train", "eval", "import"),
     "Looking": ("report", "show", "compare", "ui", "export", "publish"),
-    "Models": ("doctor", "chain", "strokes", "refine", "reconstruct", "bench", "serve", "pretrain"),
+    "Models": ("doctor", "convert", "chain", "strokes", "refine", "reconstruct", "bench", "serve", "pretrain"),
 }
 GROUP_OF = {name: group for group, names in GROUPS.items() for name in names}
 
@@ -242,6 +242,23 @@ def compare(
 
 
 @app.command()
+def ui(
+    what: Annotated[
+        str, typer.Argument(metavar="RUN|MODEL", help="Folder of a run; or a model: name, folder, hub id.")
+    ],
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Of the page, on this machine; 0 takes one that is free.")
+    ] = 7860,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+) -> None:
+    """Open a page: type a prompt, see what base and trained weights draw, how it is judged, and draw it again."""
+    from srum.ui import open_session, serve
+
+    serve(open_session(what, config, overrides or []), what, port)
+
+
+@app.command()
 def export(
     run: RunFolder,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The file to write: .parquet, or the authors' .jsonl.")],
@@ -336,6 +353,19 @@ def doctor(
         typer.echo(f"training and sampling agree to {deviation:.1e} (at most {tolerance:.0e} expected)")
         if deviation > tolerance:
             raise typer.Exit(1)
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="Folder of a model, or a file of weights.", exists=True)],
+    out: Annotated[Path, typer.Option(help="The new folder, or file: .safetensors, or .pth for the authors' code.")],
+) -> None:
+    """Make safetensors of pickled weights, which are not read elsewhere since a pickle may run code: of a folder, with
+    all else that is in it, or of a file; and a pickle of safetensors."""
+    from srum.models.pickles import convert as convert_weights
+
+    for path in convert_weights(source, out):
+        typer.echo(path)
 
 
 @app.command("import")

@@ -57,6 +57,8 @@ class ImageConfig(Section):
     guidance: Annotated[float, Field(ge=0.0)] = 2.5  # <= 1 is off
     guidance_interval: tuple[Fraction, Fraction] = (0.0, 1.0)  # active where lo < t <= hi
     renorm: Literal["global", "channel", "text_channel"] = "global"
+    guidance_every: Count = 1  # of the guided steps one in so many compares; those between keep its differences
+    velocity_every: Count = 1  # of all steps one in so many runs the network; between them its velocity is extrapolated
     # a guided velocity is shrunk to the norm of the unguided one: of the image, of each token, of each before the image
     # guidance
     plan: bool = False  # decode a planning text first; it conditions the image
@@ -190,6 +192,10 @@ class RewardConfig(Section):
     centred: bool = False  # region scores less their mean over the candidates of the prompt
     binary: bool = False  # region scores, centred or not, as 1 where above 0 and -1 elsewhere: a 0/1 reward
     on_failure: Literal["skip", "keep"] = "skip"  # a candidate with a failed judgement: drop it, or keep what parsed
+
+    def rules(self) -> dict[str, Any]:
+        """What ``rasterize`` takes by name."""
+        return self.model_dump(exclude={"centred", "binary"})
 
     @model_validator(mode="after")
     def _the_reference_stays_as_it_is(self) -> RewardConfig:

@@ -130,7 +130,7 @@ def self_check(model: UnifiedModel, size: tuple[int, int], bfloat16: bool) -> tu
     (made,) = model.draw([[prompt]], CHECK, [0], sizes=[size], path=True)
     assert made.path is not None
     x_t, cached = (model.tokens(of_step[0]) for of_step in (made.path.states, made.path.velocities))
-    noisy = Segment("noisy", state=(x_t, 1.0), grid=model.latent_grid(size), loss=True)
+    noisy = Segment("noisy", state=(x_t, made.path.timesteps[0].item()), grid=model.latent_grid(size), loss=True)
     with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16, enabled=bfloat16):
         forward = model.forward(model.pack([[prompt, noisy]], []))
     assert isinstance(forward, FlowForward)

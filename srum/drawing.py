@@ -30,10 +30,12 @@ class Shot:
 
 @dataclass(frozen=True)
 class Chain:
-    """The images of one prompt, each drawn after the one before it; ``kept`` is the number of the one that counts."""
+    """The images of one prompt, each drawn after the one before it; ``kept`` is the number of the one that counts,
+    ``end`` what the model said of the last one where nothing was drawn after that."""
 
     shots: Sequence[Shot]
     kept: int
+    end: str | None = None
 
     @property
     def image(self) -> Image:

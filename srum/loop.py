@@ -11,7 +11,7 @@ shared, process 0 does, and it alone prints.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,12 @@ from srum.plan import Plan, foresee
 from srum.plots import side_by_side
 from srum.plugins import resolve
 from srum.processes import Processes
-from srum.progress import expecting, part
+from srum.progress import after_first_batch, expecting, part
 from srum.report import OFF, is_done, judge_of, write_report
 from srum.rollout import own_prompts, round_prompts
 from srum.run import BASE, Run, console, find_method, load_model
 from srum.run_dir import RunError, alone_in, claim_run, open_image, write_json, write_text
-from srum.stages import SHIPPED, Stage
+from srum.stages import ROLLOUT, SHIPPED, Stage
 from srum.train.optimizer import make_optimizer
 from srum.train.own import judge_own
 from srum.train.stage import require_trainable, subject_of
@@ -129,10 +129,16 @@ def announce(run: Run) -> None:
 def advance(run: Run, stage: Stage, k: int) -> None:
     """A stage of round ``k``, and the report with what it has made now."""
     processes = Processes.here()
+
+    def report() -> Path:
+        return write_report(run.folder, running=True)
+
     made_before = processes.once(lambda: is_done(run, stage, k))
-    perform(run, stage.name, k)
+    first = stage == ROLLOUT and processes.rank == 0
+    with after_first_batch(report) if first else nullcontext():
+        perform(run, stage.name, k)
     if not made_before:
-        processes.once(lambda: write_report(run.folder, running=True))
+        processes.once(report)
 
 
 def check_inputs(config: RunConfig) -> RunConfig:

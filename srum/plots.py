@@ -103,17 +103,19 @@ def candidate_figure(
     *,
     masks: bool = False,
     grid: bool = False,
+    words: bool = True,
 ) -> Figure:
     """An image with its regions in image pixels, each with id and score (or label), coloured by score in [-1, 1].
 
     ``masks`` draws the mask of a region that has one in place of its box. Region 0, the background, has neither.
     Regions without a score are grey, wrong ones have a thick line. ``reward`` (h, w), where given, is shown beside the
     image (``reward_map_figure``), with the latent ``grid`` on demand, and the outlines of wrong regions on it. Beside
-    both stands what the judge says of each region, the background and the layout, what is wrong first.
+    both stands, unless ``words`` is false, what the judge says of each region, the background and the layout, what is
+    wrong first.
     """
-    said = said_of(regions, judgement) if judgement else []
-    words = [_wrapped(*one) for one in said]
-    height = max(3.9, LINE * (sum(map(len, words)) + len(words) + 1))
+    said = said_of(regions, judgement) if judgement and words else []
+    lines = [_wrapped(*one) for one in said]
+    height = max(3.9, LINE * (sum(map(len, lines)) + len(lines) + 1))
     widths = [3.6, *([] if reward is None else [3.6]), *([2.7] if said else [])]
     figure = Figure(figsize=(sum(widths) + (0 if reward is None else BAR), height), layout="constrained")
     axes = figure.subplots(1, len(widths), squeeze=False, gridspec_kw={"width_ratios": widths})[0]
@@ -125,7 +127,7 @@ def candidate_figure(
         axes[1].set_title(_map_title("reward", reward), color=INK, fontsize=9)
         _colourbar(figure, axes[1], SCORE_RANGE, "reward")
     if said:
-        _draw_words(axes[-1], [score for _, score, _ in said], words, height)
+        _draw_words(axes[-1], [score for _, score, _ in said], lines, height)
     return figure
 
 
@@ -361,6 +363,42 @@ def loss_figure(metrics: Mapping[str, Sequence[Mapping[str, float]]], colours: C
         _finish(figure, axes)
     panels[-1].set_xlabel("step")
     return figure
+
+
+POLICY_PANELS = (  # what is shown of a policy's training, by panels
+    ("value", "second_value", "right"),
+    ("zero_spread_groups", "failed_values", "formed"),
+    ("stops", "right_stops", "right_stopped"),
+    ("mended", "broken"),
+)
+
+
+def policy_figure(rows: Sequence[Mapping[str, Any]]) -> Figure | None:
+    """Rewards, groups and replies, and the distance from the weights that entered, over the steps of one training; None
+    where rows know of no rewards."""
+    known = {name for row in rows for name in row}
+    panels = [shown for names in POLICY_PANELS if (shown := [name for name in names if name in known])]
+    if "value" not in known:
+        return None
+    figure = Figure(figsize=(4.6, 0.7 + 1.5 * (len(panels) + 1)), layout="constrained")
+    *tops, bottom = figure.subplots(len(panels) + 1, 1, sharex=True)
+    for axes, names in zip(tops, panels, strict=True):
+        for name in names:
+            own = [(row["step"], row[name]) for row in rows if name in row]
+            axes.plot(*zip(*own, strict=True), label=name.replace("_", " "), linewidth=1.3, marker=".", markersize=3)
+        axes.set_ylim(-0.04, 1.04)
+        _key_above(figure, axes)
+    for name in sorted({part for row in rows for part in row["parts"] if part.endswith("_kl")}):
+        own = [(row["step"], row["parts"][name]) for row in rows if name in row["parts"]]
+        bottom.plot(*zip(*own, strict=True), label=f"{name.replace('_', ' ')}, as weighted", linewidth=1.3)
+    bottom.set_xlabel("step")
+    return _key_above(figure, bottom)
+
+
+def _key_above(figure: Figure, axes: Axes) -> Figure:
+    if axes.lines:
+        axes.legend(fontsize=8, frameon=False, ncols=3, loc="lower left", bbox_to_anchor=(0, 1), borderpad=0)
+    return _finish(figure, axes)
 
 
 def timestep_loss_figure(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:

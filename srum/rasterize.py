@@ -32,7 +32,6 @@ def rasterize_stage(run: Run, k: int) -> None:
     model = models.load(run.newest(k), run.config.device, empty=True)  # it only knows its grid
     prompts = (candidate.prompt_id for candidate in candidates.values())
     usual = usual_scores(map(judgements.__getitem__, candidates), prompts) if config.centred else {}
-    rules = config.model_dump(exclude={"centred", "binary"})
     scale: Literal["signed", "unit"] = "signed" if config.mapping == "signed" else "unit"
 
     def in_map(candidate: Candidate, judgement: Judgement) -> Judgement:
@@ -42,7 +41,7 @@ def rasterize_stage(run: Run, k: int) -> None:
 
     def outcome(candidate: Candidate, judgement: Judgement) -> tuple[Tensor, float] | Skipped:
         grid = model.latent_grid(candidate.size)
-        return rasterize(candidate, groundings[candidate.id], in_map(candidate, judgement), grid, **rules)
+        return rasterize(candidate, groundings[candidate.id], in_map(candidate, judgement), grid, **config.rules())
 
     def work(batch: Mapping[str, Candidate]) -> list[RewardMap]:
         judged = {name: judgements[name] for name in batch}

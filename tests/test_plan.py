@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from srum import models, plan
-from srum.config import EvalConfig, load_config
+from srum.config import EvalConfig, RefineConfig, load_config
 from srum.evaluation.compute import passes_of
 from srum.loop import run_loop
 from srum.plan import foresee
@@ -27,6 +27,8 @@ SETS += ["eval.count=7", "eval.guidance=2", "eval.timesteps=4", "rollout.timeste
 )
 def test_an_image_takes_a_pass_a_step_and_two_where_it_is_guided(fields: dict[str, object], passes: int) -> None:
     assert passes_of(EvalConfig(timesteps=5, timestep_shift=1.0, **fields)) == passes  # type: ignore[arg-type]
+    three = RefineConfig(timesteps=5, timestep_shift=1.0, image_guidance=1.5, **fields)  # type: ignore[arg-type]
+    assert passes_of(three) == passes + max(0, passes - 4)  # a third branch where there is a second
 
 
 def test_the_plan_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,3 +82,13 @@ def test_a_full_disk_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(plan, "free", lambda path: 10)
     foretold = foresee(load_config(None, [*SETS, "compare=[]"]), tmp_path, always=True)
     assert [line.partition(":")[0] for line in foretold.warnings] == ["disk"]
+
+
+def test_memory_grows_with_the_batch_as_it_did_with_the_miniature() -> None:
+    """40 MB a candidate from 8 to 32, so 32 more to a batch of 64; a single miniature has the architecture's word."""
+    config = load_config(None, ["prompt_count=72", "candidates_per_prompt=8"])
+    smaller, small = (
+        plan.Miniature(plan.Run(Path(), config), {}, count, 1.0, 10**9 + count * 40 * 10**6, {}) for count in (8, 32)
+    )
+    assert plan.Size(config).memory(small, smaller) == 10**9 + 64 * 40 * 10**6
+    assert small.memory < plan.Size(config).memory(small, small) < 2 * small.memory

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from srum.config import EvalConfig
 from srum.disk import require_room_for_images
-from srum.drawing import Chain, Draw, Shot, draw_prompts
+from srum.drawing import Chain, Draw, Shot, draw_planned
 from srum.evaluation.statistics import wilson
 from srum.models.base import Generated, Sampling, UnifiedModel
 from srum.processes import Processes
@@ -39,7 +39,7 @@ class CheckedImage(Record):
     """The checker's verdict on the image of one prompt, ``images/<prompt id>.png``; a line of ``verdicts.jsonl``.
 
     ``shots``: of a chain of images the verdicts on all, the first as it was drawn once; ``kept`` is the number of the
-    one that counts.
+    one that counts, ``end`` what the model said of the last.
     """
 
     prompt_id: Name
@@ -49,6 +49,7 @@ class CheckedImage(Record):
     reasons: list[str]
     shots: list[CheckedShot] = Field(default_factory=list)
     kept: int | None = None
+    end: str | None = None
 
     def files(self) -> list[str]:
         """The image, and those of the chain."""
@@ -116,6 +117,7 @@ def _checked(folder: Path, prompt: Prompt, chain: Chain, whole: bool) -> Checked
         reasons=verdict.reasons,
         shots=[_checked_shot(folder, prompt, shot, n) for n, shot in enumerate(chain.shots)] if whole else [],
         kept=chain.kept if whole else None,
+        end=chain.end if whole else None,
     )
 
 
@@ -130,9 +132,17 @@ def drawn(
     model: UnifiedModel, prompts: Mapping[str, Prompt], config: EvalConfig, seed: int, path: bool = False
 ) -> list[Generated]:
     """An image of each prompt, by id, as ``config`` says; noise and plan have a seed each, of ``seed`` and the id."""
+    return [made for made, _ in drawn_planned(model, prompts, config, seed, path)]
+
+
+def drawn_planned(
+    model: UnifiedModel, prompts: Mapping[str, Prompt], config: EvalConfig, seed: int, path: bool = False
+) -> list[tuple[Generated, str | None]]:
+    """The same with the plans, None where ``config`` has none."""
     noise, plan = ([seed_for(seed, name, purpose) for name in prompts] for purpose in ("eval", "plan"))
+    plans = plan if config.plan else [None] * len(prompts)
     texts = [prompt.text for prompt in prompts.values()]
-    return draw_prompts(model, texts, Sampling(**config.sampling()), noise, plan if config.plan else None, path)
+    return draw_planned(model, texts, Sampling(**config.sampling()), noise, plans, path)
 
 
 def require_metadata(prompts: Sequence[Prompt]) -> None:

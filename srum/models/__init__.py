@@ -9,6 +9,7 @@ import ctypes
 import json
 import re
 import sys
+from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -22,6 +23,7 @@ from srum.json_files import read_json
 from srum.models.base import TrainableModel, UnifiedModel
 from srum.models.needs import Need, Recipe
 from srum.plugins import find as find_plugin
+from srum.processes import Processes
 
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # glibc's numbers for mallopt
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # owner/name
@@ -31,6 +33,10 @@ ARCHITECTURES = {
     "llm_config.json": "srum.models.bagel",
     "config.json:blip3o": "srum.models.blip3o",
     "config.json:Showo": "srum.models.showo",
+    "internvl3/config.json": "srum.models.openuni",
+    "config.json:harmon": "srum.models.harmon",
+    "kl16.safetensors": "srum.models.harmon",
+    "kl16.ckpt": "srum.models.harmon",  # which is refused, with what to do
 }
 # What is to be known of published weights before they are fetched.
 TERMS = {
@@ -40,6 +46,8 @@ TERMS = {
         "its code is Apache 2.0; of the weights' own licence its page on the hub tells",
     ),
     "BLIP3o/BLIP3o-Model-4B": "tagged apache-2.0; its language model has Qwen's research licence: nothing commercial",
+    "wusize/Harmon-0_5B": "NTU's S-Lab License 1.0: nothing commercial",
+    "wusize/Harmon-1_5B": "NTU's S-Lab License 1.0: nothing commercial",
 }
 CLASS = "model_class.json"  # marks the folder of a user's own model, and names its class
 
@@ -85,11 +93,20 @@ def load(
     is no such model, ModelError as :func:`find_device` does.
     """
     loader, folder = _located(name)
+    if terms := getattr(loader, "TERMS", ""):
+        say(f"{name}: {terms}")
     place = find_device(device)
     if place.type == "cpu":
         keep_memory()
     model: TrainableModel = loader.load(folder, place, dtype, spread=device == "spread", empty=empty)
     return model
+
+
+@cache
+def say(line: str) -> None:
+    """Once, on what is not the result."""
+    if Processes.here().rank == 0:
+        print(line, file=sys.stderr)
 
 
 def require_model(name: str | Path) -> None:
@@ -111,11 +128,15 @@ def architecture(folder: Path) -> Architecture:
     if (folder / CLASS).is_file():
         user: Architecture = find_plugin("model", _class_of(folder), {})
         return user
-    for marker, module in ARCHITECTURES.items():
-        if _marks(marker, folder):
-            ours: Any = import_module(module)
-            return ours
-    raise ModelError(f"{folder} is no model: it has none of {', '.join([*ARCHITECTURES, CLASS])}")
+    if (ours := shipped_architecture(folder)) is None:
+        raise ModelError(f"{folder} is no model: it has none of {', '.join([*ARCHITECTURES, CLASS])}")
+    return ours
+
+
+def shipped_architecture(folder: Path) -> Any:
+    """The module that loads the folder; None where none of ``ARCHITECTURES`` marks it."""
+    module = next((module for marker, module in ARCHITECTURES.items() if _marks(marker, folder)), None)
+    return module and import_module(module)
 
 
 def _class_of(folder: Path) -> str:
@@ -176,7 +197,7 @@ def find(name: str | Path) -> Path:
         return folder
     if HUB_ID.fullmatch(str(name)):
         if terms := TERMS.get(str(name)):
-            print(f"{name}: {terms}", file=sys.stderr)
+            say(f"{name}: {terms}")
         try:
             return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors", "*.txt"]))
         except (OSError, ValueError) as error:

@@ -13,7 +13,7 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "showo"
 
 @pytest.fixture(scope="module")
 def model() -> parity_showo.Showos:
-    return parity_showo.Showos.load(GOLDEN / "checkpoint", "cpu", "fp32")
+    return parity_showo.load(GOLDEN / "checkpoint", "cpu", "fp32")
 
 
 @pytest.mark.parametrize("fixture", parity_showo.CHECKS)
