@@ -9,6 +9,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# A process of one thread per core, at most four; threads that wait for one another would take the cores from the rest.
+TESTS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: demo test check torture lab docs pictures clean
 
@@ -16,13 +18,13 @@ demo: $(VENV)/.installed
 	$(BIN)/srum run --config configs/demo.yaml --out runs/demo
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(TESTS)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(TESTS)
 
 torture: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -s -m slow tests/robustness

@@ -39,7 +39,7 @@ from srum.models.base import Decoding, Sampling, Segment
 from srum.models.blip3o import Blip3o
 from srum.models.blip3o.checkpoint import GENERATOR, QWEN, empty_generator, empty_qwen, official_name, read_headers
 from srum.models.blip3o.config import HEAD_WIDTH, TransformerSizes, read_sizes
-from srum.models.blip3o.generator import Generator
+from srum.models.blip3o.generator import Blip3oGenerator
 from srum.models.checkpoints import Headers
 from srum.models.precision import Precision
 from srum.shapes.prompts import prompt_set
@@ -154,7 +154,7 @@ def arithmetic(size: str) -> tuple[float, float]:
     config = read_sizes(Path(size), COMMON | PUBLISHED[size], Headers({}, shapes, Counter()), HEAD_WIDTH)
     sizes = config.transformer
     with torch.device("meta"):
-        text, dit = Qwen2_5_VLTextModel(config.qwen.text_config), Generator(config).dit
+        text, dit = Qwen2_5_VLTextModel(config.qwen.text_config), Blip3oGenerator(config).dit
         inputs = torch.empty(1, REQUEST + config.queries, sizes.condition)
         places = torch.zeros(3, 1, inputs.shape[1], dtype=torch.long)
         x, condition = torch.empty(1, sizes.channels, config.grid, config.grid), inputs[:, : config.queries]

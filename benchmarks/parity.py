@@ -3,6 +3,8 @@
     python -m benchmarks.parity --golden tests/golden/bagel [--device cuda] [--precision bf16]
     python -m benchmarks.parity --golden tests/golden/rvr [--checkpoint tests/golden/bagel/checkpoint]
     python -m benchmarks.parity --golden tests/golden/blip3o
+    python -m benchmarks.parity --golden tests/golden/openuni
+    python -m benchmarks.parity --golden tests/golden/harmon
 
 Everything that the folder records is computed again with the model in its ``checkpoint`` (a folder without one: in that
 of the folder ``bagel`` beside it), from the sizes, prompts,
@@ -26,6 +28,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, get_args
@@ -54,15 +57,15 @@ from srum.models.bagel.config import BagelConfig, ResizeLimits
 from srum.models.bagel.images import patchify, resize, resized_size, to_tensor
 from srum.models.bagel.positions import grid_ids, interpolated_grid_ids, rotary, sincos_table, timestep_sinusoid
 from srum.models.bagel.sequence import Batch, Span, Split, lay_out, sight_of
-from srum.models.base import Decoding, Sampling, Segment, TrainingForward, to_edit
-from srum.models.blip3o import Blip3o
+from srum.models.base import Decoding, FlowForward, Sampling, Segment, to_edit
 from srum.models.precision import Precision
 from srum.reward_map import reference_grid
 from srum.train.methods.srum import Srum, SrumConfig
 from srum.train.objective import Terms, Tokens
 
 Facts = Any  # the content of a fixture's JSON file
-UNCOMPARED = {"README.md", "sensitivity.json", "timings.json"}  # about the recording, not recorded quantities
+# About the recording, not recorded quantities; and what the checkpoint is loaded with.
+UNCOMPARED = {"README.md", "sensitivity.json", "timings.json", "fixture_config.json"}
 # In bfloat16, which has 8 significant bits: about twice what a CPU deviates, in quantities of size 1 to 10. States
 # of sampling are compared along the way; final latents include those behind thoughts, which may be other thoughts.
 BFLOAT16 = {
@@ -460,7 +463,7 @@ def constant_understanding(model: Bagel) -> Iterator[None]:
             hook.remove()
 
 
-def errors(out: TrainingForward, target: Tensor) -> tuple[Tensor, Tensor]:
+def errors(out: FlowForward, target: Tensor) -> tuple[Tensor, Tensor]:
     """Squared errors (N, D) of the velocities and cross-entropies (M,) of the text."""
     cross_entropies = cross_entropy(out.logits, out.labels, reduction="none")
     return (out.velocity - target.to(out.velocity.device)).square(), cross_entropies
@@ -797,17 +800,35 @@ CHECKS: dict[str, tuple[Check, tuple[str, ...]]] = {
     "srum_loss_pure": (srum_loss_pure, BOTH),
     "srum_parser": (srum_parser, JSON),
 }  # fmt: skip
+ARCHITECTURES = {  # what a folder of its fixtures has -> the module that compares them; BAGEL's is this one
+    "checkpoint/diffusion-decoder": "benchmarks.parity_blip3o",
+    "checkpoint/internvl3": "benchmarks.parity_openuni",
+    "checkpoint/magvitv2": "benchmarks.parity_showo",
+    "checkpoint_hf": "benchmarks.parity_harmon",
+}
 
 
 def checks_of(folder: Path) -> dict[str, tuple[Check, tuple[str, ...]]]:
     """What a folder holds: the fixture of a recipe, which is named as its files are, or all of the architecture whose
     checkpoint it has."""
-    from benchmarks import parity_blip3o, parity_recipes  # which compare as this module does
+    from benchmarks import parity_recipes  # which compares as this module does
 
     recipes: dict[str, Check] = {"reca": parity_recipes.reca, "rvr": parity_recipes.rvr}
     if own := {name: (check, BOTH) for name, check in recipes.items() if (folder / f"{name}.json").exists()}:
         return own
-    return parity_blip3o.CHECKS if (folder / "checkpoint" / "diffusion-decoder").is_dir() else CHECKS
+    checks: dict[str, tuple[Check, tuple[str, ...]]] = architecture_of(folder).CHECKS
+    return checks
+
+
+def load(checkpoint: Path, device: str, precision: Precision) -> Bagel:
+    """The model of a checkpoint."""
+    return Bagel.load(checkpoint, device, precision)
+
+
+def architecture_of(folder: Path) -> Any:
+    """The module that compares what a folder holds of an architecture: its ``CHECKS``, and how it is ``load``ed."""
+    marked = next((name for name in ARCHITECTURES if (folder / name).exists()), None)
+    return sys.modules[__name__] if marked is None else import_module(ARCHITECTURES[marked])
 
 
 def compare(folder: Path, fixture: str, model: Any) -> list[Deviation]:
@@ -855,6 +876,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not functions and not checkpoint.is_dir() and not checks.keys() & CHECKS.keys():
         checkpoint = folder.resolve().parent / "bagel" / "checkpoint"
     present |= {"checkpoint"} if checkpoint.is_dir() else set()
+    present -= set(ARCHITECTURES)  # a second layout of the checkpoint, which its checks look into
     expected = set[str]().union(*files.values()) | (set() if functions else {"checkpoint"})
     missing, unknown = sorted(expected - present), sorted(present - expected - UNCOMPARED)
     rows: list[tuple[str, Deviation]] = []
@@ -863,8 +885,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             if files[fixture] <= present:
                 rows += [(fixture, worst) for worst in worst_cases(policy_parity.compare(folder, fixture))]
     elif "checkpoint" in present:
-        kind = Blip3o if (checkpoint / "diffusion-decoder").is_dir() else Bagel
-        model = kind.load(checkpoint, args.device, args.precision)
+        model = architecture_of(folder).load(checkpoint, args.device, args.precision)
         for fixture in checks:
             if files[fixture] <= present:
                 rows += [(fixture, worst) for worst in worst_cases(compare(folder, fixture, model))]

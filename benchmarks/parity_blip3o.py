@@ -24,15 +24,18 @@ from benchmarks.parity import BOTH, JSON, TENSORS, Check, Deviation, Facts, Tens
 from srum.errors import ModelError
 from srum.flow import FlowNoise
 from srum.geometry import clip_box, coverage, scale_box
-from srum.models.base import Sampling, Segment, TrainingForward
+from srum.models.base import FlowForward, Sampling, Segment
 from srum.models.blip3o import Blip3o, chat
 from srum.models.blip3o.checkpoint import GENERATOR, check, official_name
 from srum.models.blip3o.config import HEAD_WIDTH, Blip3oConfig, raw_overrides, read_sizes
-from srum.models.blip3o.generator import schedule, ticks, timestep
-from srum.models.blip3o.images import cropped, normalised, patches, seen_size
-from srum.models.blip3o.language import Rows, flattened, joined
+from srum.models.blip3o.images import patches, seen_size
 from srum.models.blip3o.model import DEFAULTS
 from srum.models.checkpoints import Headers
+from srum.models.pixels import cropped, normalised
+from srum.models.precision import Precision
+from srum.models.queries.generator import ticks, timestep
+from srum.models.queries.language import Rows, flattened, joined
+from srum.models.queries.sampler import even_schedule
 from srum.train.methods.srum import Srum, SrumConfig
 from srum.train.objective import Tokens
 
@@ -45,6 +48,11 @@ PUBLISHED: dict[str, dict[str, Any]] = {  # docs/specs/blip3o.md, 1
 }
 COMMON = {"vocab_size": 151668, "n_query": 64, "gen_pooling": "early_pool2d_4"}
 COMMON |= {"rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}, "rope_theta": 1e6}
+
+
+def load(checkpoint: Path, device: str, precision: Precision) -> Blip3o:
+    """The model of a folder of fixtures."""
+    return Blip3o.load(checkpoint, device, precision)
 
 
 def prompt(text: str) -> list[Segment]:
@@ -226,7 +234,7 @@ def sampler(model: Blip3o, facts: Facts, numbers: Tensors) -> Iterator[Deviation
     for name, case in facts.items():
         number, _, settings = name.partition("/")
         sampling = Sampling(timesteps=case["steps"] + 1, timestep_shift=1.0, guidance=case["guidance"])
-        timesteps = schedule(sampling)
+        timesteps = even_schedule(sampling)
         yield close("sigmas", timesteps, torch.tensor(case["sigmas"]), 1e-6, name)
         yield equal("timesteps", ticks(timesteps[:-1]).long(), case["dit_timesteps"], name)
         context = prompt(prompts(model)[number])
@@ -422,7 +430,7 @@ def srum_losses(
 class Forwarded:
     """What goes into and comes out of the training forward pass."""
 
-    def __init__(self, x_t: Tensor, forward: TrainingForward) -> None:
+    def __init__(self, x_t: Tensor, forward: FlowForward) -> None:
         self.x_t, self.forward = x_t, forward
 
 

@@ -39,8 +39,9 @@ from rich.table import Table
 from srum.config import RefineConfig, changed, load_config
 from srum.drawing import Chain, Shot
 from srum.evaluation.accuracy import drawn
+from srum.evaluation.compute import passes_of
 from srum.evaluation.statistics import Estimate, crossed, difference
-from srum.models.base import Sampling, Segment, TrainableModel
+from srum.models.base import Segment, TrainableModel
 from srum.records import Prompt
 from srum.refining import Score, kept, refine
 from srum.rollout import choose_prompts
@@ -55,7 +56,7 @@ from srum.shapes.scenes import sample_scene
 from srum.train.examples import Example
 from srum.train.feed import Mix, Part
 from srum.train.methods.rvr import Rvr
-from srum.train.refining import self_scorer
+from srum.train.refining import score_and_blame
 
 ROUNDS = 3  # of the arms that go on
 DRAWINGS = 4  # of best_of
@@ -138,7 +139,7 @@ class Ground:
     @cached_property
     def score(self) -> Score:
         """The base model's judge."""
-        return self_scorer(self.model(self.run.config.model), self.run.config, self.run.config.seed)
+        return score_and_blame(self.model(self.run.config.model), self.run.config, self.run.config.seed)[0]
 
     @cached_property
     def firsts(self) -> dict[str, Shot]:
@@ -322,20 +323,13 @@ ARMS: dict[str, Callable[[Ground], dict[str, Outcome]]] = {
 
 def outcome(ground: Ground, chains: Sequence[Chain], config: RefineConfig | None = None) -> Outcome:
     """The checker's verdicts on the first images and on those that were kept; passes of the images on the way."""
-    first, later = passes_of(ground.run.config.eval.sampling()), passes_of(ground.config().sampling())
+    first, later = passes_of(ground.run.config.eval), passes_of(ground.config())
     others = later if config is not None else first
     return Outcome(
         before=ground.before,
         after=[right(p, chain.image) for p, chain in zip(ground.prompts.values(), chains, strict=True)],
         passes=[first + others * (len(chain.shots) - 1) for chain in chains],
     )
-
-
-def passes_of(sampling: Mapping[str, Any]) -> float:
-    """Passes of the network for an image: steps, each with the branches that guidance compares."""
-    wanted = Sampling(**sampling)
-    branches = 3 if wanted.image_guidance > 1 else 2 if wanted.guidance > 1 else 1
-    return float((wanted.timesteps - 1) * branches)
 
 
 def right(prompt: Prompt, image: Image) -> bool:

@@ -22,9 +22,10 @@ import numpy as np
 from rich.table import Table
 
 from benchmarks.reca import BASE, PARTS, seed_by_seed, trained
-from benchmarks.refine import estimate_cell, passes_of
+from benchmarks.refine import estimate_cell
 from srum.config import changed
 from srum.evaluation.accuracy import CheckedImage, evaluate
+from srum.evaluation.compute import passes_of
 from srum.evaluation.statistics import crossed, difference
 from srum.rollout import choose_prompts
 from srum.run import Run, load_model
@@ -61,7 +62,7 @@ def measured(run: Run, arm: str) -> Outcome:
     model, prompts = load_model(config, weights), choose_prompts(config.eval.prompts, config.eval.count, seed=0)
     evaluate(model, prompts, config.eval, folder, config.seed, drawn_again(model, config, config.seed))
     checked = read_records(folder / "verdicts.jsonl", CheckedImage)
-    first, later = passes_of(config.eval.sampling()), passes_of(config.refine.sampling())
+    first, later = passes_of(config.eval), passes_of(config.refine)
     return Outcome(
         once=[one.shots[0].correct for one in checked],
         again=[one.correct for one in checked],
@@ -75,7 +76,7 @@ def passes_of_training(run: Run, part: str) -> float:
     config = changed(run.config, PARTS[part])
     learned = 3.0 * max(1, config.train.steps // 3) * config.train.batch_size
     draws = "rollout" in Run(run.folder, config).stages
-    drawn = config.prompt_count * config.candidates_per_prompt * passes_of(config.rollout.sampling())
+    drawn = config.prompt_count * config.candidates_per_prompt * passes_of(config.rollout)
     return learned + draws * drawn
 
 

@@ -1,7 +1,8 @@
 """The model as its own grounder: it is asked for the objects of its image and replies with boxes.
 
 The paper uses this for models that ground well (Appendix B: BLIP3-o) and SAM for the others (BAGEL). Replies are
-JSON, as the embedded model and Qwen-VL since 2.5 write them, or the tagged corners of earlier Qwen-VL.
+JSON, as the embedded model and Qwen-VL since 2.5 write them, the tagged corners of earlier Qwen-VL, or the tagged lists
+of InternVL.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any, Literal
 
 from PIL.Image import Image
@@ -28,6 +30,9 @@ TAGGED = re.compile(  # <|object_ref_start|>cat<|object_ref_end|><|box_start|>(1
     r"(?:<(?:\|object_ref_start\||ref)>([^<]*)<(?:\|object_ref_end\||/ref)>\s*)?"
     rf"<(?:\|box_start\||box)>\({NUMBER},{NUMBER}\),\s*\({NUMBER},{NUMBER}\)"
 )
+LISTED = re.compile(
+    r"(?:<ref>([^<]*)</ref>\s*)?<box>\s*(\[[^<]*\])\s*</box>"
+)  # <ref>cat</ref><box>[[1, 2, 3, 4]]</box>
 LARGEST = 2.0**31  # of a box's numbers; NaN and infinity are not below it
 THOUSAND: Size = (1000, 1000)
 
@@ -119,6 +124,9 @@ def _json_objects(text: str) -> Iterator[tuple[str | None, Any]]:
 def _tagged_objects(text: str) -> Iterator[tuple[str | None, Any]]:
     for label, *corners in TAGGED.findall(text):
         yield label.strip() or None, [float(value) for value in corners]
+    for label, boxes in LISTED.findall(text):
+        with suppress(ValueError, RecursionError):
+            yield label.strip() or None, json.loads(boxes)
 
 
 def _boxes(values: Any) -> list[Box]:

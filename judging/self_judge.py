@@ -24,7 +24,7 @@ from srum.judging.soft_score import (
     score_logprobs,
 )
 from srum.judging.views import crop, draw_marks
-from srum.models.base import Decoding, Segment, Written, box_frame
+from srum.models.base import Decoding, Segment, Written, box_frame, remembering
 from srum.records import Failure, LayoutJudgement, Region, RegionJudgement, Size
 
 RETRY_TEMPERATURE = 0.7
@@ -153,14 +153,15 @@ class SelfJudge:
         """Per image the judgements of its ``regions`` (boxes in image pixels), in their order, and of its layout."""
         cases = [self._cases(*candidate) for candidate in zip(images, prompts, regions, strict=True)]
         every = [case for own in cases for case in own]
-        if self.reply == "none":
-            for case in every:
-                self._leave_unanswered(case)
-        else:
-            for attempt in range(1, self.retries + 2):
-                self._attempt(every, attempt)
-        if self.soft or self.reply != "free":
-            self._score(every)
+        with remembering(self.model):
+            if self.reply == "none":
+                for case in every:
+                    self._leave_unanswered(case)
+            else:
+                for attempt in range(1, self.retries + 2):
+                    self._attempt(every, attempt)
+            if self.soft or self.reply != "free":
+                self._score(every)
         return [self._judgements(own, proposed) for own, proposed in zip(cases, regions, strict=True)]
 
     # --- what is shown and asked

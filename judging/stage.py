@@ -72,14 +72,19 @@ def load_judging(config: RunConfig, weights: str | TrainableModel, seed: int) ->
 def load_judge(config: RunConfig, weights: str | TrainableModel, seed: int) -> Judge:
     """The judge that the config names: a user's own, or the model with ``weights``, or which has them, those that
     entered the run, another model, or a server."""
-    judge = config.judge
-    if judge.server.url:
-        model: Any = Server(**judge.server.model_dump())
-    else:
-        chosen = {"self": weights, "start": config.model}.get(judge.model, judge.model)
-        model = load_model(config, chosen) if isinstance(chosen, str) else chosen
+    judge, model = config.judge, load_answering(config, weights)
     if judge.by != "self":
         made: Judge = construct("judge", judge.by, find_class("judge", judge.by, "judge"), model, judge.options)
         return made
     options = judge.model_dump(include={"instructions", "soft", "retries", "view", "think", "reply"})
     return SelfJudge(model, decoding=Decoding(max_tokens=judge.max_tokens), seed=seed, **options)
+
+
+def load_answering(config: RunConfig, weights: str | TrainableModel) -> Any:
+    """Who answers a judge's questions: the model with ``weights``, or which has them, those that entered the run,
+    another model, or a server."""
+    judge = config.judge
+    if judge.server.url:
+        return Server(**judge.server.model_dump())
+    chosen = {"self": weights, "start": config.model}.get(judge.model, judge.model)
+    return load_model(config, chosen) if isinstance(chosen, str) else chosen

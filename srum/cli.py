@@ -35,7 +35,7 @@ GROUPS = {
     "Loop": ("run", "init", "config", "plan", "fork", "sweep"),
     "Stages": ("rollout", "ground", "judge", "rasterize", "images", "pair", "train", "eval", "import"),
     "Looking": ("report", "show", "compare", "ui", "export", "publish"),
-    "Models": ("doctor", "chain", "strokes", "refine", "reconstruct", "bench", "serve", "pretrain"),
+    "Models": ("doctor", "convert", "chain", "strokes", "refine", "reconstruct", "bench", "serve", "pretrain"),
 }
 GROUP_OF = {name: group for group, names in GROUPS.items() for name in names}
 
@@ -340,16 +340,32 @@ def doctor(
         return
 
     from srum import models
-    from srum.doctor import Machine, self_check, tables, usual_side
+    from srum.doctor import CHECKED, Machine, self_check, tables, usual_side
 
     folder, machine = models.find(model), Machine.here(device)
     side = size or usual_side(folder, machine)
     Console().print(*tables(folder, machine, (side, side)))
-    if check:
-        deviation, tolerance = self_check(models.load(folder, device), (side, side), machine.bfloat16)
+    loaded = models.load(folder, device) if check else None
+    if loaded is not None and not loaded.abilities >= CHECKED:
+        typer.echo(f"no self-check, which compares velocities: {type(loaded).__name__} predicts none")
+    elif loaded is not None:
+        deviation, tolerance = self_check(loaded, (side, side), machine.bfloat16)
         typer.echo(f"training and sampling agree to {deviation:.1e} (at most {tolerance:.0e} expected)")
         if deviation > tolerance:
             raise typer.Exit(1)
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="Folder of a model, or a file of weights.", exists=True)],
+    out: Annotated[Path, typer.Option(help="The new folder, or file: .safetensors, or .pth for the authors' code.")],
+) -> None:
+    """Make safetensors of pickled weights, which are not read elsewhere since a pickle may run code: of a folder, with
+    all else that is in it, or of a file; and a pickle of safetensors."""
+    from srum.models.pickles import convert as convert_weights
+
+    for path in convert_weights(source, out):
+        typer.echo(path)
 
 
 @app.command("import")
@@ -453,8 +469,7 @@ def plan(
     from srum.loop import check_inputs, show_plan
     from srum.plan import foresee
 
-    check_inputs(wanted)
-    show_plan(foresee(wanted, out, always=True))
+    show_plan(foresee(check_inputs(wanted), out, always=True))
 
 
 @app.command("config")
@@ -870,9 +885,9 @@ def _opened(folder: Path, config: Path | None, overrides: list[str] | None, new:
             if not new:
                 raise RunError(f"{folder} is not the folder of a run: it has no {CONFIG}; srum rollout makes one")
             models.require_model(wanted.model)
-            models.require_settings(wanted)
             round_prompts(wanted, 0)
-        return wanted
+        settled: RunConfig = models.settled(wanted)
+        return settled
 
     processes = Processes.here()
     wanted = processes.once(wanted_config)

@@ -57,12 +57,15 @@ class ImageConfig(Section):
     guidance: Annotated[float, Field(ge=0.0)] = 2.5  # <= 1 is off
     guidance_interval: tuple[Fraction, Fraction] = (0.0, 1.0)  # active where lo < t <= hi
     renorm: Literal["global", "channel", "text_channel"] = "global"
+    guidance_every: Count = 1  # of the guided steps one in so many compares; those between keep its differences
+    velocity_every: Count = 1  # of all steps one in so many runs the network; between them its velocity is extrapolated
     # a guided velocity is shrunk to the norm of the unguided one: of the image, of each token, of each before the image
     # guidance
     plan: bool = False  # decode a planning text first; it conditions the image
     plan_temperature: Annotated[float, Field(ge=0.0)] = 0.0  # of that text; 0 is greedy
     decoder_steps: Count = 50  # of a model whose decoder draws, too (docs/blip3o.md)
     decoder_guidance: NotNegative = 3.0  # of such a decoder; <= 1 is off
+    temperature: NotNegative = 1.0  # of a model that draws token by token (docs/showo.md): noise in their order
     batch_size: Count = 64  # images per call and per shard; rounding depends on it (docs/design.md, 2)
 
     @model_validator(mode="after")
@@ -148,7 +151,8 @@ class JudgeConfig(Section):
     by: str = "self"  # who judges: self, the model named next; or my_module:MyJudge
     options: dict[str, Any] = {}  # arguments of the constructor of a judge of one's own
     reward: str = ""  # my_module:my_reward, a function whose scores stand in for the judge's
-    model: str = "self"  # self: the newest weights; start: those that entered the run; or another model, as in model
+    model: str = "self"  # self: the newest weights; start: those that entered; or another model, as in model
+    # start in place of self where training changes what judges, too (docs/showo.md)
     server: ServerConfig = ServerConfig()
     instructions: str = "compact"  # a shipped template, or the path of a .yaml file
     view: Literal["boxes", "marks", "crops", "whole"] = "boxes"  # how regions are shown; whole: one score for all
@@ -172,6 +176,10 @@ class JudgeConfig(Section):
         if self.think and self.reply == "none":
             raise ValueError("think: there is no reply to think in while reply is none")
         return self
+
+    def frozen(self) -> JudgeConfig:
+        """The same judge with the weights that entered the run, where it would have the newest."""
+        return self.model_copy(update={"model": "start"}) if self.model == "self" else self
 
 
 class RewardConfig(Section):
@@ -221,8 +229,8 @@ class PairConfig(Section):
 class RefineConfig(ImageConfig):
     """Drawing again after an image was seen (``srum.refining``)."""
 
-    way: Literal["regenerate", "regenerate_clean", "edit", "prompt"] = "regenerate"
-    # RvR; RvR with a clean latent; RvE; once more from the prompt alone, which is the control
+    way: Literal["regenerate", "regenerate_clean", "edit", "infill", "prompt"] = "regenerate"
+    # RvR; RvR with a clean latent; RvE; what is blamed alone, the rest stays; once more from the prompt, the control
     rounds: Annotated[int, Field(ge=1, le=4)] = 1  # how often an image is drawn again, at most
     stop: Signed | None = 0.5  # no round after an image that the judge scores so or better; null: never stop
     always: bool = False  # refine a first image that is good already, too

@@ -12,11 +12,12 @@ from rich.table import Table
 
 from srum.errors import ModelError
 from srum.models import Architecture, architecture, find_device, native_bfloat16
-from srum.models.base import Sampling, Segment, UnifiedModel, require
+from srum.models.base import FlowForward, Sampling, Segment, UnifiedModel, require
 from srum.models.needs import BFLOAT, FLOAT, Need, Recipe
 
 GIGABYTE = 1e9
 PROCESSES = [2**n for n in range(7)]  # that may share a training
+CHECKED = frozenset({"velocity", "path"})  # abilities of models that can be asked
 CHECK = Sampling(timesteps=2, guidance=1.0)  # a single step from noise
 TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}  # of the self-check, relative to the largest velocity
 
@@ -124,12 +125,14 @@ def self_check(model: UnifiedModel, size: tuple[int, int], bfloat16: bool) -> tu
     One way is the packed forward pass that training takes, here in ``bfloat16`` where the model computes in that, the
     other a denoising step over the cached prompt. Raises MissingAbility for a model that cannot be asked.
     """
-    require(model, {"velocity", "path"}, "the self-check")
+    require(model, CHECKED, "the self-check")
     prompt = Segment("text", text="a red circle above a blue square")
     (made,) = model.draw([[prompt]], CHECK, [0], sizes=[size], path=True)
     assert made.path is not None
     x_t, cached = (model.tokens(of_step[0]) for of_step in (made.path.states, made.path.velocities))
-    noisy = Segment("noisy", state=(x_t, 1.0), grid=model.latent_grid(size), loss=True)
+    noisy = Segment("noisy", state=(x_t, made.path.timesteps[0].item()), grid=model.latent_grid(size), loss=True)
     with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16, enabled=bfloat16):
-        packed = model.forward(model.pack([[prompt, noisy]], [])).velocity.cpu()
+        forward = model.forward(model.pack([[prompt, noisy]], []))
+    assert isinstance(forward, FlowForward)
+    packed = forward.velocity.cpu()
     return float((packed - cached).abs().max() / cached.abs().max()), TOLERANCE["bf16" if bfloat16 else "fp32"]

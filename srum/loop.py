@@ -84,7 +84,7 @@ def run_loop(
             write_text(folder / "command.txt", command + "\n")
 
     processes = Processes.here()
-    processes.once(lambda: check_inputs(config))
+    config = processes.once(lambda: check_inputs(config))
     with alone_in(folder):
         processes.once(begin)
         run = Run(folder, config)
@@ -140,14 +140,15 @@ def advance(run: Run, stage: Stage, k: int) -> None:
         processes.once(report)
 
 
-def check_inputs(config: RunConfig) -> None:
-    """Raise now what would else be raised after hours: prompts, model, sizes, grounder, judge, optimiser, tracker."""
+def check_inputs(config: RunConfig) -> RunConfig:
+    """The config as its model takes it. Raises now what would else be raised after hours: prompts, model, sizes,
+    grounder, judge, optimiser, tracker."""
+    config = models.settled(config)
     require_trainable(config.device)
     require_arms(config)
     round_prompts(config, 0)
     if config.eval.count:
         require_metadata(eval_prompts(config))
-    models.require_settings(config)
     empty = models.load(config.model, config.device, empty=True)  # it knows its abilities and its grid
     require_abilities(config, empty)
     require_sizes(config, empty)
@@ -156,6 +157,7 @@ def check_inputs(config: RunConfig) -> None:
     make_optimizer({"": Parameter(torch.zeros(1))}, config.train)
     if config.train.tracker:
         require_tracker(config.train.tracker)
+    return config
 
 
 def require_arms(config: RunConfig) -> None:
@@ -202,7 +204,7 @@ def conclude(run: Run) -> dict[str, Any]:
             write_json(run.folder / "summary.json", summary)
             console.print(summary_table(summary))
         if outcome:
-            values = own.summary(judge_of(own.frozen_judge(run.config.judge)), outcome)
+            values = own.summary(judge_of(run.config.judge.frozen()), outcome)
             write_json(run.folder / "own.json", values)
             console.print(own.table(values))
         if not (summary or outcome):

@@ -12,7 +12,6 @@ from typing import Any
 
 from rich.table import Table
 
-from srum.config import JudgeConfig
 from srum.evaluation.statistics import Estimate, crossed
 from srum.records import Name, Record, Score
 from srum.run import BASE
@@ -36,11 +35,6 @@ class JudgedImage(Drawn):
     prompt: str
     score: Score | None
     said: str
-
-
-def frozen_judge(config: JudgeConfig) -> JudgeConfig:
-    """Who judges own prompts: the judge of the run with the weights that entered it."""
-    return config.model_copy(update={"model": "start"}) if config.model == "self" else config
 
 
 def mean_score(images: Sequence[JudgedImage]) -> Estimate | None:

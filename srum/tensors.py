@@ -66,10 +66,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_tensor(path: Path) -> Tensor:
-    """The one tensor of a file, as float32: a copy, since a tensor of a file keeps two maps of it open, of which a
-    process may have 65,530. Raises as ``open_tensors`` does."""
+    """The one tensor of a file, floating numbers as float32: a copy, since a tensor of a file keeps two maps of it
+    open, of which a process may have 65,530. Raises as ``open_tensors`` does."""
     (values,) = read_tensors(path).values()
-    return values.to(torch.float32, copy=True)
+    return values.to(torch.float32 if values.is_floating_point() else values.dtype, copy=True)
 
 
 def tensor_shape(path: Path) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from srum.loop import run_loop
 from srum.models.base import Segment
 from srum.models.blip3o import Blip3o, chat
 from srum.models.blip3o.checkpoint import QWEN, official_name
-from srum.models.blip3o.language import Rows, joined
+from srum.models.queries.language import Rows, joined
 
 CHECKPOINT = Path(__file__).parent / "golden" / "blip3o" / "checkpoint"
 BOXES = [("circle", (20, 16, 80, 90)), ("square", (64, 64, 140, 126))]  # of the seen frame; the last reaches beyond it
@@ -35,7 +35,7 @@ def teach_boxes(folder: Path) -> Path:
     with torch.no_grad():
         seen = language.images(images)
     text = language.text.requires_grad_(True)
-    learned = [*text.parameters(), language.qwen.lm_head.weight.requires_grad_(True)]
+    learned = [*text.parameters(), language.network.lm_head.weight.requires_grad_(True)]
     optimizer = torch.optim.Adam(learned, RATE)
     for _ in range(STEPS):
         rows = [joined([language.tokens(before), run, language.tokens([*after, *reply[:-1]])]) for run in seen]
@@ -44,7 +44,7 @@ def teach_boxes(folder: Path) -> Path:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    weights = {official_name(n, QWEN): p.detach().contiguous() for n, p in language.qwen.named_parameters()}
+    weights = {official_name(n, QWEN): p.detach().contiguous() for n, p in language.network.named_parameters()}
     save_file(load_file(folder / "model.safetensors") | weights, folder / "model.safetensors")
     return folder
 

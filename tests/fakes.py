@@ -22,7 +22,7 @@ from srum.flow import FlowNoise, interpolate, sample_timesteps, schedule
 from srum.judging.instructions import layout_reply, region_reply
 from srum.loop import run_loop
 from srum.models.bagel.config import BagelConfig
-from srum.models.base import Ability, Decoding, Generated, SampledPath, Sampling, Segment, TrainingForward, Written
+from srum.models.base import Ability, Decoding, FlowForward, Generated, SampledPath, Sampling, Segment, Written
 from srum.seeding import seed_for
 from srum.shapes.render import render
 from srum.shapes.scenes import random_scene
@@ -38,7 +38,7 @@ class FakeModel(nn.Module):
     """
 
     device = torch.device("cpu")
-    abilities: frozenset[Ability] = frozenset({"seen", "clean", "edit", "plan", "path", "velocity"})
+    abilities: frozenset[Ability] = frozenset({"seen", "clean", "edit", "plan", "path", "train", "velocity"})
     plan_instruction = "Plan first."
     refine_texts = ("Again.", "Prompt: {prompt}")
     reflect_question, reflect_stop = "What must change for {prompt}?", "Nothing."
@@ -162,10 +162,10 @@ class FakeModel(nn.Module):
             "text_segment": torch.arange(len(texts)).repeat_interleave(torch.tensor(letters, dtype=torch.long)),
         }
 
-    def forward(self, batch: Any) -> TrainingForward:
+    def forward(self, batch: Any) -> FlowForward:
         x_t, rest = batch["x_t"], {name: value for name, value in batch.items() if name != "x_t"}
         velocity = self.generation(torch.cat([x_t, batch["timestep"][:, None]], dim=1))
-        return TrainingForward(velocity=velocity, logits=self.letters(batch["labels"].roll(1)), **rest)
+        return FlowForward(velocity=velocity, logits=self.letters(batch["labels"].roll(1)), **rest)
 
     def generation_parameters(self) -> list[tuple[str, nn.Parameter]]:
         return [(f"generation.{name}", parameter) for name, parameter in self.generation.named_parameters()]

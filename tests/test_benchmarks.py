@@ -71,7 +71,7 @@ def test_attention_prints_ratios(capsys: pytest.CaptureFixture[str]) -> None:
 def test_stages_print_ratios_and_floors(capsys: pytest.CaptureFixture[str]) -> None:
     stages.main(["--model", str(GOLDEN), "--items", "2", "--repeats", "1"])
     out = capsys.readouterr().out
-    for name in ("rollout", "judging", "training"):
+    for name in ("rollout", "judging", "scores", "training"):
         (found,) = [numbers_of(line) for line in out.splitlines() if name in line]
         plain, ours, ratio, _, above_floor = found
         assert ratio == pytest.approx(plain / ours, rel=0.1)
@@ -351,13 +351,6 @@ def test_arms_of_refinement_begin_with_the_same_images(
     assert all(fewer[name] == found[name] for name in fewer)
     with pytest.raises(RunError, match="is a run of another config"):
         refine.main([*small_arms, "--set", "eval.count=8"])
-
-
-def test_passes_of_guided_images_by_hand() -> None:
-    """16 timesteps are 15 steps; without guidance one branch, with that of texts two, with that of images three."""
-    for guidance, image_guidance, branches in ((1.0, 1.0, 1), (2.5, 1.0, 2), (2.5, 1.5, 3), (1.0, 2.0, 3)):
-        sampling = {"timesteps": 16, "guidance": guidance, "image_guidance": image_guidance}
-        assert refine.passes_of(sampling) == 15 * branches
 
 
 def test_arms_are_compared_prompt_by_prompt_over_seeds() -> None:

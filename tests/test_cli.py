@@ -250,7 +250,7 @@ class Best(CandidateMethod):
     def terms(self, tokens, config):
         if tokens.kind == "text":
             return cross_entropy(tokens, config)
-        return {"flow": tokens.credit * tokens.error}
+        return {"error": tokens.credit * tokens.error}
 """
 
 
@@ -264,7 +264,7 @@ def test_a_users_method_with_a_field_of_its_own() -> None:
     page = Path("mine/report.html").read_text()
     assert "others: 0.25" in page and page.count("best") > 3
     rows = [json.loads(line) for line in Path("mine/round-000/train/best/metrics.jsonl").read_text().splitlines()]
-    assert all(row["parts"].keys() == {"flow"} and row["mean_credit"] <= 1 for row in rows)
+    assert all(row["parts"].keys() == {"error"} and row["mean_credit"] <= 1 for row in rows)
     assert any(row["mean_credit"] < 1 for row in rows)
     typo = error_of(srum("run", *SETS, *flags, "--set", "othres=0.25"))
     assert typo == "unknown key othres; did you mean others?"

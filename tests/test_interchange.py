@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from srum import open_run
 from srum.evaluation.released import GLOBAL_ENTRY, reference_record
 from srum.interchange import import_round, read_lines, write_lines
-from srum.models.blip3o.images import crop_box, cropped
+from srum.models.pixels import crop_box, cropped
 from srum.records import Candidate, Failure, Grounding, Judgement, Prompt
 from srum.reward_map import Skipped, rasterize
 from srum.run_dir import RunError, read_records

@@ -478,7 +478,7 @@ def test_methods_that_cannot_be_compared_are_refused(
 def test_a_method_that_needs_another_model_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str]
 ) -> None:
-    monkeypatch.setattr("srum.train.methods.sft.Sft.needs", frozenset({"velocity", "explore"}))
+    monkeypatch.setattr("srum.train.methods.sft.Sft.needs", frozenset({"train", "explore"}))
     with pytest.raises(MissingAbility, match="method sft needs a model with the ability explore: FakeModel has none"):
         run_loop(load_config(None, [*SMALL, *overrides]), tmp_path / "run")
     assert not (tmp_path / "run").exists()

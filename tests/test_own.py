@@ -11,7 +11,7 @@ import pytest
 from srum import models
 from srum.config import load_config
 from srum.loop import run_loop
-from srum.own import JudgedImage, frozen_judge, gain, lowest, mean_score, summary
+from srum.own import JudgedImage, gain, lowest, mean_score, summary
 from srum.records import Candidate
 from srum.report import OFF, to_come
 from srum.rollout import own_prompts, round_prompts
@@ -59,7 +59,7 @@ def test_a_file_of_one_text_leaves_nothing_to_train_on(tmp_path: Path) -> None:
 def test_the_judge_is_frozen_where_it_would_be_trained_along() -> None:
     judges = {"self": "start", "start": "start", "models/other": "models/other"}
     for named, frozen in judges.items():
-        assert frozen_judge(load_config(None, [f"judge.model={named}"]).judge).model == frozen
+        assert load_config(None, [f"judge.model={named}"]).judge.frozen().model == frozen
 
 
 def test_means_and_differences_are_of_what_has_a_score() -> None:

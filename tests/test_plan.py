@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from srum import models, plan
-from srum.config import EvalConfig, load_config
+from srum.config import EvalConfig, RefineConfig, load_config
 from srum.evaluation.compute import passes_of
 from srum.loop import run_loop
 from srum.plan import foresee
@@ -28,6 +28,8 @@ SETS += ["eval.count=7", "eval.guidance=2", "eval.timesteps=4", "rollout.timeste
 )
 def test_an_image_takes_a_pass_a_step_and_two_where_it_is_guided(fields: dict[str, object], passes: int) -> None:
     assert passes_of(EvalConfig(timesteps=5, timestep_shift=1.0, **fields)) == passes  # type: ignore[arg-type]
+    three = RefineConfig(timesteps=5, timestep_shift=1.0, image_guidance=1.5, **fields)  # type: ignore[arg-type]
+    assert passes_of(three) == passes + max(0, passes - 4)  # a third branch where there is a second
 
 
 def test_the_plan_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,13 +1,13 @@
 """What the trainer asks of a method: per-token terms of what the model predicted.
 
 A method is written over errors, credits and the distance from old weights, never over velocities, so that it does not
-depend on what a model predicts. Terms are never reduced here; the objective is their sum, reduced where the weighting
-is visible (``train.trainer``).
+depend on what a model predicts (``srum.models.base.TrainingForward``). Terms are never reduced here; the objective is
+their sum, reduced where the weighting is visible (``train.trainer``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -31,16 +31,17 @@ class Tokens:
     """The predicted tokens of one kind in a pack, (N,) each.
 
     ``error``: of image tokens what their model minimises (for flow the squared error of the velocity, its mean over
-    channels), of text tokens the cross-entropy. ``credit``: that of the example (``train.examples``). Where the
-    objective compares with old weights: ``old_error`` of these, and of image tokens ``drift``, the squared distance
-    between the two predictions; neither has a gradient but through the new prediction. ``draws``: of what a policy
-    drew, how.
+    channels; for ids minus the log-probability), of text tokens the cross-entropy. ``credit``: that of the example
+    (``train.examples``). Where the objective compares with old weights: ``old_error`` of these, and of image tokens how
+    far the new prediction is from theirs, ``change`` and ``drift`` (``srum.models.base.Distance``). Gradients go
+    through the new prediction alone. ``draws``: of what a policy drew, how.
     """
 
     kind: Literal["image", "text"]
     error: Tensor
     credit: Tensor
     old_error: Tensor | None = None
+    change: Tensor | None = None
     drift: Tensor | None = None
     draws: Draws | None = None
 
@@ -51,6 +52,7 @@ class Objective:
 
     ``old_decay``: where it compares with old weights, how these follow the trained ones after each step; at 1 they are
     those that entered. None: it does not compare. ``figures``: what is written down beside the terms, per token.
+    ``stop``: why training ends after these rows of metrics; empty where it goes on.
     """
 
     name: str
@@ -58,3 +60,8 @@ class Objective:
     settings: Mapping[str, Any]
     old_decay: float | None = None
     figures: Callable[[Tokens], Terms] | None = None
+    stop: Callable[[Sequence[Mapping[str, Any]]], str] | None = None
+
+    def why_stop(self, rows: Sequence[Mapping[str, Any]]) -> str:
+        """The reason, or nothing."""
+        return self.stop(rows) if self.stop else ""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from srum import plots
 from srum.evaluation.accuracy import drawn
-from srum.own import OWN, Drawn, JudgedImage, frozen_judge, lowest
+from srum.own import OWN, Drawn, JudgedImage, lowest
 from srum.progress import part
 from srum.records import Prompt
 from srum.reward_map import reason_to_skip, sample_score
@@ -50,7 +50,7 @@ def _judge(run: Run, arms: list[str], prompts: Mapping[str, Prompt]) -> dict[str
     folders = {arm: run.folder / OWN / arm for arm in arms}
     if all(finished(folder, "scores") for folder in folders.values()):
         return {arm: read_records(folder / "scores.jsonl", JudgedImage) for arm, folder in folders.items()}
-    frozen = run.config.model_copy(update={"judge": frozen_judge(run.config.judge)})
+    frozen = run.config.model_copy(update={"judge": run.config.judge.frozen()})
     if frozen.judge.model == "start":  # the model that is loaded here, once
         frozen = frozen.model_copy(update={"judge": frozen.judge.model_copy(update={"model": "self"})})
     judge = image_judge(load_model(run.config, run.config.model), frozen, run.seed(OWN, "judge"))

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
+from torch import Tensor
+
 from srum.config import RolloutConfig
 from srum.drawing import contexts_of
 from srum.errors import TrainingError
@@ -13,7 +15,7 @@ from srum.models.base import Generated, Sampling, UnifiedModel
 from srum.run_dir import save_image
 from srum.train.data import TrainingRecord
 
-FAR = 0.5  # of the latent's own norm; rounding stays far below, and latents of another model are about as far as noise
+FAR = 0.5  # of a latent's norm, or ids; rounding stays far below, and latents of another model are as far as noise
 
 
 def probed(records: Sequence[TrainingRecord], count: int) -> list[TrainingRecord]:
@@ -55,18 +57,22 @@ def save_samples(records: Sequence[TrainingRecord], made: Sequence[Generated], f
 
 
 def check_reproduction(records: Sequence[TrainingRecord], again: Sequence[Generated]) -> list[float]:
-    """How far the latents of what a model made are from those of the rollout, each as a share of its norm.
+    """How far the latents of what a model made are from those of the rollout, each as a share of its norm; of ids, the
+    share that differ.
 
     Raises TrainingError if all of them are far off.
     """
-    distances = [
-        ((made.latent.cpu() - record.latent).norm() / record.latent.norm()).item()
-        for made, record in zip(again, records, strict=True)
-    ]
+    distances = [_share(made.latent.cpu(), record.latent) for made, record in zip(again, records, strict=True)]
     if distances and min(distances) > FAR:
         names = ", ".join(f"{r.candidate.id} ({d:.2f})" for r, d in zip(records, distances, strict=True))
         raise TrainingError(
             f"this model did not make the candidates: sampled again, the latents of {names} differ by these shares of "
-            f"their norm (at most {FAR} expected); train the weights that the rollout used"
+            f"their norm or ids (at most {FAR} expected); train the weights that the rollout used"
         )
     return distances
+
+
+def _share(made: Tensor, latent: Tensor) -> float:
+    if latent.is_floating_point():
+        return ((made - latent).norm() / latent.norm()).item()
+    return (made != latent).double().mean().item()

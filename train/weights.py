@@ -16,8 +16,9 @@ from torch.nn import Parameter
 from torch.utils.checkpoint import checkpoint
 
 from srum.disk import writing
+from srum.errors import TrainingError
 from srum.models import mark
-from srum.models.base import TrainableModel
+from srum.models.base import TrainableModel, name_of
 from srum.processes import Processes
 from srum.train.sharding import gathered, local
 
@@ -26,11 +27,14 @@ from srum.train.sharding import gathered, local
 def trainable_parameters(model: TrainableModel, scope: Literal["generation", "all"]) -> Iterator[dict[str, Parameter]]:
     """The trained parameters by name; until the end of the block, the others require no gradients.
 
-    What the model itself holds fixed (position tables, the autoencoder) stays so under either scope.
+    What the model itself holds fixed (position tables, the autoencoder) stays so under either scope. Raises
+    TrainingError where nothing is trained.
     """
     free = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     generation = {id(parameter) for _, parameter in model.generation_parameters()}
     chosen = {name: p for name, p in free.items() if scope == "all" or id(p) in generation}
+    if not chosen:
+        raise TrainingError(f"train.trainable: {name_of(model)} has no weights of their own that draw; set it to all")
     try:
         for name, parameter in free.items():
             parameter.requires_grad_(name in chosen)

@@ -23,8 +23,8 @@ from srum.config import ImageConfig
 from srum.errors import ModelError
 from srum.evaluation.accuracy import CheckedImage
 from srum.evaluation.statistics import wilson
-from srum.flow import schedule
 from srum.json_files import read_json
+from srum.models.base import Sampling, branch_counts
 from srum.reading import RunView
 from srum.records import Candidate, Judgement
 from srum.run import Arm, Run
@@ -60,10 +60,8 @@ class Point:
 
 
 def passes_of(config: ImageConfig) -> int:
-    """Forward passes of an image that is drawn so: one a step, two where guidance is active."""
-    low, high = config.guidance_interval
-    times = schedule(config.timesteps, config.timestep_shift)[:-1].tolist()
-    return sum(2 if config.guidance > 1 and low < t <= high else 1 for t in times)
+    """Forward passes of an image that is drawn so: one a step, where guidance is active two, or three with images."""
+    return sum(branch_counts(Sampling(**config.sampling())))
 
 
 def spent(run: Run, arm: str, rounds: int) -> Compute:

@@ -9,6 +9,7 @@ import ctypes
 import json
 import re
 import sys
+from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -22,16 +23,27 @@ from srum.json_files import read_json
 from srum.models.base import TrainableModel, UnifiedModel
 from srum.models.needs import Need, Recipe
 from srum.plugins import find as find_plugin
+from srum.processes import Processes
 
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # glibc's numbers for mallopt
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # owner/name
 EMBEDDED = {"srum-tiny": Path(__file__).parent / "tiny"}
-# What marks a folder, a file, or one with a ``model_type`` that begins so: the module that loads it.
-ARCHITECTURES = {"llm_config.json": "srum.models.bagel", "config.json:blip3o": "srum.models.blip3o"}
+# What marks a folder, a file, or one with a ``model_type`` or ``_class_name`` that begins so: the module that loads it.
+ARCHITECTURES = {
+    "llm_config.json": "srum.models.bagel",
+    "config.json:blip3o": "srum.models.blip3o",
+    "config.json:Showo": "srum.models.showo",
+    "internvl3/config.json": "srum.models.openuni",
+    "config.json:harmon": "srum.models.harmon",
+    "kl16.safetensors": "srum.models.harmon",
+    "kl16.ckpt": "srum.models.harmon",  # which is refused, with what to do
+}
 # What is to be known of published weights before they are fetched.
 TERMS = {
     "BLIP3o/BLIP3o-Model-8B": "tagged apache-2.0, as is its language model; its decoder is BAAI's, of terms of its own",
     "BLIP3o/BLIP3o-Model-4B": "tagged apache-2.0; its language model has Qwen's research licence: nothing commercial",
+    "wusize/Harmon-0_5B": "NTU's S-Lab License 1.0: nothing commercial",
+    "wusize/Harmon-1_5B": "NTU's S-Lab License 1.0: nothing commercial",
 }
 CLASS = "model_class.json"  # marks the folder of a user's own model, and names its class
 
@@ -77,6 +89,8 @@ def load(
     is no such model, ModelError as :func:`find_device` does.
     """
     loader, folder = _located(name)
+    if terms := getattr(loader, "TERMS", ""):
+        say(f"{name}: {terms}")
     place = find_device(device)
     if place.type == "cpu":
         keep_memory()
@@ -84,17 +98,25 @@ def load(
     return model
 
 
+@cache
+def say(line: str) -> None:
+    """Once, on what is not the result."""
+    if Processes.here().rank == 0:
+        print(line, file=sys.stderr)
+
+
 def require_model(name: str | Path) -> None:
     """Raises what :func:`load` would raise where there is no such model. A repository of the hub is fetched."""
     _located(name)
 
 
-def require_settings(config: Any) -> None:
-    """Raises ConfigError for settings of a ``RunConfig`` that the architecture of its model says it cannot follow
-    (``refuse`` of its module, where it has one)."""
+def settled(config: Any) -> Any:
+    """A ``RunConfig`` as the architecture of its model takes it: ``settle`` of its module, where it has one. Raises
+    ConfigError for settings that it cannot follow (``refuse``)."""
     loader, _ = _located(config.model)
     if hasattr(loader, "refuse"):
         loader.refuse(config)
+    return loader.settle(config) if hasattr(loader, "settle") else config
 
 
 def architecture(folder: Path) -> Architecture:
@@ -102,11 +124,15 @@ def architecture(folder: Path) -> Architecture:
     if (folder / CLASS).is_file():
         user: Architecture = find_plugin("model", _class_of(folder), {})
         return user
-    for marker, module in ARCHITECTURES.items():
-        if _marks(marker, folder):
-            ours: Any = import_module(module)
-            return ours
-    raise ModelError(f"{folder} is no model: it has none of {', '.join([*ARCHITECTURES, CLASS])}")
+    if (ours := shipped_architecture(folder)) is None:
+        raise ModelError(f"{folder} is no model: it has none of {', '.join([*ARCHITECTURES, CLASS])}")
+    return ours
+
+
+def shipped_architecture(folder: Path) -> Any:
+    """The module that loads the folder; None where none of ``ARCHITECTURES`` marks it."""
+    module = next((module for marker, module in ARCHITECTURES.items() if _marks(marker, folder)), None)
+    return module and import_module(module)
 
 
 def _class_of(folder: Path) -> str:
@@ -127,7 +153,8 @@ def _marks(marker: str, folder: Path) -> bool:
     name, _, kind = marker.partition(":")
     if not (folder / name).is_file():
         return False
-    return not kind or str(read_json(folder / name).get("model_type")).startswith(kind)
+    values = read_json(folder / name) if kind else {}
+    return not kind or any(str(values.get(field)).startswith(kind) for field in ("model_type", "_class_name"))
 
 
 def _located(name: str | Path) -> tuple[Any, Path | None]:
@@ -166,7 +193,7 @@ def find(name: str | Path) -> Path:
         return folder
     if HUB_ID.fullmatch(str(name)):
         if terms := TERMS.get(str(name)):
-            print(f"{name}: {terms}", file=sys.stderr)
+            say(f"{name}: {terms}")
         try:
             return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors", "*.txt"]))
         except (OSError, ValueError) as error:

@@ -7,9 +7,11 @@ of training (docs/design.md 3).
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from PIL.Image import Image
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from srum.errors import SrumError
-from srum.flow import Rule, Transition
+from srum.flow import Rule, Transition, schedule
 
 # ``global_batch`` takes one norm over all images of a call, as the reference does; the others are per image or token.
 Renorm = Literal["global", "channel", "text_channel", "global_batch"]
@@ -46,9 +48,12 @@ Ability = Literal[
     "plan",  # writes a planning text before it draws
     "path",  # tells the way to an image
     "explore",  # takes random steps on the way to an image, and tells them
+    "train",  # can be trained: ``corrupt``, ``pack`` and ``forward``
     "velocity",  # is a flow model: ``forward`` predicts velocities, ``corrupt`` draws noise
     "compile",  # runs through torch.compile
     "prepare",  # before training, ``prepare(examples)`` computes once what its frozen weights make of their segments
+    "infill",  # ``infill(contexts, latents, holes, sampling, seeds)`` draws anew where ``holes`` (h, w) are True
+    "remember",  # within ``remembering()`` calls whose contexts begin with the same images share what these cost
     "frames",  # ``box_frame`` and ``crop_box`` say what of an image its boxes and its latents are of
 ]
 
@@ -69,9 +74,33 @@ class Sampling:
     guidance_interval: tuple[float, float] = (0.4, 1.0)  # active where lo < t <= hi, t the shifted timestep
     renorm: Renorm = "global"
     renorm_min: float = 0.0
+    guidance_every: int = 1  # of the guided steps one in so many compares; those between keep its differences
+    velocity_every: int = 1  # of all steps one in so many runs the network; between them the velocity is extrapolated
     plan_temperature: float = 0.0  # of the planning text; 0 is greedy (every candidate of a prompt has the same plan)
     decoder_steps: int = 50  # of a model whose decoder draws, too, as BLIP3-o's does
     decoder_guidance: float = 3.0  # of such a decoder; <= 1 is off
+    temperature: float = 1.0  # of a model that draws token by token, as Show-o does (docs/showo.md)
+
+
+def guided_branches(sampling: Sampling) -> list[int]:
+    """Of how many branches each Euler step is made: 1 without guidance, 2 with text guidance, 3 with both."""
+    timesteps = schedule(sampling.timesteps, sampling.timestep_shift)[:-1]
+    low, high = torch.tensor(sampling.guidance_interval)  # float32 as the timesteps: a tie falls as in the reference
+    guided = (low < timesteps) & (timesteps <= high) & (sampling.guidance > 1)
+    return [(2 + (sampling.image_guidance > 1)) if here else 1 for here in guided.tolist()]
+
+
+def branch_counts(sampling: Sampling) -> list[int]:
+    """How many of them the network runs in each step: all, without ``guidance_every`` and ``velocity_every``.
+
+    None where the velocity is extrapolated, which the first two steps and the last never are.
+    """
+    made_of, every = guided_branches(sampling), sampling.velocity_every
+    run = [step < 2 or step % every == 0 or step == len(made_of) - 1 for step in range(len(made_of))]
+    guided = [step for step, branches in enumerate(made_of) if run[step] and branches > 1]
+    compared = set(guided[:: sampling.guidance_every])
+    counts = [made if step in compared else 1 for step, made in enumerate(made_of)]
+    return [count * here for count, here in zip(counts, run, strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,8 +158,8 @@ class RandomStep:
 
 @dataclass(frozen=True)
 class Generated:
-    """One drawn image: pixels, the sampler's clean, scaled latent (C, h, w), and where asked for the way to it and the
-    random steps on it."""
+    """One drawn image: pixels, the sampler's clean, scaled latent (C, h, w), of integers where the model draws ids,
+    and where asked for the way to it and the random steps on it."""
 
     image: Image
     latent: Tensor
@@ -201,20 +230,29 @@ class Corruption(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class TrainingForward:
-    """Result of the training forward pass of a flow model, per predicted token, in the order of the pack.
+class Distance(NamedTuple):
+    """How far the predictions of image tokens (N,) are from those of old weights on the same pack, in two parts.
 
-    Image tokens: ``velocity`` (N, D) predicted and ``target`` (N, D) (NaN for a segment without a latent), their
-    ``timestep`` (N,), the number of the noisy segment with a loss, counted over the pack, that they are of
-    (``image_segment`` (N,)), and the ``cell`` (N,) of its grid, row-major. Text tokens: ``logits`` (M, V) where the
-    next token is a target, these targets (``labels`` (M,)), the text segment with a loss that they are of
-    (``text_segment`` (M,)). Methods see ``image_error``, ``text_error`` and ``drift`` alone, so that a model that
-    predicts something else than velocities has a class of its own with these.
+    ``drift`` is at least 0, and 0 where they are the same; ``change`` is that of the error to first order in their
+    distance, so that pushing by it and holding by the drift settles at a distance in proportion to the push.
     """
 
-    velocity: Tensor
-    target: Tensor
+    change: Tensor
+    drift: Tensor
+
+
+@dataclass(frozen=True)
+class TrainingForward:
+    """Result of the training forward pass, per predicted token, in the order of the pack; each kind of model has a
+    subclass with further tensors, those that it predicts.
+
+    Image tokens, only those that are predicted (``UnifiedModel.targets`` counts them): how far from clean in [0, 1]
+    (``timestep`` (N,)), the number of the noisy segment with a loss, counted over the pack, that they are of
+    (``image_segment`` (N,)), and the ``cell`` (N,) of its grid, row-major. Text tokens: ``logits`` (M, V) where the
+    next token is a target, these targets (``labels`` (M,)), the text segment with a loss that they are of
+    (``text_segment`` (M,)). Methods see errors and distances alone, whatever it is that a model predicts.
+    """
+
     timestep: Tensor
     image_segment: Tensor
     cell: Tensor
@@ -224,17 +262,59 @@ class TrainingForward:
 
     @property
     def image_error(self) -> Tensor:
-        """Squared error of the velocity per image token, (N,): the mean over channels."""
-        return (self.velocity - self.target).square().mean(dim=-1)
+        """What is minimised, per image token (N,)."""
+        raise NotImplementedError
 
     @property
     def text_error(self) -> Tensor:
         """Cross-entropy per text token, (M,): minus its log-probability."""
         return cross_entropy(self.logits, self.labels, reduction="none")
 
-    def drift(self, old: TrainingForward) -> Tensor:
-        """Squared distance of the prediction from that of ``old`` weights on the same pack, per image token (N,)."""
-        return (self.velocity - old.velocity).square().mean(dim=-1)
+    @property
+    def extra(self) -> dict[str, Tensor]:
+        """What the model minimises besides per image token (N,), by name: terms that no method weights."""
+        return {}
+
+    def distance(self, old: Any) -> Distance:
+        """From ``old``, a forward pass of the same class over the same pack by other weights."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class FlowForward(TrainingForward):
+    """That of a flow model: ``velocity`` (N, D) predicted and ``target`` (N, D), NaN for a segment without a latent."""
+
+    velocity: Tensor
+    target: Tensor
+
+    @cached_property
+    def image_error(self) -> Tensor:
+        """Squared error of the velocity per image token, (N,): the mean over channels."""
+        return (self.velocity - self.target).square().mean(dim=-1)
+
+    def distance(self, old: FlowForward) -> Distance:
+        """With e = v_old - u and d = v - v_old: 2 e.d and |d|^2, means over channels. |v - u|^2 = |e + d|^2 gives the
+        former without velocities."""
+        drift = (self.velocity - old.velocity).square().mean(dim=-1)
+        return Distance(self.image_error - old.image_error - drift, drift)
+
+
+@dataclass(frozen=True)
+class DiscreteForward(TrainingForward):
+    """That of a model whose latents are ids: ``logprob`` (N,), the log-probability p of each id that was masked."""
+
+    logprob: Tensor
+
+    @property
+    def image_error(self) -> Tensor:
+        """Cross-entropy per masked id, (N,)."""
+        return -self.logprob
+
+    def distance(self, old: DiscreteForward) -> Distance:
+        """With d = log p - log p_old: -d and d^2 / 2, so that A change + beta drift settles at d = A / beta
+        (docs/specs/showo.md, 13)."""
+        d = self.logprob - old.logprob
+        return Distance(-d, d.square() / 2)
 
 
 class UnifiedModel(Protocol):
@@ -305,7 +385,8 @@ class UnifiedModel(Protocol):
         ...
 
     def encode(self, images: Sequence[Image]) -> list[Tensor]:
-        """Clean, scaled latents (C, h, w): the posterior mean, so that the result is a function of the image."""
+        """Clean, scaled latents (C, h, w): the posterior mean, so that the result is a function of the image; int16
+        where they are ids."""
         ...
 
     def decode(self, latents: Sequence[Tensor]) -> list[Image]:
@@ -327,7 +408,7 @@ class UnifiedModel(Protocol):
         ...
 
     def targets(self, segments: Sequence[Segment], corruptions: Sequence[Corruption]) -> tuple[int, int]:
-        """How many image and text tokens of an example are predicted with a loss."""
+        """How many image and text tokens of an example are predicted with a loss: the masked ones where it masks."""
         ...
 
     def length(self, segments: Sequence[Segment]) -> int:
@@ -364,7 +445,7 @@ class TrainableModel(UnifiedModel, Protocol):
         ...
 
     def generation_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
-        """Those of the generation expert: what ``trainable: generation`` trains."""
+        """Those of the generation expert: what ``trainable: generation`` trains. None where one network does both."""
         ...
 
     def read_weights(self) -> None:
@@ -398,6 +479,12 @@ def box_frame(writer: object, size: tuple[int, int]) -> tuple[int, int]:
     (H, W), and reads them: the image itself unless it has the ability ``frames``."""
     framed: Any = writer
     return framed.box_frame(size) if "frames" in getattr(writer, "abilities", ()) else size
+
+
+def remembering(writer: object) -> AbstractContextManager[None]:
+    """A block within which several calls see an image once, where the model can (ability ``remember``)."""
+    able: Any = writer
+    return able.remembering() if "remember" in getattr(writer, "abilities", ()) else nullcontext()
 
 
 def crop_box(model: UnifiedModel, size: tuple[int, int]) -> tuple[float, float, float, float]:

@@ -3,18 +3,23 @@ weights under the names that others give them, the tokenizer. Every error names 
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate.utils import set_module_tensor_to_device
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from srum.errors import ModelError
 from srum.json_files import read_json
-from srum.tensors import open_tensors, shards
+from srum.tensors import fill, open_tensors, shards
 
 WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 BUFFERS = re.compile(r"(?:^|\.)(?:inv_freq|position_ids|num_batches_tracked)$")  # computed or not used, if stored
@@ -24,6 +29,7 @@ ROPE: Mapping[str, tuple[Any, ...]] = {
     "partial_rotary_factor": (1.0,),
 }
 NAMED = 3  # tensors that a message names
+PICKLES = (".bin", ".pth", ".pt", ".ckpt")  # how files of weights end that may run code when they are read
 
 Official = Callable[[str], str | None]  # an architecture's name of a stored tensor; None where it does not use it
 
@@ -79,12 +85,18 @@ def with_rope(
 
 
 def weight_files(folder: Path, names: Sequence[str]) -> list[Path]:
-    """The files that hold the network's tensors: one of ``names``, or all shards of its index. Raises ModelError."""
+    """The files that hold the network's tensors: one of ``names``, or all shards of its index. Raises ModelError, for
+    pickles in their place with what to do."""
     for name in names:
         if (folder / name).is_file():
             return [folder / name]
         if (index := folder / f"{name}.index.json").is_file():
             return shards(index)
+    if pickled := [path.name for path in sorted(folder.glob("*")) if path.suffix in PICKLES]:
+        raise ModelError(
+            f"{folder} has its weights as {', '.join(pickled)}, a pickle, which may run code and is not read: srum "
+            "convert makes a folder of safetensors of the model's"
+        )
     raise ModelError(f"{folder} has none of {', '.join([*names, *(f'{name}.index.json' for name in names)])}")
 
 
@@ -126,9 +138,23 @@ class Headers:
                     headers.types[entry.get_dtype()] += 1
         return headers
 
+    def add(self, other: Headers) -> None:
+        """Those of ``other``, too, which has other names."""
+        self.files.update(other.files)
+        self.shapes.update(other.shapes)
+        self.types.update(other.types)
+        self.stored.update(other.stored)
+        self.twice.extend(other.twice)
+
     def count(self, prefix: str) -> int:
         """How many numbered modules follow a prefix."""
         return len({name[len(prefix) :].split(".")[0] for name in self.shapes if name.startswith(prefix)})
+
+    def read(self, name: str) -> Tensor:
+        """A tensor by its official name."""
+        with open_tensors(self.files[name]) as tensors:
+            tensor: Tensor = tensors.get_tensor(self.stored[name])
+        return tensor
 
 
 def require_fit(
@@ -151,6 +177,41 @@ def require_fit(
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(name[:200] for name in names[:NAMED]) + (", ..." if len(names) > NAMED else "")
+
+
+@torch.no_grad()
+def read_into(network: nn.Module, headers: Headers, official: Callable[[str], str]) -> None:
+    """Fill a network in its own types, tensor by tensor; ``official`` names each.
+
+    Of a tensor that processes share (``fully_shard``) each reads its own part alone. peft's adapters stay as they are.
+    """
+    lacking = {name.replace(".base_layer.", "."): tensor for name, tensor in network.named_parameters()}
+    lacking = {name: tensor for name, tensor in lacking.items() if ".lora_" not in name}
+    for name, tensor in lacking.items():
+        with open_tensors(headers.files[official(name)], str(tensor.device)) as tensors:
+            fill(tensor, tensors.get_slice(headers.stored[official(name)]))
+
+
+def fill_frozen(
+    part: nn.Module, read: Callable[[str], Tensor | None], device: torch.device, dtype: torch.dtype
+) -> None:
+    """Give an empty part the weights that ``read`` finds by its names, as ``dtype``, tensor by tensor; None leaves one
+    as it is. Its computed tables stay float32. Nothing of it is trained."""
+    for name, _ in list(part.named_parameters()):
+        if (tensor := read(name)) is not None:
+            set_module_tensor_to_device(part, name, device, tensor, dtype)
+    for name, _ in list(part.named_buffers()):
+        set_module_tensor_to_device(part, name, device)
+    part.eval().requires_grad_(False)
+
+
+def link(source: Path, target: Path) -> None:
+    """The same file by another name, or a copy where the file system has no such links."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source.resolve(), target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 # --- tokenizer

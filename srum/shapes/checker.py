@@ -18,7 +18,7 @@ from srum.records import Box
 from srum.shapes.matching import assign, faults, matches, related, relation_sentence
 from srum.shapes.prompts import from_metadata
 from srum.shapes.render import BACKGROUND, PALETTE, PATCH, thing_opacity
-from srum.shapes.scenes import IMAGE_SIZE, SHAPES, SIZES, half_extent
+from srum.shapes.scenes import CELL, GRID, IMAGE_SIZE, SHAPES, SIZES, Thing, half_extent
 
 SEED_OPACITY = 0.6  # a pixel at least so opaque can begin a thing
 SEED_PIXELS = 6
@@ -59,6 +59,13 @@ class Found:
     @property
     def label(self) -> str:
         return f"{self.size} {self.colour} {self.shape}"
+
+    @property
+    def placed(self) -> Thing:
+        """It as a thing of a scene, in the cell of its centre."""
+        column, row = (min(max(int(x // CELL), 0), GRID - 1) for x in self.centre)
+        dx, dy = (x - CELL * (place + 0.5) for x, place in zip(self.centre, (column, row), strict=True))
+        return Thing(self.shape, self.colour, self.size, row, column, dx, dy)
 
 
 @dataclass(frozen=True)

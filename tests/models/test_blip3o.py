@@ -27,7 +27,8 @@ from srum.judging.self_judge import SelfJudge
 from srum.models.bagel import Bagel
 from srum.models.base import Decoding, Exploration, Generated, Sampling, Segment, Written, box_frame, crop_box
 from srum.models.blip3o import Blip3o, chat
-from srum.models.blip3o.images import LEAST, MOST, cropped, seen_size
+from srum.models.blip3o.images import LEAST, MOST, seen_size
+from srum.models.pixels import cropped
 from srum.records import Region
 from srum.train.weights import trainable_parameters
 
@@ -260,7 +261,7 @@ def test_trained_queries_get_gradients_through_a_language_model_that_gets_none()
         noise = [FlowNoise(torch.zeros(64, 32), 0.5)] * 2
         model.forward(model.pack(examples, noise)).image_error.mean().backward()
         assert model.network.latent_queries.grad is not None and model.network.latent_queries.grad.any()
-        assert all(parameter.grad is None for parameter in model.language.qwen.parameters())
+        assert all(parameter.grad is None for parameter in model.language.network.parameters())
 
 
 def test_timesteps_are_even_thousandths(model: Blip3o) -> None:
@@ -346,7 +347,7 @@ def sharded(folder: Path) -> Path:
 def test_a_tied_head_is_the_embedding(tmp_path: Path) -> None:
     folder = changed(tmp_path, {"tie_word_embeddings": True}, lambda weights: weights.pop("lm_head.weight"))
     language = Blip3o.load(folder).language
-    assert language.qwen.lm_head.weight is language.text.embed_tokens.weight
+    assert language.network.lm_head.weight is language.text.embed_tokens.weight
     with pytest.raises(ModelError, match=r"1 missing: lm_head\.weight"):
         Blip3o.load(changed(tmp_path / "b", {}, lambda weights: weights.pop("lm_head.weight")))
 
@@ -417,8 +418,8 @@ def test_images_of_odd_sizes_are_encoded(model: Blip3o, size: tuple[int, int]) -
 )
 def test_settings_that_do_not_apply(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        models.require_settings(load_config(None, [f"model={CHECKPOINT}", "rollout.plan=false", override]))
-    models.require_settings(load_config(None, [f"model={CHECKPOINT}", "rollout.plan=false"]))
+        models.settled(load_config(None, [f"model={CHECKPOINT}", "rollout.plan=false", override]))
+    models.settled(load_config(None, [f"model={CHECKPOINT}", "rollout.plan=false"]))
 
 
 def test_the_abilities_in_the_readme_are_true() -> None:

@@ -150,7 +150,7 @@ def test_credits_land_on_their_tokens(model: Bagel) -> None:
 
     image = torch.tensor([1.0, 2.0, 3.0, 40.0, 40.0])
     assert own.credit.tolist() == [*image.tolist(), 1.0, 1.0, *(-image).tolist()]
-    torch.testing.assert_close(own.image["flow"], own.credit * own.forward.image_error)
+    torch.testing.assert_close(own.image["error"], own.credit * own.forward.image_error)
     text = torch.cat([of_text, torch.full((second,), 0.5)])
     expected = torch.cat([text, torch.ones(second), -text])
     torch.testing.assert_close(own.text["cross_entropy"], 0.5 * expected * own.forward.text_error)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from srum.errors import TrainingError
-from srum.models.base import TrainingForward
+from srum.models.base import FlowForward
 from srum.run import find_method
 from srum.train.advantages import sample_advantages, spread_by_blame
 from srum.train.methods.region_nft import with_both
@@ -26,14 +26,14 @@ def terms(method: str, v: Tensor, u: Tensor, credit: Tensor, old: Tensor | None 
     assert new is not None
     tokens = Tokens("image", new.image_error, credit)
     if before is not None:
-        tokens = Tokens("image", new.image_error, credit, before.image_error, new.drift(before))
+        tokens = Tokens("image", new.image_error, credit, before.image_error, *new.distance(before))
     config = config_of(method=method, **values)
     return find_method(method).terms(tokens, config)
 
 
-def predicted(v: Tensor, u: Tensor) -> TrainingForward:
+def predicted(v: Tensor, u: Tensor) -> FlowForward:
     none = torch.zeros(0)
-    return TrainingForward(
+    return FlowForward(
         velocity=v, target=u, timestep=none, image_segment=none, cell=none, logits=none, labels=none, text_segment=none
     )
 

@@ -184,7 +184,7 @@ def test_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> 
 
 def test_a_model_that_sees_nothing_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Blind(FakeModel):
-        abilities = frozenset({"plan", "path", "velocity"})
+        abilities = frozenset({"plan", "path", "train"})
 
     monkeypatch.setattr(models, "load", Blind.load)
     with pytest.raises(MissingAbility, match="method reca needs a model with the ability seen"):

@@ -17,7 +17,7 @@ import srum.train.trainer as trainer
 from srum.config import RunConfig
 from srum.errors import TrainingError
 from srum.flow import FlowNoise, interpolate
-from srum.models.base import Segment, TrainingForward
+from srum.models.base import FlowForward, Segment
 from srum.processes import Processes
 from srum.records import Candidate, RewardMap
 from srum.run import find_method
@@ -38,7 +38,7 @@ class TinyModel(nn.Module):
     """Velocity of a token: a small network on x_t, t and the sum of the texts' embeddings."""
 
     device = torch.device("cpu")
-    abilities = frozenset({"velocity"})
+    abilities = frozenset({"train"})
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,14 +63,14 @@ class TinyModel(nn.Module):
             for sample, drawn in zip(samples, corruptions, strict=True)
         ]
 
-    def forward(self, batch: list[Any]) -> TrainingForward:
+    def forward(self, batch: list[Any]) -> FlowForward:
         inputs = []
         for texts, clean, drawn in batch:
             text = self.understanding(torch.tensor(texts, dtype=torch.long)).sum(dim=0)
             x_t, t = interpolate(clean, drawn.noise, drawn.t), torch.full((len(clean), 1), drawn.t)
             inputs.append(torch.cat([x_t, t, text.expand(len(clean), -1)], dim=1))
         sizes = torch.tensor([len(x) for x in inputs])
-        return TrainingForward(
+        return FlowForward(
             velocity=self.generation(torch.cat(inputs)) * self.table,
             target=torch.cat([drawn.noise - clean for _, clean, drawn in batch]),
             timestep=torch.tensor([drawn.t for _, _, drawn in batch]).repeat_interleave(sizes),

@@ -2,7 +2,7 @@
 
     stages    IMAGES     (+ ROLLOUT GROUND JUDGE RASTERIZE where the images, or what is mixed in, are the round's own)
     examples  [seen image, template, noisy: the same image]                 the template is drawn anew at every visit
-    loss      |v - u|^2          there is no other: the reconstruction is in the layout of the example      (Eq. 2)
+    loss      error              there is no other: the reconstruction is in the layout of the example      (Eq. 2)
 
 What is seen must be too coarse to copy: ``seen_size``. With ``train.trainable=generation`` understanding stays as it
 was, bit for bit; the gradient is the true one, where the released code cuts it at the markers of the noisy image.
@@ -71,7 +71,7 @@ class Reca(Method):
     name, label, colour = "reca", "RecA", "#009e73"
     Config = RecaConfig
     stages = (IMAGES,)
-    needs = frozenset({"velocity", "seen"})
+    needs = frozenset({"train", "seen"})
 
     def stages_of(self, config: RecaConfig) -> Sequence[Stage]:
         """The images alone, or the round's candidates before them."""
@@ -113,7 +113,7 @@ class Reca(Method):
         """The error itself."""
         if tokens.kind == "text":
             return cross_entropy(tokens, config)
-        return {"flow": tokens.credit * tokens.error}
+        return {"error": tokens.credit * tokens.error}
 
 
 def reconstructions(folder: Path, config: RecaConfig) -> list[Example]:

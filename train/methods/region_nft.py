@@ -2,12 +2,14 @@
 
     stages    ROLLOUT GROUND JUDGE RASTERIZE
     examples  [prompt, (plan,) noisy]        credit A: the candidate's advantage in its group, spread by blame
-    loss      (r |v+ - u|^2 + (1 - r) |v- - u|^2) / beta,    r = (1 + A) / 2,    v+- = v_old +- beta (v - v_old)
+    loss      old error / beta  +  A change  +  beta drift                  the terms error, push, trust
+    of flow   (r |v+ - u|^2 + (1 - r) |v- - u|^2) / beta,    r = (1 + A) / 2,    v+- = v_old +- beta (v - v_old)
               = |e|^2 / beta  +  2 A e.d  +  beta |d|^2      with e = v_old - u, d = v - v_old
+    of ids    -log p_old / beta  -  A d  +  beta d^2 / 2     with d = log p - log p_old       (docs/specs/showo.md, 13)
 
-The terms of the last line are ``error``, ``push`` and ``trust``. Since |v - u|^2 = |e + d|^2, the middle one is
-A (|v - u|^2 - |e|^2 - |d|^2): errors and a distance are all that is asked of the model. At v = v_old with A = 0 the
-gradient is exactly zero; with A = 1 and beta = 1 the sum is the squared error of SFT.
+The first term has no gradient; ``change`` and ``drift`` are the model's (``srum.models.base.Distance``). At the old
+weights with A = 0 the gradient is exactly zero. Of flow, with A = 1 and beta = 1, the sum is the squared error of SFT;
+of ids the push with A = 1 has the gradient of SFT, and the probability of an id settles at e^(A / beta) of the old one.
 """
 
 from __future__ import annotations
@@ -80,10 +82,10 @@ class RegionNft(CandidateMethod):
         """The three terms above; ``credit`` is A."""
         if tokens.kind == "text":
             return cross_entropy(tokens, config)
-        assert tokens.old_error is not None and tokens.drift is not None
+        assert tokens.old_error is not None and tokens.change is not None and tokens.drift is not None
         return {
             "error": tokens.old_error / config.beta,
-            "push": tokens.credit * (tokens.error - tokens.old_error - tokens.drift),
+            "push": tokens.credit * tokens.change,
             "trust": config.beta * tokens.drift,
         }
 

@@ -62,7 +62,7 @@ class Rvr(Method):
     name, label, colour = "rvr", "RvR", "#d55e00"
     Config = RvrConfig
     stages = (ROLLOUT, GROUND, JUDGE, RASTERIZE, PAIR)
-    needs = frozenset({"velocity", "seen"})
+    needs = frozenset({"train", "seen"})
 
     def examples(self, run: Run, k: int, config: RvrConfig) -> Mix:
         """The pairs, their good images from the prompt alone, the judge's replies."""
@@ -91,7 +91,7 @@ class Rvr(Method):
         """The error itself."""
         if tokens.kind == "text":
             return cross_entropy(tokens, config)
-        return {"flow": tokens.credit * tokens.error}
+        return {"error": tokens.credit * tokens.error}
 
     def draw(self, model: TrainableModel, config: Any, seed: int) -> Draw:
         """As the evaluation draws, then again as ``refine`` says, scored by the model itself."""

@@ -1,8 +1,8 @@
-"""SFT: plain flow matching on the candidates of the round, every one with weight one.
+"""SFT: what the model is pretrained with, on the candidates of the round, every one with weight one.
 
     stages    ROLLOUT GROUND JUDGE RASTERIZE
     examples  [prompt, (plan,) noisy]        of every candidate that has a reward map, as the methods beside it
-    loss      |v - u|^2
+    loss      error, such as |v - u|^2
 
 The control of every method that judges: the same candidates, the same steps, no judgement.
 """
@@ -43,4 +43,4 @@ class Sft(CandidateMethod):
         """The error itself."""
         if tokens.kind == "text":
             return cross_entropy(tokens, config)
-        return {"flow": tokens.credit * tokens.error}
+        return {"error": tokens.credit * tokens.error}

@@ -2,7 +2,7 @@
 
     stages    ROLLOUT GROUND JUDGE RASTERIZE
     examples  [prompt, (plan,) noisy]        credit c = alpha R on the latent grid
-    loss      alpha R |v - u|^2  +  lambda_c |v - u|^2                                            (Eq. 1, Eq. 2, Eq. 3)
+    loss      alpha R error  +  lambda_c error,    error = |v - u|^2 of flow                      (Eq. 1, Eq. 2, Eq. 3)
 
 R in [-1, 1] (``reward.mapping`` signed) is the reward map, alpha = (layout score + 1) / 2 the layout's factor. A token
 whose weight alpha R + lambda_c is positive is preserved, one below zero is repelled. One clean latent serves both

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from srum.records import Box
-from srum.shapes.checker import Found, parse
+from srum.shapes.checker import parse
 from srum.shapes.hard_negatives import corrupt_prompt, flip_relation, perturb
 from srum.shapes.prompts import sample_prompt
 from srum.shapes.render import render, render_distorted
-from srum.shapes.scenes import CELL, GRID, Scene, Spec, Thing, pick, sample_scene
+from srum.shapes.scenes import Scene, Spec, Thing, pick, sample_scene
 
 Asked = tuple[Spec, str]  # a spec and the prompt that states it
 COMPOSED = ("two_object", "counting", "position", "color_attr", "size")
@@ -99,13 +99,7 @@ def recognised(image: np.ndarray) -> Picture:
     things = [thing for thing in found if not thing.stray]
     damaged = frozenset(i for i, thing in enumerate(things) if not thing.well_formed)
     blobs = tuple(thing.box for thing in found if thing.stray)
-    return Picture(image, tuple(map(_thing, things)), damaged, blobs)
-
-
-def _thing(found: Found) -> Thing:
-    column, row = (min(max(int(x // CELL), 0), GRID - 1) for x in found.centre)
-    dx, dy = (x - CELL * (place + 0.5) for x, place in zip(found.centre, (column, row), strict=True))
-    return Thing(found.shape, found.colour, found.size, row, column, dx, dy)
+    return Picture(image, tuple(thing.placed for thing in things), damaged, blobs)
 
 
 def attempt(rng: np.random.Generator) -> tuple[Asked, Scene]:

@@ -1,9 +1,9 @@
 """BLIP3-o: one architecture, any size (docs/specs/blip3o.md; docs/blip3o.md says what differs from BAGEL).
 
-``config`` what a folder says of itself; ``checkpoint`` its layout, read and written; ``language`` stock Qwen2.5-VL
-over batches of contexts; ``chat`` its words; ``generator`` queries, diffusion transformer and sampler; ``tower`` images
-to features; ``decoder`` features to images; ``images`` pixels and frames; ``model`` the adapter that meets
-``srum.models.base.TrainableModel``; ``memory`` what fits. Here: what ``srum.models`` asks.
+``config`` what a folder says of itself; ``checkpoint`` its layout, read and written; ``language`` Qwen2.5-VL and what
+it sees; ``chat`` its words; ``generator`` queries and diffusion transformer; ``tower`` images to features; ``decoder``
+features to images; ``images`` pixels and frames; ``model`` the adapter that meets ``srum.models.base.TrainableModel``,
+as far as ``srum.models.queries`` does not; ``memory`` what fits. Here: what ``srum.models`` asks.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from srum.config import ConfigError, RunConfig
+from srum.config import RunConfig
 from srum.errors import ModelError
 from srum.models import Description, native_bfloat16
 from srum.models.blip3o.checkpoint import read_headers, weight_files
@@ -22,6 +22,7 @@ from srum.models.blip3o.memory import Sizes, stage_needs, training_need
 from srum.models.blip3o.model import Blip3o
 from srum.models.needs import Need, Recipe
 from srum.models.precision import Precision
+from srum.models.queries import settings
 
 __all__ = ["Blip3o", "describe", "load", "memory", "refuse", "training_memory"]
 
@@ -39,22 +40,7 @@ def load(folder: Path, device: torch.device, dtype: torch.dtype, *, spread: bool
 
 def refuse(config: RunConfig) -> None:
     """Raises ConfigError for settings that would do nothing here."""
-    plans = config.rollout.planned(config.candidates_per_prompt) > 0
-    wrong = {
-        "rollout.plan": "BLIP3-o writes no plan; set it to false" if plans else "",
-        "eval.plan": "BLIP3-o writes no plan; set it to false" if config.eval.plan else "",
-        "device": NO_SPREAD if config.device == "spread" else "",
-        "compile": "BLIP3-o does not run through torch.compile; leave it false" if config.compile else "",
-        "train.replies": "BLIP3-o learns no texts; set it to 0" if config.train.replies else "",
-    }
-    for name, part in (("rollout", config.rollout), ("eval", config.eval)):
-        if part.guidance_interval != (0.0, 1.0):
-            wrong[f"{name}.guidance_interval"] = "BLIP3-o is guided in every step; leave it at [0, 1]"
-        if part.renorm != "global":
-            wrong[f"{name}.renorm"] = "BLIP3-o's guided velocity is not renormalised; leave this at its default"
-    for name, why in wrong.items():
-        if why:
-            raise ConfigError(f"{name}: {why}")
+    settings.refuse(config, Blip3o.name, NO_SPREAD)
 
 
 def describe(folder: Path, device: torch.device, bfloat16: bool) -> Description:

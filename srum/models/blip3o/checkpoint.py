@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,7 +11,6 @@ from pathlib import Path
 
 import torch
 from accelerate import init_empty_weights
-from accelerate.utils import set_module_tensor_to_device
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import Qwen2_5_VLForConditionalGeneration
@@ -20,10 +18,10 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from srum.errors import ModelError
 from srum.models import checkpoints
 from srum.models.blip3o.config import DECODER, Blip3oConfig
-from srum.models.blip3o.generator import Generator
+from srum.models.blip3o.generator import Blip3oGenerator
 from srum.models.blip3o.tower import EvaTower
-from srum.models.checkpoints import Headers, require_fit
-from srum.tensors import fill, open_tensors, read_tensors
+from srum.models.checkpoints import Headers, fill_frozen, link, require_fit
+from srum.tensors import read_tensors
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # Names in our parts and the official ones, by their beginnings; of the first that fits. Every tensor must match.
@@ -63,10 +61,10 @@ def empty_qwen(config: Blip3oConfig) -> Qwen2_5_VLForConditionalGeneration:
         return Qwen2_5_VLForConditionalGeneration._from_config(config.qwen, attn_implementation="sdpa")
 
 
-def empty_generator(config: Blip3oConfig) -> Generator:
+def empty_generator(config: Blip3oConfig) -> Blip3oGenerator:
     """What draws, without storage."""
     with torch.device("meta"):
-        return Generator(config)
+        return Blip3oGenerator(config)
 
 
 def empty_tower(folder: Path, config: Blip3oConfig) -> EvaTower:
@@ -96,26 +94,12 @@ def check(folder: Path, config: Blip3oConfig, headers: Headers) -> None:
     require_fit(folder, replace(headers, shapes=read), expected)
 
 
-@torch.no_grad()
-def read_into(generator: Generator, headers: Headers) -> None:
-    """Fill what draws in its own types, tensor by tensor.
-
-    Of a tensor that processes share (``fully_shard``) each reads its own part alone. peft's adapters stay as they are.
-    """
-    lacking = {name.replace(".base_layer.", "."): tensor for name, tensor in generator.named_parameters()}
-    lacking = {name: tensor for name, tensor in lacking.items() if ".lora_" not in name}
-    for name, tensor in lacking.items():
-        official = official_name(name, GENERATOR)
-        with open_tensors(headers.files[official], str(tensor.device)) as tensors:
-            fill(tensor, tensors.get_slice(headers.stored[official]))
-
-
 def load_qwen(
     config: Blip3oConfig, headers: Headers, device: torch.device, dtype: torch.dtype
 ) -> Qwen2_5_VLForConditionalGeneration:
     """Qwen2.5-VL, frozen."""
     qwen = empty_qwen(config)
-    _fill_frozen(qwen, QWEN, headers, device, dtype)
+    _fill(qwen, QWEN, headers, device, dtype)
     if _tied(config, headers):
         qwen.lm_head.weight = qwen.model.language_model.embed_tokens.weight
     return qwen
@@ -131,22 +115,18 @@ def load_tower(
 ) -> EvaTower:
     """The EVA tower, frozen. Raises ModelError where the folder has none."""
     tower = empty_tower(folder, config)
-    _fill_frozen(tower, TOWER, headers, device, dtype)
+    _fill(tower, TOWER, headers, device, dtype)
     return tower
 
 
-def _fill_frozen(
+def _fill(
     part: nn.Module, beginnings: Mapping[str, str], headers: Headers, device: torch.device, dtype: torch.dtype
 ) -> None:
-    """Give an empty part its weights as ``dtype``, tensor by tensor; its computed tables stay float32."""
-    for name, _ in list(part.named_parameters()):
+    def read(name: str) -> Tensor | None:
         official = official_name(name, beginnings)
-        if official in headers.files:  # a tied head is not
-            with open_tensors(headers.files[official]) as tensors:
-                set_module_tensor_to_device(part, name, device, tensors.get_tensor(headers.stored[official]), dtype)
-    for name, _ in list(part.named_buffers()):
-        set_module_tensor_to_device(part, name, device)
-    part.eval().requires_grad_(False)
+        return headers.read(official) if official in headers.files else None  # a tied head is not
+
+    fill_frozen(part, read, device, dtype)
 
 
 def save_checkpoint(source: Path, folder: Path, headers: Headers, weights: Mapping[str, Tensor]) -> None:
@@ -169,7 +149,7 @@ def save_checkpoint(source: Path, folder: Path, headers: Headers, weights: Mappi
             tensors = {name: changed.get(name, own[headers.stored[name]]).contiguous() for name in there}
             save_file(tensors, folder / path.name, metadata={"format": "pt"})
         else:
-            _link(path, folder / path.name)
+            link(path, folder / path.name)
     if (source / INDEX).is_file():
         _write_index(folder, headers)
     kept = {path.name for path in headers.files.values()} | {INDEX}
@@ -178,7 +158,7 @@ def save_checkpoint(source: Path, folder: Path, headers: Headers, weights: Mappi
             shutil.copyfile(path, folder / path.name)
     for path in (source / DECODER).rglob("*"):
         if path.is_file():
-            _link(path, folder / path.relative_to(source))
+            link(path, folder / path.relative_to(source))
 
 
 def _write_index(folder: Path, headers: Headers) -> None:
@@ -186,12 +166,3 @@ def _write_index(folder: Path, headers: Headers) -> None:
     size = sum((folder / name).stat().st_size for name in files)
     weight_map = {name: headers.files[name].name for name in sorted(headers.files)}
     (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": size}, "weight_map": weight_map}, indent=2))
-
-
-def _link(source: Path, target: Path) -> None:
-    """The same file by another name, or a copy where the file system has no such links."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source.resolve(), target)
-    except OSError:
-        shutil.copyfile(source, target)

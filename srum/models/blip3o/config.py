@@ -84,6 +84,11 @@ class Blip3oConfig:
     tower: TowerSizes | None
     raw: dict[str, Any]
 
+    @property
+    def vocabulary(self) -> int:
+        """Tokens that the language model tells apart."""
+        return int(self.qwen.text_config.vocab_size)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as peft asks a model's config for."""
         return self.raw

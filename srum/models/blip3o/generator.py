@@ -3,20 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import pairwise
-
 import torch
 from diffusers import LuminaNextDiT2DModel
 from diffusers.models.embeddings import PixArtAlphaTextProjection, get_2d_rotary_pos_embed_lumina
 from torch import Tensor, nn
 
-from srum import flow
-from srum.models.base import Sampling
 from srum.models.blip3o.config import Blip3oConfig, TransformerSizes
-from srum.models.exploring import Explorer
-
-TICKS = 1000  # the transformer counts time in whole ones of these, noise at the last
+from srum.models.queries.generator import Generator, ticks
 
 
 class DiffusionTransformer(LuminaNextDiT2DModel):
@@ -54,17 +47,7 @@ class DiffusionTransformer(LuminaNextDiT2DModel):
         return get_2d_rotary_pos_embed_lumina(self.rotary_width, self.grid, self.grid).to(device)
 
 
-def ticks(t: Tensor) -> Tensor:
-    """t in (0, 1] as the transformer is told it: rounded down to thousandths, but for what float32 loses."""
-    return torch.floor(t * TICKS + 1e-3)
-
-
-def timestep(u: Tensor) -> float:
-    """The timestep in (0, 1] of a uniform draw () from [0, 1): a whole thousandth, as in the authors' training."""
-    return (TICKS - int(u * TICKS)) / TICKS
-
-
-class Generator(nn.Module):
+class Blip3oGenerator(Generator):
     """All that may be trained: the queries and the diffusion transformer."""
 
     def __init__(self, config: Blip3oConfig) -> None:
@@ -72,38 +55,12 @@ class Generator(nn.Module):
         self.latent_queries = nn.Parameter(torch.zeros(1, config.queries, config.transformer.condition))
         self.dit = DiffusionTransformer(config.transformer, config.grid)
 
+    @property
+    def queries(self) -> nn.Parameter:
+        """(1, Q, H)."""
+        return self.latent_queries
 
-Steps = list[tuple[Tensor, Tensor]]
-
-
-def sample(
-    velocity: Callable[[Tensor, Tensor, Tensor], Tensor],
-    noise: Tensor,
-    conditions: Tensor,
-    sampling: Sampling,
-    steps_out: Steps | None = None,
-    explorer: Explorer | None = None,
-) -> Tensor:
-    """Features (B, C, h, w) of ``noise`` and ``conditions`` (B, Q, H); guidance compares with a condition of zeros.
-
-    ``steps_out`` receives x_t and the guided velocity of every step; with an ``explorer`` some steps are random.
-    """
-    x, timesteps = noise.float(), schedule(sampling)
-    guided = sampling.guidance > 1
-    both = torch.cat([torch.zeros_like(conditions), conditions]) if guided else conditions
-    for t, following in pairwise(timesteps.tolist()):
-        times = torch.full((len(both),), t, device=x.device)
-        v = velocity(x.repeat(2, 1, 1, 1) if guided else x, times, both).float()
-        if guided:
-            without, given = v.chunk(2)
-            v = without + sampling.guidance * (given - without)
-        if steps_out is not None:
-            steps_out.append((x, v))
-        x = flow.euler_step(x, v, following - t) if explorer is None else explorer.step(x, v, t, following)
-    return x
-
-
-def schedule(sampling: Sampling) -> Tensor:
-    """Timesteps (timesteps,) from 1 to 0, computed in float64: 600 thousandths may not become 599."""
-    even = torch.linspace(1.0, 0.0, sampling.timesteps, dtype=torch.float64)
-    return flow.shift_timestep(even, sampling.timestep_shift)
+    def forward(self, x: Tensor, t: Tensor, conditions: Tensor) -> Tensor:
+        """As the transformer does it."""
+        velocity: Tensor = self.dit(x, t, conditions)
+        return velocity
