@@ -25,6 +25,7 @@ from srum.errors import SrumError
 from srum.evaluation.accuracy import EvalResult, require_metadata
 from srum.evaluation.comparison import EVAL, eval_prompts, evaluate_arm, summarize, summary_table
 from srum.grounding.base import load_grounder
+from srum.judging.drift import judge_again
 from srum.judging.stage import load_judging
 from srum.models.base import UnifiedModel, require
 from srum.plan import Plan, foresee
@@ -192,9 +193,10 @@ def require_sizes(config: RunConfig, model: UnifiedModel) -> None:
 def conclude(run: Run) -> dict[str, Any]:
     """Evaluate every arm after the last round; write ``summary.json`` and ``report.html``, print the table.
 
-    Beside it ``own.json`` of one's own prompts, where some are held out. With neither the report alone; the summary is
-    then empty.
+    Before it what training made of the judge (``srum.judging.drift``), beside it ``own.json`` of one's own prompts,
+    where some are held out. Without arms and prompts the report alone; the summary is then empty.
     """
+    judge_again(run)
     results = evaluate_arms(run, run.config.rounds, run.folder / "eval") if run.config.eval.count else {}
     outcome = judge_own(run) if own_prompts(run.config) else {}
     summary = summarize(results)

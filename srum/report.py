@@ -101,6 +101,7 @@ def _contents(run: Path, running: bool) -> dict[str, Any]:
         "labels": {name: arm.method.label for name, arm in opened.arms.items()},
         "rounds": len(rounds),
         "judge": judge_of(opened.config.judge),
+        "judged": _read_json(max(run.glob("round-*/judge/quality.json"), default=run / "none")),
         "to_come": to_come(opened),
         "running": RELOAD if running and to_come(opened) else None,
         "accuracy": accuracy,
