@@ -143,6 +143,7 @@ def test_killed_and_resumed_it_is_the_same(tmp_path: Path, monkeypatch: pytest.M
     ("override", "message"),
     [
         ("rollout.guidance=2.5", "unguided"),
+        ("rollout.velocity_every=2", "network's own"),
         ("rollout.plan_temperature=0.5", "temperature 1"),
         ("candidates_per_prompt=1", "at least 2"),
         ("candidates_per_prompt=3", "whole number of groups"),
