@@ -24,8 +24,8 @@ PRESETS = Path(__file__).parents[1] / "configs"
 # in the order of their worth
 WANTED = [
     "lora-1gpu:rollout", "lora-1gpu:1", "fsdp:8", "paper:8", "released:8", "lora-1gpu:8", "lora-1gpu:judge",
-    "paper:rollout", "fsdp:64", "paper:64", "reca:8", "rvr:16", "flow-grpo-lora:1", "r3:8", "released:64",
-    "released:1",
+    "paper:rollout", "fsdp:64", "paper:64", "reca:8", "reca:64", "rvr:16", "rvr:64", "flow-grpo-lora:1", "r3:8",
+    "r3:64", "released:64", "released:1",
 ]  # fmt: skip
 
 

@@ -6,9 +6,9 @@ Hidden width 512, 8 layers, 8 heads on 2 key-value heads, feed-forward width 140
 random weights. The plain ways are one prompt after the other with its guidance branches one after the other, one
 question after the other, a decoded token run as any text is, float32, and a C library left to give the memory of
 freed tensors back to the system; with ``--compile`` also the model as it is against the compiled one, without the
-minutes of compiling. Times are medians, the two ways taking turns, but for the memory, which comes first. The rate is
-that of the best large matrix product of the same type on this machine: a rollout at 100% would do nothing but multiply,
-without a pause.
+minutes of compiling. Times are seconds of the processor, medians, the two ways taking turns, but for the memory, which
+comes first. The rate is that of the best large matrix product of the same type on this machine: a rollout at 100% would
+do nothing but multiply, without a pause.
 """
 
 from __future__ import annotations

@@ -803,6 +803,7 @@ CHECKS: dict[str, tuple[Check, tuple[str, ...]]] = {
 ARCHITECTURES = {  # what a folder of its fixtures has -> the module that compares them; BAGEL's is this one
     "checkpoint/diffusion-decoder": "benchmarks.parity_blip3o",
     "checkpoint/internvl3": "benchmarks.parity_openuni",
+    "checkpoint/magvitv2": "benchmarks.parity_showo",
     "checkpoint_hf": "benchmarks.parity_harmon",
 }
 

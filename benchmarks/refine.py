@@ -56,7 +56,7 @@ from srum.shapes.scenes import sample_scene
 from srum.train.examples import Example
 from srum.train.feed import Mix, Part
 from srum.train.methods.rvr import Rvr
-from srum.train.refining import self_scorer
+from srum.train.refining import score_and_blame
 
 ROUNDS = 3  # of the arms that go on
 DRAWINGS = 4  # of best_of
@@ -139,7 +139,7 @@ class Ground:
     @cached_property
     def score(self) -> Score:
         """The base model's judge."""
-        return self_scorer(self.model(self.run.config.model), self.run.config, self.run.config.seed)
+        return score_and_blame(self.model(self.run.config.model), self.run.config, self.run.config.seed)[0]
 
     @cached_property
     def firsts(self) -> dict[str, Shot]:

@@ -1,10 +1,11 @@
 """How long the stages take against the plain way of doing them, in the same run, and against the floor of the machine.
 
-    python benchmarks/stages.py [--model srum-tiny] [--items 16] [--repeats 3]
+    python -m benchmarks.stages [--model srum-tiny] [--items 16] [--repeats 3] [--only scoring ...]
 
 Rollout in a batch against image by image; judging with the image's keys and values written once and all questions
-together against one question at a time; a training step from cached latents against encoding its images again. Times
-are medians over the repeats, the two ways taking turns.
+together against one question at a time; the whole judge, whose scores follow on its replies, against one that sees the
+images again for them; a training step from cached latents against encoding its images again. Times are seconds of the
+processor, of all threads; medians over the repeats, the two ways taking turns.
 
 The floor is the time that the matrix products and convolutions of our way would take, at the rate at which this machine
 multiplies large square matrices of the same precision. What lies above it is memory traffic, small products, Python.
@@ -14,10 +15,11 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from statistics import median
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -31,6 +33,7 @@ from srum import models
 from srum.config import RolloutConfig, RunConfig, load_config
 from srum.drawing import draw_prompts
 from srum.judging.instructions import load_instructions
+from srum.judging.self_judge import SelfJudge
 from srum.models.bagel import Bagel
 from srum.models.bagel.autoencoder import encode_mean
 from srum.models.bagel.images import to_tensor
@@ -116,11 +119,27 @@ def judging(model: Bagel, items: Sequence[Item]) -> Comparison:
 def questions(item: Item) -> list[list[Segment]]:
     """The contexts of what the judge asks about an image, which they share."""
     instructions = load_instructions("compact")
-    boxes = {index: thing.box for index, thing in enumerate(item.things, start=1)} | {0: (0.0, 0.0, 64.0, 64.0)}
-    regions = [Region(id=index, box=box, area=1, source="truth") for index, box in boxes.items()]
-    texts = [instructions.about_regions(item.prompt, [region]) for region in regions]
+    texts = [instructions.about_regions(item.prompt, [region]) for region in regions(item)]
     seen = Segment("seen", image=item.image)
     return [[seen, Segment("text", text=text)] for text in (*texts, instructions.about_layout(item.prompt))]
+
+
+def regions(item: Item) -> list[Region]:
+    """Each thing, and the background."""
+    boxes = {index: thing.box for index, thing in enumerate(item.things, start=1)} | {0: (0.0, 0.0, 64.0, 64.0)}
+    return [Region(id=index, box=box, area=1, source="truth") for index, box in boxes.items()]
+
+
+def scoring(model: Bagel, items: Sequence[Item]) -> Comparison:
+    """Replies and the scores behind them, as the judge of the loop asks for them."""
+    judge = SelfJudge(model, decoding=Decoding(max_tokens=MAX_TOKENS))
+    asked = [item.image for item in items], [item.prompt for item in items], [regions(item) for item in items]
+
+    def forgetful() -> None:
+        with patch.object(model, "abilities", model.abilities - {"remember"}):
+            judge.judge(*asked)
+
+    return Comparison("scores, images remembered", forgetful, lambda: judge.judge(*asked), model.precision)
 
 
 def training(model: Bagel, items: Sequence[Item]) -> Comparison:
@@ -174,6 +193,14 @@ def _record(model: Bagel, index: int, item: Item, latent: Tensor) -> TrainingRec
     return TrainingRecord(candidate, latent, values, mapping="signed", alpha=1.0, sample_score=score)
 
 
+WORK: Mapping[str, Callable[[Bagel, Sequence[Item]], Comparison]] = {
+    "rollout": rollout,
+    "judging": judging,
+    "scoring": scoring,
+    "training": training,
+}
+
+
 # --- the clock
 
 
@@ -184,9 +211,9 @@ def medians(plain: Work, ours: Work, repeats: int) -> tuple[float, float]:
 
 
 def _seconds(work: Work) -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     work()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def operations(work: Work) -> int:
@@ -215,11 +242,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", default="srum-tiny", help="a shipped name, or a folder in the official layout")
     parser.add_argument("--items", type=int, default=16, help="images per batch")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--only", nargs="+", choices=WORK, default=list(WORK))
     args = parser.parse_args(argv)
     model, items = models.load(args.model, device="cpu"), make_items(args.items)
     table = Table("what", "plain s", "ours s", "ratio", "floor s", "ours / floor", title=f"{args.items} images")
-    for make in (rollout, judging, training):
-        work = make(model, items)
+    for name in args.only:
+        work = WORK[name](model, items)
         plain, ours = medians(work.plain, work.ours, args.repeats)
         floor = operations(work.ours) / matmul_rate(work.precision)
         numbers = (f"{plain:.3f}", f"{ours:.3f}", f"{plain / ours:.2f}", f"{floor:.4f}", f"{ours / floor:.1f}")

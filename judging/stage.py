@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from srum.config import RunConfig
@@ -33,6 +34,18 @@ def judge_stage(run: Run, k: int) -> None:
     groundings = read_by_id(folder / "regions.jsonl", Grounding, candidates)
     prompts = read_by_id(folder / "prompts.jsonl", Prompt)
     judge = load_judging(run.config, run.newest(k), run.seed(k, "judge"))
+    work = judging_work(judge, folder, groundings, prompts)
+    judgements = run_stage(folder, "judgements", Judgement, candidates, config.batch_size, work)
+    first = next((one.layout.raw for one in judgements if one.layout.failure != Failure.NO_IMAGE), None)
+    if first is not None and all(set(_failures(one)) <= {Failure.NO_REPLY, Failure.NO_IMAGE} for one in judgements):
+        Processes.here().once((folder / "judgements.jsonl").unlink)  # else the stage would be finished
+        raise RunError(f"{config.server.url} answered no question; to the first: {first}")
+
+
+def judging_work(
+    judge: Judging, folder: Path, groundings: Mapping[str, Grounding], prompts: Mapping[str, Prompt]
+) -> Callable[[Mapping[str, Candidate]], list[Judgement]]:
+    """What ``judge`` says of a batch of the candidates in ``folder``."""
 
     def work(batch: Mapping[str, Candidate]) -> list[Judgement]:
         images, judgements = {}, {}
@@ -50,11 +63,7 @@ def judge_stage(run: Run, k: int) -> None:
             judgements[name] = Judgement(candidate_id=name, regions=of_regions, layout=of_layout)
         return [judgements[name] for name in batch]
 
-    judgements = run_stage(folder, "judgements", Judgement, candidates, config.batch_size, work)
-    first = next((one.layout.raw for one in judgements if one.layout.failure != Failure.NO_IMAGE), None)
-    if first is not None and all(set(_failures(one)) <= {Failure.NO_REPLY, Failure.NO_IMAGE} for one in judgements):
-        Processes.here().once((folder / "judgements.jsonl").unlink)  # else the stage would be finished
-        raise RunError(f"{config.server.url} answered no question; to the first: {first}")
+    return work
 
 
 def _failures(judgement: Judgement) -> list[Failure | None]:
@@ -72,14 +81,19 @@ def load_judging(config: RunConfig, weights: str | TrainableModel, seed: int) ->
 def load_judge(config: RunConfig, weights: str | TrainableModel, seed: int) -> Judge:
     """The judge that the config names: a user's own, or the model with ``weights``, or which has them, those that
     entered the run, another model, or a server."""
-    judge = config.judge
-    if judge.server.url:
-        model: Any = Server(**judge.server.model_dump())
-    else:
-        chosen = {"self": weights, "start": config.model}.get(judge.model, judge.model)
-        model = load_model(config, chosen) if isinstance(chosen, str) else chosen
+    judge, model = config.judge, load_answering(config, weights)
     if judge.by != "self":
         made: Judge = construct("judge", judge.by, find_class("judge", judge.by, "judge"), model, judge.options)
         return made
     options = judge.model_dump(include={"instructions", "soft", "retries", "view", "think", "reply"})
     return SelfJudge(model, decoding=Decoding(max_tokens=judge.max_tokens), seed=seed, **options)
+
+
+def load_answering(config: RunConfig, weights: str | TrainableModel) -> Any:
+    """Who answers a judge's questions: the model with ``weights``, or which has them, those that entered the run,
+    another model, or a server."""
+    judge = config.judge
+    if judge.server.url:
+        return Server(**judge.server.model_dump())
+    chosen = {"self": weights, "start": config.model}.get(judge.model, judge.model)
+    return load_model(config, chosen) if isinstance(chosen, str) else chosen

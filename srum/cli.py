@@ -340,13 +340,16 @@ def doctor(
         return
 
     from srum import models
-    from srum.doctor import Machine, self_check, tables, usual_side
+    from srum.doctor import CHECKED, Machine, self_check, tables, usual_side
 
     folder, machine = models.find(model), Machine.here(device)
     side = size or usual_side(folder, machine)
     Console().print(*tables(folder, machine, (side, side)))
-    if check:
-        deviation, tolerance = self_check(models.load(folder, device), (side, side), machine.bfloat16)
+    loaded = models.load(folder, device) if check else None
+    if loaded is not None and not loaded.abilities >= CHECKED:
+        typer.echo(f"no self-check, which compares velocities: {type(loaded).__name__} predicts none")
+    elif loaded is not None:
+        deviation, tolerance = self_check(loaded, (side, side), machine.bfloat16)
         typer.echo(f"training and sampling agree to {deviation:.1e} (at most {tolerance:.0e} expected)")
         if deviation > tolerance:
             raise typer.Exit(1)

@@ -17,6 +17,7 @@ from srum.models.needs import BFLOAT, FLOAT, Need, Recipe
 
 GIGABYTE = 1e9
 PROCESSES = [2**n for n in range(7)]  # that may share a training
+CHECKED = frozenset({"velocity", "path"})  # abilities of models that can be asked
 CHECK = Sampling(timesteps=2, guidance=1.0)  # a single step from noise
 TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2}  # of the self-check, relative to the largest velocity
 
@@ -124,7 +125,7 @@ def self_check(model: UnifiedModel, size: tuple[int, int], bfloat16: bool) -> tu
     One way is the packed forward pass that training takes, here in ``bfloat16`` where the model computes in that, the
     other a denoising step over the cached prompt. Raises MissingAbility for a model that cannot be asked.
     """
-    require(model, {"velocity", "path"}, "the self-check")
+    require(model, CHECKED, "the self-check")
     prompt = Segment("text", text="a red circle above a blue square")
     (made,) = model.draw([[prompt]], CHECK, [0], sizes=[size], path=True)
     assert made.path is not None

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 from PIL.Image import Image
 from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
 
 from srum.config import ConfigError, ImageConfig
 from srum.models.base import Decoding, Generated, Sampling, Segment, UnifiedModel, require
@@ -17,20 +18,24 @@ from srum.records import Prompt
 
 @dataclass(frozen=True)
 class Shot:
-    """One image on the way to that of a prompt: its seed, the judge's score in [-1, 1], what the model wrote before."""
+    """One image on the way to that of a prompt: its seed, the judge's score in [-1, 1], what the model wrote before,
+    and its latent where that is known."""
 
     image: Image
     seed: int | None = None
     score: float | None = None
     said: str | None = None
+    latent: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Chain:
-    """The images of one prompt, each drawn after the one before it; ``kept`` is the number of the one that counts."""
+    """The images of one prompt, each drawn after the one before it; ``kept`` is the number of the one that counts,
+    ``end`` what the model said of the last one where nothing was drawn after that."""
 
     shots: Sequence[Shot]
     kept: int
+    end: str | None = None
 
     @property
     def image(self) -> Image:

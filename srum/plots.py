@@ -365,6 +365,42 @@ def loss_figure(metrics: Mapping[str, Sequence[Mapping[str, float]]], colours: C
     return figure
 
 
+POLICY_PANELS = (  # what is shown of a policy's training, by panels
+    ("value", "second_value", "right"),
+    ("zero_spread_groups", "failed_values", "formed"),
+    ("stops", "right_stops", "right_stopped"),
+    ("mended", "broken"),
+)
+
+
+def policy_figure(rows: Sequence[Mapping[str, Any]]) -> Figure | None:
+    """Rewards, groups and replies, and the distance from the weights that entered, over the steps of one training; None
+    where rows know of no rewards."""
+    known = {name for row in rows for name in row}
+    panels = [shown for names in POLICY_PANELS if (shown := [name for name in names if name in known])]
+    if "value" not in known:
+        return None
+    figure = Figure(figsize=(4.6, 0.7 + 1.5 * (len(panels) + 1)), layout="constrained")
+    *tops, bottom = figure.subplots(len(panels) + 1, 1, sharex=True)
+    for axes, names in zip(tops, panels, strict=True):
+        for name in names:
+            own = [(row["step"], row[name]) for row in rows if name in row]
+            axes.plot(*zip(*own, strict=True), label=name.replace("_", " "), linewidth=1.3, marker=".", markersize=3)
+        axes.set_ylim(-0.04, 1.04)
+        _key_above(figure, axes)
+    for name in sorted({part for row in rows for part in row["parts"] if part.endswith("_kl")}):
+        own = [(row["step"], row["parts"][name]) for row in rows if name in row["parts"]]
+        bottom.plot(*zip(*own, strict=True), label=f"{name.replace('_', ' ')}, as weighted", linewidth=1.3)
+    bottom.set_xlabel("step")
+    return _key_above(figure, bottom)
+
+
+def _key_above(figure: Figure, axes: Axes) -> Figure:
+    if axes.lines:
+        axes.legend(fontsize=8, frameon=False, ncols=3, loc="lower left", bbox_to_anchor=(0, 1), borderpad=0)
+    return _finish(figure, axes)
+
+
 def timestep_loss_figure(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     """Training loss over optimiser steps by timestep, from clean (t = 0) to noise (t = 1): one panel per arm.
 

@@ -3,6 +3,7 @@
     regenerate        full = [SYSTEM][seen][USER]     no text = [SYSTEM][seen]     no image = [SYSTEM][USER]
     regenerate_clean  with the clean latent of the image before what is seen of it
     edit              RvE: the model first says what must change; [clean][seen][what it said]
+    infill            [prompt]: the cells that are blamed are drawn anew, all others stay as they are (ability infill)
     prompt            [prompt]: the control, which sees nothing of the image
 
 The output has the size of the image. A round's noise is seeded by the run's seed, the image's id and the round.
@@ -12,9 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+import torch
 from PIL.Image import Image
+from torch import Tensor
 
 from srum.config import RefineConfig
 from srum.drawing import Chain, Shot
@@ -22,6 +25,8 @@ from srum.models.base import Decoding, Sampling, Segment, UnifiedModel, require,
 from srum.seeding import seed_for
 
 Score: TypeAlias = Callable[[Sequence[Image], Sequence[str]], Sequence[float | None]]
+# Of images and their prompts the reward maps (h, w) in [-1, 1] on the latent grid, None where there is none.
+Blame: TypeAlias = Callable[[Sequence[Image], Sequence[str]], Sequence[Tensor | None]]
 REPLY = Decoding(max_tokens=128)  # of what must change
 
 
@@ -33,15 +38,17 @@ def refine(
     firsts: Sequence[Shot],
     config: RefineConfig,
     seed: int,
+    blame: Blame | None = None,
 ) -> list[Chain]:
     """Each first image and what was drawn after it; ``names`` seed the noise.
 
     ``score`` says in [-1, 1] how well images meet their prompts, None where it cannot; a first image with a score keeps
     it. Only those are drawn again that score less than ``config.stop``. What is kept is the best of a chain by that
-    score, of equal ones the earlier.
-    Raises MissingAbility.
+    score, of equal ones the earlier. ``blame`` says for the way ``infill`` what is drawn anew: where its map is below
+    0, or all, where it is nowhere or there is none. Raises MissingAbility.
     """
-    require(model, {"edit": {"edit"}, "prompt": set()}.get(config.way, {"seen"}), "drawing an image again")
+    needs: dict[str, set[str]] = {"edit": {"edit"}, "infill": {"infill"}, "prompt": set()}
+    require(model, needs.get(config.way, {"seen"}), f"drawing an image again by {config.way}")
     begun = list(firsts)
     if unscored := [i for i, one in enumerate(firsts) if one.score is None]:
         scores = _scored(score, [firsts[i] for i in unscored], [prompts[i] for i in unscored])
@@ -52,11 +59,11 @@ def refine(
     for number in range(1, config.rounds + 1):
         if not active:
             break
-        texts, seen = [prompts[i] for i in active], [chains[i][-1].image for i in active]
+        texts, last = [prompts[i] for i in active], [chains[i][-1] for i in active]
         seeds = [seed_for(seed, names[i], "refine", number) for i in active]
-        drawn = _again(model, seen, texts, config, seeds)
+        drawn = _again(model, last, texts, config, seeds, blame)
         for i, shot, value in zip(active, drawn, _scored(score, drawn, texts), strict=True):
-            chains[i].append(Shot(shot.image, shot.seed, value, shot.said))
+            chains[i].append(replace(shot, score=value))
         active = [i for i in active if not _good(chains[i][-1], config)]
     return [Chain(shots, kept(shots, config)) for shots in chains]
 
@@ -80,16 +87,56 @@ def best_of(scores: Sequence[float | None]) -> int:
 
 
 def _again(
-    model: UnifiedModel, seen: Sequence[Image], prompts: Sequence[str], config: RefineConfig, seeds: Sequence[int]
+    model: UnifiedModel,
+    shots: Sequence[Shot],
+    prompts: Sequence[str],
+    config: RefineConfig,
+    seeds: Sequence[int],
+    blame: Blame | None,
 ) -> list[Shot]:
     """One image after each."""
     sampling = Sampling(**config.sampling())
+    if config.way == "infill":
+        return _infilled(model, shots, prompts, sampling, seeds, blame)
+    seen = [shot.image for shot in shots]
     sizes = [model.resized(image).size[::-1] for image in seen]
     if config.way == "edit":
         return _edited(model, seen, prompts, sampling, seeds, sizes)
     contexts = [refine_context(model, *one, config) for one in zip(seen, prompts, strict=True)]
     made = model.draw(contexts, sampling, seeds, sizes=sizes)
     return [Shot(one.image, seed) for one, seed in zip(made, seeds, strict=True)]
+
+
+def _infilled(
+    model: UnifiedModel,
+    shots: Sequence[Shot],
+    prompts: Sequence[str],
+    sampling: Sampling,
+    seeds: Sequence[int],
+    blame: Blame | None,
+) -> list[Shot]:
+    """The cells that are blamed drawn anew; of an image without a latent that of the image as it is."""
+    if blame is None:
+        raise ValueError("the way infill needs to know what is to be blamed")
+    filling: Any = model
+    resized = [model.resized(shot.image) for shot in shots]
+    latents = [
+        model.encode([image])[0] if shot.latent is None else shot.latent
+        for shot, image in zip(shots, resized, strict=True)
+    ]
+    grids = [model.latent_grid((image.height, image.width)) for image in resized]
+    maps = blame([shot.image for shot in shots], prompts)
+    holes = [holes_of(rewards, grid) for rewards, grid in zip(maps, grids, strict=True)]
+    contexts = [[Segment("text", text=prompt, droppable=True)] for prompt in prompts]
+    made = filling.infill(contexts, latents, holes, sampling, seeds)
+    return [Shot(one.image, seed, latent=one.latent) for one, seed in zip(made, seeds, strict=True)]
+
+
+def holes_of(rewards: Tensor | None, grid: tuple[int, int]) -> Tensor:
+    """What of a ``grid`` (h, w) is drawn anew, bool: where the rewards are below 0, or all of it."""
+    if rewards is None or not (rewards < 0).any():
+        return torch.ones(grid, dtype=torch.bool)
+    return rewards < 0
 
 
 def refine_context(model: UnifiedModel, image: Image, prompt: str, config: RefineConfig) -> list[Segment]:

@@ -15,6 +15,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from math import isqrt
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,8 +27,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from srum import plots
+from srum.alarms import alarms
 from srum.config import CONFIG, JudgeConfig, load_config
-from srum.evaluation.accuracy import Accuracy, CheckedImage, summarize
+from srum.evaluation.accuracy import Accuracy, CheckedImage, CheckedShot, summarize
 from srum.evaluation.benchmark import Drawn
 from srum.evaluation.leakage import leakage
 from srum.evaluation.statistics import Estimate, difference
@@ -92,13 +94,14 @@ def _contents(run: Path, running: bool) -> dict[str, Any]:
     colours = {name: arm.method.colour for name, arm in opened.arms.items()}
     arms = _in_order(_arms(run / "eval"), names)
     accuracy = _accuracy(arms)
-    read = [read_round(folder) for folder in rounds if (folder / "candidates.jsonl").exists()]
+    read = [read_round(folder, running) for folder in rounds if running or (folder / "candidates.jsonl").exists()]
     groups = _groups(read, run / INDEX)
     return {
         "name": run.resolve().name,
         "labels": {name: arm.method.label for name, arm in opened.arms.items()},
         "rounds": len(rounds),
         "judge": judge_of(opened.config.judge),
+        "judged": _read_json(max(run.glob("round-*/judge/quality.json"), default=run / "none")),
         "to_come": to_come(opened),
         "running": RELOAD if running and to_come(opened) else None,
         "accuracy": accuracy,
@@ -109,6 +112,7 @@ def _contents(run: Path, running: bool) -> dict[str, Any]:
         "accuracy_svg": _svg(plots.accuracy_figure(accuracy, colours)),
         "rounds_svg": _rounds_svg(rounds, arms, names, colours),
         "losses": list(_losses(rounds, names, colours)),
+        "policies": list(_policies(rounds, names)),
         "samples": list(_samples(rounds, names)),
         "timings": list(_flatten(_read_json(run / "timings.json"))),
         "config": _read_text(inside(run, "config.yaml")),
@@ -232,9 +236,20 @@ def _rounds_svg(
 
 def _losses(rounds: list[Path], names: Sequence[str], colours: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     for folder in rounds:
-        metrics = {path.parent.name: _read_lines(path) for path in sorted(folder.glob("train/*/metrics.jsonl"))}
-        if metrics:
+        if metrics := _metrics(folder):
             yield folder.name, _svg(plots.loss_figure(_in_order(metrics, names), colours))
+
+
+def _policies(rounds: list[Path], names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Of every arm that learns from rewards of its own drawings its curves, and what is to be warned of."""
+    for folder in rounds:
+        for arm, rows in _in_order(_metrics(folder), names).items():
+            if figure := plots.policy_figure(rows):
+                yield {"title": f"{folder.name}, {arm}", "svg": _svg(figure), "alarms": alarms(rows)}
+
+
+def _metrics(folder: Path) -> dict[str, list[Any]]:
+    return {path.parent.name: _read_lines(path) for path in sorted(folder.glob("train/*/metrics.jsonl"))}
 
 
 def _samples(rounds: list[Path], names: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -307,18 +322,19 @@ def _redrawn(folder: Path, arms: Mapping[str, list[CheckedImage]]) -> Iterator[d
             continue
         chains = [verdict for verdict in verdicts if len(verdict.shots) > 1][:CHAINS]
         shown = [
-            {"prompt": v.prompt, "shots": [_shot(folder / arm, v, n) for n in range(len(v.shots))]} for v in chains
+            {"prompt": v.prompt, "shots": [_shot(folder / arm, v, n) for n in range(len(v.shots))], "end": v.end}
+            for v in chains
         ]
-        yield {"arm": arm, "rounds": _rounds_of(verdicts), "chains": shown, "total": len(verdicts)}
+        judged = any(shot.score is not None for verdict in verdicts for shot in verdict.shots)
+        yield {"arm": arm, "judged": judged, "rounds": _rounds_of(verdicts), "chains": shown, "total": len(verdicts)}
 
 
 def _rounds_of(verdicts: Sequence[CheckedImage]) -> list[dict[str, int]]:
-    """After 0, 1, ... rounds: how many were drawn again, how many of the images that the judge likes best are right,
-    were made right and were made wrong."""
+    """After 0, 1, ... rounds: how many were drawn again, how many of the images that count are right, were made right
+    and were made wrong. It is the one that the judge likes best, or the last, where nobody judged."""
     rows = []
     for number in range(max(len(verdict.shots) for verdict in verdicts)):
-        best = [best_of([shot.score for shot in verdict.shots[: number + 1]]) for verdict in verdicts]
-        after = [verdict.shots[i].correct for verdict, i in zip(verdicts, best, strict=True)]
+        after = [_counting(verdict.shots[: number + 1]).correct for verdict in verdicts]
         before = [verdict.shots[0].correct for verdict in verdicts]
         rows.append(
             {
@@ -329,6 +345,11 @@ def _rounds_of(verdicts: Sequence[CheckedImage]) -> list[dict[str, int]]:
             }
         )
     return rows
+
+
+def _counting(shots: Sequence[CheckedShot]) -> CheckedShot:
+    scores = [shot.score for shot in shots]
+    return shots[-1] if all(score is None for score in scores) else shots[best_of(scores)]
 
 
 def _shot(folder: Path, verdict: CheckedImage, number: int) -> dict[str, Any]:
@@ -512,8 +533,14 @@ def _filters(groups: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
 def _picture(path: Path, side: int) -> dict[str, Any]:
     """An image file for the page: a small one exactly, a larger one scaled down to ``side`` pixels and compressed.
 
-    For one that cannot be read a crossed-out square, and the ``problem``.
+    For one that cannot be read a crossed-out square, and the ``problem``. Kept, since a run writes its report after
+    every stage.
     """
+    return _encoded(path, side, path.stat().st_mtime_ns if path.exists() else 0)
+
+
+@lru_cache(2 * SHOWN)
+def _encoded(path: Path, side: int, changed: int) -> dict[str, Any]:
     try:
         image = open_image(path)
     except ImageError as error:

@@ -71,7 +71,7 @@ def test_attention_prints_ratios(capsys: pytest.CaptureFixture[str]) -> None:
 def test_stages_print_ratios_and_floors(capsys: pytest.CaptureFixture[str]) -> None:
     stages.main(["--model", str(GOLDEN), "--items", "2", "--repeats", "1"])
     out = capsys.readouterr().out
-    for name in ("rollout", "judging", "training"):
+    for name in ("rollout", "judging", "scores", "training"):
         (found,) = [numbers_of(line) for line in out.splitlines() if name in line]
         plain, ours, ratio, _, above_floor = found
         assert ratio == pytest.approx(plain / ours, rel=0.1)

@@ -267,3 +267,18 @@ def test_accuracy_bars_have_their_values_and_intervals() -> None:
 )
 def test_charts_draw(figure: Figure) -> None:
     assert _png(figure).any()
+
+
+def test_a_policy_is_shown_by_what_its_rows_know() -> None:
+    """A panel for each kind of figure there is, and one for the distances; other methods have none."""
+    rows = [
+        {"step": 1, "value": 0.25, "second_value": 0.5, "zero_spread_groups": 0.0, "parts": {"image_kl": 0.0}},
+        {"step": 2, "mended": 0.75, "broken": 0.0, "stops": 0.5, "parts": {"image_kl": 0.1, "text_kl": 0.2}},
+    ]
+    figure = plots.policy_figure(rows)
+    assert figure is not None
+    *tops, bottom = figure.axes
+    shown = {line.get_label(): list(line.get_xydata()[0]) for axes in tops for line in axes.lines}
+    assert shown["second value"] == [1, 0.5] and shown["mended"] == [2, 0.75] and len(tops) == 4
+    assert [line.get_label() for line in bottom.lines] == ["image kl, as weighted", "text kl, as weighted"]
+    assert plots.policy_figure([{"step": 1, "loss": 0.5, "parts": {}}]) is None

@@ -7,7 +7,7 @@ their sum, reduced where the weighting is visible (``train.trainer``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -52,6 +52,7 @@ class Objective:
 
     ``old_decay``: where it compares with old weights, how these follow the trained ones after each step; at 1 they are
     those that entered. None: it does not compare. ``figures``: what is written down beside the terms, per token.
+    ``stop``: why training ends after these rows of metrics; empty where it goes on.
     """
 
     name: str
@@ -59,3 +60,8 @@ class Objective:
     settings: Mapping[str, Any]
     old_decay: float | None = None
     figures: Callable[[Tokens], Terms] | None = None
+    stop: Callable[[Sequence[Mapping[str, Any]]], str] | None = None
+
+    def why_stop(self, rows: Sequence[Mapping[str, Any]]) -> str:
+        """The reason, or nothing."""
+        return self.stop(rows) if self.stop else ""

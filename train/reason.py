@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -19,7 +20,7 @@ from srum.train.examples import Example, draw_order, generator_for
 from srum.train.online import OnlineSource, Played, Player, example_of, learned_steps, learned_text
 from srum.train.policy import group_advantages, zero_spread
 from srum.train.reinforced import PolicyConfig
-from srum.train.rewards import JudgeReward, Reward, Value
+from srum.train.rewards import Reward, Value, reward_of
 
 
 def source_of(run: Run, k: int, config: PolicyConfig, player: Callable[..., Player]) -> OnlineSource:
@@ -31,7 +32,9 @@ def source_of(run: Run, k: int, config: PolicyConfig, player: Callable[..., Play
 
     def make(model: UnifiedModel) -> Player:
         require(model, {"explore"} | ({"plan"} if config.rollout.plan else set()), f"the method {config.method}")
-        return player(model, JudgeReward(run, k, config, config.right_at), prompts, config, run.seed(k, "online"))
+        reward = reward_of(config.value, run, k, config)
+        second = None if config.second == "none" else reward_of(config.second, run, k, config)
+        return player(model, reward, prompts, config, run.seed(k, "online"), second)
 
     return OnlineSource(make, prompts, config.model_dump_json(), config.updates)
 
@@ -118,12 +121,23 @@ class Groups:
 
 
 class Reason:
-    """Plays steps of groups: of each prompt plans and images, and what they are worth."""
+    """Plays steps of groups: of each prompt plans and images, and what they are worth.
+
+    ``second``: what else is asked now and then what images are worth, and never rewarded.
+    """
+
+    cycle = 1  # steps, of which the first draws from prompts
 
     def __init__(
-        self, model: UnifiedModel, reward: Reward, prompts: Sequence[Prompt], config: PolicyConfig, seed: int
+        self,
+        model: UnifiedModel,
+        reward: Reward,
+        prompts: Sequence[Prompt],
+        config: PolicyConfig,
+        seed: int,
+        second: Reward | None = None,
     ) -> None:
-        self.model, self.reward, self.prompts, self.config = model, reward, prompts, config
+        self.model, self.reward, self.prompts, self.config, self.second = model, reward, prompts, config, second
         self.groups = Groups(model, config, seed)
         self.sampling = Sampling(**config.rollout.sampling())
 
@@ -158,7 +172,27 @@ class Reason:
             self.example(f"{number}-{place}", drawn, place, of_images[place], of_texts[place])
             for place in range(len(drawn.prompts))
         ]
-        return Played(examples, figures(values, owners) | {"formed": mean(formed)})
+        facts = figures(drawn.values, owners) | {"formed": mean(formed)} | self.looked_again(number, drawn)
+        return Played(examples, facts)
+
+    def looked_again(self, number: int, drawn: Drawn) -> dict[str, float]:
+        """What the second opinion says of a step's images, every so many of these steps."""
+        if self.second is None or number // self.cycle % self.config.second_every:
+            return {}
+        others = self.second([made.image for made in drawn.images], drawn.prompts)
+        both = [
+            (one.value, other.value)
+            for one, other in zip(drawn.values, others, strict=True)
+            if one.value is not None and other.value is not None
+        ]
+        if not both:
+            return {"second_failed": 1.0}
+        return {
+            "second_failed": 1 - len(both) / len(others),
+            "second_value": mean(other for _, other in both),
+            "second_gap": mean(one - other for one, other in both),
+            "second_agreement": mean((one >= 0.5) == (other >= 0.5) for one, other in both),
+        }
 
     def example(self, name: str, drawn: Drawn, place: int, of_image: float, of_text: float) -> Example:
         """One plan and image, with their advantages."""
@@ -177,10 +211,13 @@ def cells(advantage: float, value: Value, config: PolicyConfig) -> Tensor:
     return spread_by_blame(max(-1.0, min(1.0, advantage)), value.reward_map)
 
 
-def figures(values: Sequence[float | None], owners: Sequence[int]) -> dict[str, float]:
-    """What is to be known of the values of a step."""
-    known = [value for value in values if value is not None]
-    return {"value": mean(known), "right": mean(value >= 1 for value in known)} | spread(values, owners)
+def figures(values: Sequence[Value], owners: Sequence[int]) -> dict[str, float]:
+    """What is to be known of the values of a step, and of how many failed in which way."""
+    known = [one.value for one in values if one.value is not None]
+    kinds = Counter(one.failure for one in values if one.failure is not None)
+    failures = {f"failed_{kind}": count / len(values) for kind, count in kinds.items()}
+    of_values = {"value": mean(known), "right": mean(value >= 1 for value in known)}
+    return of_values | spread([one.value for one in values], owners) | failures
 
 
 def spread(rewards: Sequence[float | None], owners: Sequence[int]) -> dict[str, float]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from PIL.Image import Image
+from torch import Tensor
 
 from srum.config import RunConfig
 from srum.drawing import Chain, Draw, Shot
@@ -19,14 +20,15 @@ from srum.judging.stage import load_judging
 from srum.models.base import TrainableModel
 from srum.processes import Processes
 from srum.records import Candidate, Grounding, Judgement, Prompt, Refinement, Turn
-from srum.refining import Score, best_of, refine
-from srum.reward_map import reason_to_skip, sample_score
+from srum.refining import Blame, Score, best_of, refine
+from srum.reward_map import Skipped, rasterize, reason_to_skip, sample_score
 from srum.rollout import choose_prompts
 from srum.run import Run, console, load_model
 from srum.run_dir import ImageError, claim_settings, finished, open_image, read_records, run_stage, save_image
 from srum.seeding import seed_for
 from srum.shapes.checker import check
 from srum.shapes.prompts import from_metadata
+from srum.tensors import read_tensor
 
 ImageJudge = Callable[
     [Sequence[Image], Sequence[str], Sequence[Mapping[str, Any]]], list[tuple[Grounding, Judgement]]
@@ -53,9 +55,10 @@ def image_judge(model: TrainableModel, config: RunConfig, seed: int) -> ImageJud
     return judged
 
 
-def self_scorer(model: TrainableModel, config: RunConfig, seed: int) -> Score:
-    """Scores in [-1, 1] as a round's candidates get them: grounded, judged, the lowest of regions and layout."""
-    judge = image_judge(model, config, seed)
+def score_and_blame(model: TrainableModel, config: RunConfig, seed: int) -> tuple[Score, Blame]:
+    """Scores in [-1, 1] as a round's candidates get them, grounded, judged, the lowest of regions and layout; and their
+    reward maps, for which images are judged once more."""
+    judge, rules = image_judge(model, config, seed), config.reward.model_dump(exclude={"centred", "binary", "mapping"})
 
     def score(images: Sequence[Image], prompts: Sequence[str]) -> list[float | None]:
         return [
@@ -63,28 +66,57 @@ def self_scorer(model: TrainableModel, config: RunConfig, seed: int) -> Score:
             for grounding, judgement in judge(images, prompts, [{}] * len(images))
         ]
 
-    return score
+    def blame(images: Sequence[Image], prompts: Sequence[str]) -> list[Tensor | None]:
+        said = judge(images, prompts, [{}] * len(images))
+        drawn = [_as_candidate(image) for image in images]
+        made = [
+            rasterize(one, *judged, model.latent_grid(one.size), **rules)
+            for one, judged in zip(drawn, said, strict=True)
+        ]
+        return [None if isinstance(one, Skipped) else one[0] for one in made]
+
+    return score, blame
+
+
+def _as_candidate(image: Image) -> Candidate:
+    """What the rasterizer asks of an image that is no round's."""
+    return Candidate(
+        id="image",
+        prompt_id="image",
+        prompt="image",
+        index=0,
+        seed=0,
+        size=(image.height, image.width),
+        image="image.png",
+        latent="image.safetensors",
+    )
 
 
 def drawn_again(model: TrainableModel, config: RunConfig, seed: int) -> Draw:
     """Images of prompts as the evaluation draws them, the same first ones, then again as ``config.refine`` says."""
-    score = self_scorer(model, config, seed_for(seed, "refine", "judge"))
+    score, blame = score_and_blame(model, config, seed_for(seed, "refine", "judge"))
 
     def draw(prompts: Mapping[str, Prompt]) -> list[Chain]:
-        firsts = [Shot(made.image) for made in drawn(model, prompts, config.eval, seed)]
+        firsts = [Shot(made.image, latent=made.latent) for made in drawn(model, prompts, config.eval, seed)]
         texts = [prompt.text for prompt in prompts.values()]
-        return refine(model, score, list(prompts), texts, firsts, config.refine, seed)
+        return refine(model, score, list(prompts), texts, firsts, config.refine, seed, blame)
 
     return draw
 
 
 @dataclass(frozen=True)
 class Item:
-    """An image of a run that may be drawn again, and what the checker would ask of it, where it can."""
+    """An image of a run that may be drawn again, and what the checker would ask of it, where it can; the file of its
+    latent, where there is one."""
 
     prompt: str
     image: Path
     metadata: Mapping[str, Any]
+    latent: Path | None = None
+
+    def shot(self, image: Image) -> Shot:
+        """It as the first of a chain."""
+        return Shot(image, latent=None if self.latent is None else read_tensor(self.latent))
 
 
 def refine_run(run: Run, place: Path, weights: str, config: RunConfig) -> list[Refinement]:
@@ -100,12 +132,13 @@ def refine_run(run: Run, place: Path, weights: str, config: RunConfig) -> list[R
     if finished(folder, "refined"):
         return read_records(folder / "refined.jsonl", Refinement)
     model = load_model(run.config, weights)
-    score = self_scorer(model, config, run.seed("refine", "judge"))
+    score, blame = score_and_blame(model, config, run.seed("refine", "judge"))
 
     def work(batch: Mapping[str, Item]) -> list[Refinement]:
         opened = {name: image for name, item in batch.items() if (image := _readable(item.image)) is not None}
-        texts, firsts = [batch[name].prompt for name in opened], [Shot(image) for image in opened.values()]
-        chains = refine(model, score, list(opened), texts, firsts, config.refine, run.config.seed)
+        texts = [batch[name].prompt for name in opened]
+        firsts = [batch[name].shot(image) for name, image in opened.items()]
+        chains = refine(model, score, list(opened), texts, firsts, config.refine, run.config.seed, blame)
         return [_keep(folder, *one) for one in zip(opened, texts, chains, strict=True)]
 
     made = list(run_stage(folder, "refined", Refinement, items, config.refine.batch_size, work, gaps=True))
@@ -122,7 +155,7 @@ def items_of(run: Run, place: Path) -> dict[str, Item]:
         return {v.prompt_id: Item(v.prompt, place / v.files()[0], asked[v.prompt_id].metadata) for v in verdicts}
     candidates = read_records(place / "candidates.jsonl", Candidate)
     prompts = {prompt.id: prompt for prompt in read_records(place / "prompts.jsonl", Prompt)}
-    return {c.id: Item(c.prompt, place / c.image, prompts[c.prompt_id].metadata) for c in candidates}
+    return {c.id: Item(c.prompt, place / c.image, prompts[c.prompt_id].metadata, place / c.latent) for c in candidates}
 
 
 def refinement_rows(items: Mapping[str, Item], place: Path, made: Sequence[Refinement]) -> list[dict[str, Any]]:

@@ -62,12 +62,19 @@ class Refine(Reason):
     config: R3Config
 
     def __init__(
-        self, model: UnifiedModel, reward: Reward, prompts: Sequence[Prompt], config: R3Config, seed: int
+        self,
+        model: UnifiedModel,
+        reward: Reward,
+        prompts: Sequence[Prompt],
+        config: R3Config,
+        seed: int,
+        second: Reward | None = None,
     ) -> None:
-        super().__init__(model, reward, prompts, config, seed)
+        super().__init__(model, reward, prompts, config, seed, second)
         require(model, {"edit", "seen"}, "the method r3")
         self.form = template(config.template)
         self.changing = replace(self.sampling, timesteps=config.refine_timesteps)
+        self.cycle = 1 + config.refinements if config.tree else 1
 
     def refined(self, number: int, turn: str, states: Sequence[State], places: Sequence[int] | None = None) -> Refined:
         """A reply to each state, and the image after it; ``places`` of the states in their groups."""
@@ -124,7 +131,7 @@ class Tree(Refine):
 
     def play(self, number: int) -> Played:
         """What step ``number`` has drawn, compared."""
-        if number % (1 + self.config.refinements) == 0:
+        if number % self.cycle == 0:
             drawn = self.draw(number)
             self.kept = states_of(drawn, self.groups.size)
             return self.compared(number, drawn)
@@ -199,7 +206,8 @@ class Trajectories(Refine):
             for place, i in enumerate(places_):
                 examples += self.learned(f"{number}-{i}-{turn}", refined, place, advantages[i], advantages[i])
         facts = chain_figures(turns[-1][1]) if turns else {}
-        return Played(examples, figures(last, owners) | facts)
+        facts |= figures([Value(value) for value in last], owners) | self.looked_again(number, drawn)
+        return Played(examples, facts)
 
 
 def states_of(drawn: Drawn, size: int) -> list[State]:
@@ -212,19 +220,21 @@ def states_of(drawn: Drawn, size: int) -> list[State]:
 
 
 def chain_figures(refined: Refined) -> dict[str, float]:
-    """What is to be known of replies: their form, stops, right ones, and what refining did to values."""
+    """What is to be known of replies: their form, stops, right ones, and what refining did to values; a share of
+    nothing, as of stops where there are none, is left out."""
     before = [state.value for state in refined.states]
     stops = [reply.kind == "stop" for reply in refined.replies]
     edited = [(before[i], value.value) for i, value in refined.values.items() if value.value is not None]
-    return {
-        "formed": mean(reply.kind != "failure" for reply in refined.replies),
-        "stops": mean(stops),
-        "right_stops": mean(value >= 1 for value, stop in zip(before, stops, strict=True) if stop),
-        "right_stopped": mean(stop for value, stop in zip(before, stops, strict=True) if value >= 1),
-        "value_before": mean(before),
-        "mended": mean(after >= 1 for value, after in edited if value < 1),
-        "broken": mean(after < 1 for value, after in edited if value >= 1),
+    told: Mapping[str, Sequence[float]] = {
+        "formed": [reply.kind != "failure" for reply in refined.replies],
+        "stops": stops,
+        "right_stops": [value >= 1 for value, stop in zip(before, stops, strict=True) if stop],
+        "right_stopped": [stop for value, stop in zip(before, stops, strict=True) if value >= 1],
+        "value_before": before,
+        "mended": [after >= 1 for value, after in edited if value < 1],
+        "broken": [after < 1 for value, after in edited if value >= 1],
     }
+    return {name: mean(values) for name, values in told.items() if values}
 
 
 def drawn_in_chains(model: UnifiedModel, config: R3Config, seed: int) -> Draw:
@@ -246,6 +256,7 @@ def drawn_in_chains(model: UnifiedModel, config: R3Config, seed: int) -> Draw:
             Chain(
                 [Shot(made.image, said=said) for made, said in zip(chain.images, [None, *_edits(chain)], strict=True)],
                 len(chain.images) - 1,
+                chain.replies[-1].raw if chain.replies and chain.replies[-1].kind != "edit" else None,
             )
             for chain in chains
         ]

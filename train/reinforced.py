@@ -9,7 +9,7 @@ An image's step has one ratio, a text one per token. KL of a step is w |v - v_en
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -22,6 +22,9 @@ from srum.train.objective import Terms, Tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+Opinion = Literal["judge", "questions", "checker"]
 
 
 class PolicyRollout(RolloutConfig):
@@ -47,6 +50,12 @@ class PolicyConfig(RunConfig):
     candidates_per_prompt: Count = 8
     rollout: PolicyRollout = PolicyRollout()
     train: PolicyTrain = PolicyTrain()
+    value: Literal["judge", "questions"] = "judge"  # who says what an image is worth
+    hard: bool = False  # of questions: the likelier answer, right or wrong, not its probability
+    second: Opinion | Literal["none"] = "none"  # another opinion of the same images, watched and never a reward;
+    # checker: of the embedded world's prompts the truth
+    second_every: Count = 10  # steps that draw from prompts, from one look to the next
+    stop_gap: Positive = 2.0  # training stops once V has gained so much on the second opinion; 2: never
     right_at: Fraction = 0.9  # V from which an image counts as right, and as 1
     noise_rule: Rule = "flow"  # of a random step (srum.flow.transition)
     noise_level: Positive = 0.7  # of a random step, as its rule scales it
@@ -69,10 +78,20 @@ class PolicyConfig(RunConfig):
     def _acts_as_it_is_trained(self) -> PolicyConfig:
         if self.rollout.guidance > 1:
             raise ValueError("rollout.guidance: the velocity that is trained is the unguided one; leave it at 1")
+        if self.rollout.velocity_every > 1:
+            raise ValueError("rollout.velocity_every: the velocity that is trained is the network's own; leave it at 1")
         if self.rollout.plan and self.rollout.plan_temperature != 1:
             raise ValueError("rollout.plan_temperature: texts are trained at temperature 1, so they are drawn at 1")
         if self.train.replies or self.train.probes or self.train.samples.count or self.train.validation.share:
             raise ValueError("train: replies, probes, samples and validation are of candidates, and there are none")
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_value_per_cell(self) -> PolicyConfig:
+        if self.credit == "region" and self.value != "judge":
+            raise ValueError("credit: region needs the judge's verdicts on regions; it needs value=judge")
+        if self.second == self.value:
+            raise ValueError(f"second: {self.second} gives the value already; name another, or none")
         return self
 
     @model_validator(mode="after")
@@ -122,6 +141,12 @@ class PolicyMethod(Method):
     def drawn(self, config: Any) -> int:
         """A batch, in each step that does not learn from the images of the one before."""
         return int(config.train.steps * config.train.batch_size // config.updates)
+
+    def stop(self, rows: Sequence[Mapping[str, Any]], config: Any) -> str:
+        """Once the reward has left the second opinion behind."""
+        from srum.alarms import widened
+
+        return widened(rows, config.stop_gap)
 
     def old_decay(self, config: Any) -> float | None:
         """The weights that entered, where the distance from them counts."""

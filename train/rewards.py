@@ -8,17 +8,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from PIL.Image import Image
 from torch import Tensor
 
 from srum.config import RunConfig
 from srum.grounding.stage import load_proposer
-from srum.judging.stage import load_judging
-from srum.records import Candidate, Grounding, Judgement, Prompt
+from srum.judging.questions import answers, questions_of
+from srum.judging.stage import load_answering, load_judging
+from srum.records import Candidate, Failure, Grounding, Judgement, Prompt
 from srum.reward_map import Skipped, rasterize, sample_score
 from srum.run import Run, load_model
+from srum.shapes.checker import check
+from srum.train.reinforced import Opinion, PolicyConfig
 
 ANY = "image"  # the id of records that are not kept
+NO_QUESTIONS, NO_FACTS = "no_questions", "no_facts"  # the failures of prompts that bring none
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,7 @@ class Value:
 
     value: float | None
     reward_map: Tensor | None = None
+    failure: str | None = None  # why there is no value
 
 
 Reward = Callable[[Sequence[Image], Sequence[Prompt]], Sequence[Value]]
@@ -71,6 +77,58 @@ class JudgeReward:
         )
         made = rasterize(candidate, grounding, judgement, self.model.latent_grid(size))
         if isinstance(made, Skipped):
-            return Value(None)
-        value = (sample_score(judgement) + 1) / 2
-        return Value(1.0 if value >= self.right_at else value, made[0])
+            return Value(None, failure=made)
+        return Value(rounded((sample_score(judgement) + 1) / 2, self.right_at), made[0])
+
+
+class QuestionReward:
+    """V = the share of right answers to questions about the prompt's facts (``judging.questions``), each by its
+    probability, or by the likelier answer (``hard``). A question that failed has no answer, and the image no value.
+
+    Whoever answers has the weights that entered the round, as the judge; ``judge.model`` and ``judge.server`` name
+    another.
+    """
+
+    def __init__(self, run: Run, k: int, config: RunConfig, right_at: float, hard: bool) -> None:
+        self.right_at, self.hard, self.batch_size = right_at, hard, config.judge.batch_size
+        self.model = load_answering(config, run.newest(k))
+
+    def __call__(self, images: Sequence[Image], prompts: Sequence[Prompt]) -> list[Value]:
+        """What each image is worth, by batches. Raises QuestionsError."""
+        starts = range(0, len(images), self.batch_size)
+        batches = [slice(start, start + self.batch_size) for start in starts]
+        return [value for some in batches for value in self._asked(images[some], prompts[some])]
+
+    def _asked(self, images: Sequence[Image], prompts: Sequence[Prompt]) -> list[Value]:
+        asked = [questions_of(prompt.metadata) for prompt in prompts]
+        return [self._value(own) for own in answers(self.model, images, asked, self.hard)]
+
+    def _value(self, told: Sequence[float | Failure]) -> Value:
+        failed = next((one for one in told if isinstance(one, Failure)), None)
+        if failed is not None or not told:
+            return Value(None, failure=failed or NO_QUESTIONS)
+        known = [one for one in told if not isinstance(one, Failure)]
+        return Value(rounded(sum(known) / len(known), self.right_at))
+
+
+def rounded(value: float, right_at: float) -> float:
+    """The value, or 1 where it counts as right."""
+    return 1.0 if value >= right_at else value
+
+
+def checker_value(images: Sequence[Image], prompts: Sequence[Prompt]) -> list[Value]:
+    """V = 1 where the exact checker finds what was asked for, else 0: a second opinion that is the truth. The image of
+    a prompt that is not of the embedded world has no value."""
+    return [
+        Value(float(check(np.asarray(image.convert("RGB")), prompt.metadata).correct))
+        if "include" in prompt.metadata
+        else Value(None, failure=NO_FACTS)
+        for image, prompt in zip(images, prompts, strict=True)
+    ]
+
+
+def reward_of(opinion: Opinion, run: Run, k: int, config: PolicyConfig) -> Reward:
+    """What a config calls by this name."""
+    if opinion == "questions":
+        return QuestionReward(run, k, config, config.right_at, config.hard)
+    return checker_value if opinion == "checker" else JudgeReward(run, k, config, config.right_at)

@@ -8,6 +8,7 @@ from itertools import islice
 
 from PIL.Image import Image
 
+from srum.alarms import alarms
 from srum.plots import as_image
 from srum.processes import Processes
 from srum.progress import part
@@ -16,6 +17,7 @@ from srum.run import Arm, Run, console, load_model
 from srum.run_dir import RunError
 from srum.train.data import load_training_records
 from srum.train.feed import Source
+from srum.train.metrics import keep_rows
 from srum.train.tracking import Subject, Tracker, tracked
 from srum.train.trainer import DTYPES, train
 
@@ -61,7 +63,7 @@ def _train(run: Run, k: int, name: str, arm: Arm, source: Source, tracker: Track
     config = arm.config.train
     model = load_model(run.config, run.weights(name, k), DTYPES[config.memory.frozen], empty=True)
     candidates = load_training_records(run.round(k)) if config.probes or config.samples.count else []
-    train(
+    result = train(
         model,
         source,
         arm.method.objective(arm.config),
@@ -73,6 +75,11 @@ def _train(run: Run, k: int, name: str, arm: Arm, source: Source, tracker: Track
         reproduces=name == run.method.name or k == 0,  # these weights made the candidates
         tracker=tracker,
     )
+    if Processes.here().rank == 0:
+        if result.stopped:
+            console.print(f"stopped after {result.steps} of {config.steps} steps: {result.stopped}", soft_wrap=True)
+        for alarm in alarms(keep_rows(run.train_dir(name, k) / "metrics.jsonl", result.steps)):
+            console.print(f"{name}: {alarm}", soft_wrap=True)
 
 
 def subject_of(run: Run, name: str, arm: Arm) -> Subject:

@@ -59,13 +59,15 @@ class NonFiniteError(TrainingError):
 class TrainResult:
     """``steps`` done in all, ``start`` of them before this call, and the folder of the weights.
 
-    ``losses`` of every step, in process 0; None where the step was left out (``on_nonfinite: skip``).
+    ``losses`` of every step; None where the step was left out (``on_nonfinite: skip``). ``stopped``: why before
+    its last one, by the method's own rule (``Objective.stop``).
     """
 
     steps: int
     start: int
     losses: list[float | None]
     model: Path
+    stopped: str = ""
 
 
 def train(
@@ -132,9 +134,11 @@ def train(
             processes.once(
                 lambda: require_room(folder, trainer.room(start), "the weights and checkpoints of this training")
             )
-        losses = [row["loss"] for row in log.keep("metrics", start)]
-        after_the_last = start == config.steps  # one more than those before a step
-        log.keep("validation", -(-start // config.validation.every) + after_the_last)
+        kept = log.keep("metrics", start)
+        rows = processes.once(lambda: kept)
+        done, stopped = start, objective.why_stop(rows)
+        ended = bool(stopped) or done == config.steps
+        log.keep("validation", -(-start // config.validation.every) + ended)  # one more than those before a step
 
         def look(done: int, last: bool) -> None:
             """What is wanted of the weights after so many steps: validation, samples."""
@@ -156,29 +160,31 @@ def train(
                 if remark is not None:
                     remark(found)
         advance = stack.enter_context(counting("train", config.steps, start, told=progress and first))
-        for step in range(start, config.steps):
-            look(step, last=False)
-            row = trainer.step(step)
+        while not ended:
+            look(done, last=False)
+            row = trainer.step(done)
             log.append("metrics", row)
-            losses.append(row["loss"])
+            rows.append(row)
             advance(1, "left out" if row["loss"] is None else f"loss {row['loss']:.3g}")
-            done, last = step + 1, step + 1 == config.steps
-            if last and digest(trainer.parameters, processes) == before:
-                raise TrainingError(f"{config.steps} steps changed no weight: every gradient was zero or left out")
-            if last:
-                look(done, last)
-            if last or done % config.checkpoint_every == 0:
-                checkpoints.save(done, trainer.state(with_optimizer=not last), finished=last)
+            done += 1
+            stopped = processes.once(lambda: objective.why_stop(rows))
+            ended = bool(stopped) or done == config.steps
+            if ended and digest(trainer.parameters, processes) == before:
+                raise TrainingError(f"{done} steps changed no weight: every gradient was zero or left out")
+            if ended:
+                look(done, last=True)
+            if ended or done % config.checkpoint_every == 0:
+                checkpoints.save(done, trainer.state(with_optimizer=not ended), finished=ended)
         adapter = trainer.settle()
         after = trainer.sample(probes)
     unpublished = processes.joined([not (folder / "model").exists()] if first else [])
-    if start < config.steps or any(unpublished):
+    if done > start or any(unpublished):
         if probes and all(torch.equal(a.latent, b.latent) for a, b in zip(sampled, after, strict=True)):
             raise TrainingError(f"{config.steps} steps changed weights, but nothing that is sampled")
         if adapter and first:
             lora.save_adapter(adapter, config.lora, folder / "adapter")
         publish(model, folder / "model", DTYPES[config.memory.frozen], processes)
-    return TrainResult(steps=config.steps, start=start, losses=losses, model=folder / "model")
+    return TrainResult(done, start, [row["loss"] for row in rows], folder / "model", stopped)
 
 
 @dataclass(frozen=True)

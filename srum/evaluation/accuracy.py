@@ -39,7 +39,7 @@ class CheckedImage(Record):
     """The checker's verdict on the image of one prompt, ``images/<prompt id>.png``; a line of ``verdicts.jsonl``.
 
     ``shots``: of a chain of images the verdicts on all, the first as it was drawn once; ``kept`` is the number of the
-    one that counts.
+    one that counts, ``end`` what the model said of the last.
     """
 
     prompt_id: Name
@@ -49,6 +49,7 @@ class CheckedImage(Record):
     reasons: list[str]
     shots: list[CheckedShot] = Field(default_factory=list)
     kept: int | None = None
+    end: str | None = None
 
     def files(self) -> list[str]:
         """The image, and those of the chain."""
@@ -116,6 +117,7 @@ def _checked(folder: Path, prompt: Prompt, chain: Chain, whole: bool) -> Checked
         reasons=verdict.reasons,
         shots=[_checked_shot(folder, prompt, shot, n) for n, shot in enumerate(chain.shots)] if whole else [],
         kept=chain.kept if whole else None,
+        end=chain.end if whole else None,
     )
 
 

@@ -28,10 +28,11 @@ from srum.processes import Processes
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # glibc's numbers for mallopt
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # owner/name
 EMBEDDED = {"srum-tiny": Path(__file__).parent / "tiny"}
-# What marks a folder, a file, or one with a ``model_type`` that begins so: the module that loads it.
+# What marks a folder, a file, or one with a ``model_type`` or ``_class_name`` that begins so: the module that loads it.
 ARCHITECTURES = {
     "llm_config.json": "srum.models.bagel",
     "config.json:blip3o": "srum.models.blip3o",
+    "config.json:Showo": "srum.models.showo",
     "internvl3/config.json": "srum.models.openuni",
     "config.json:harmon": "srum.models.harmon",
     "kl16.safetensors": "srum.models.harmon",
@@ -40,9 +41,13 @@ ARCHITECTURES = {
 # What is to be known of published weights before they are fetched.
 TERMS = {
     "BLIP3o/BLIP3o-Model-8B": "tagged apache-2.0, as is its language model; its decoder is BAAI's, of terms of its own",
+    **dict.fromkeys(
+        ("showlab/show-o", "showlab/show-o-512x512", "showlab/show-o-w-clip-vit", "showlab/show-o-w-clip-vit-512x512"),
+        "its code is Apache 2.0; of the weights' own licence its page on the hub tells",
+    ),
     "BLIP3o/BLIP3o-Model-4B": "tagged apache-2.0; its language model has Qwen's research licence: nothing commercial",
-    "wusize/Harmon-0_5B": "NTU S-Lab License 1.0: nothing commercial without its authors' leave",
-    "wusize/Harmon-1_5B": "NTU S-Lab License 1.0: nothing commercial without its authors' leave",
+    "wusize/Harmon-0_5B": "NTU's S-Lab License 1.0: nothing commercial",
+    "wusize/Harmon-1_5B": "NTU's S-Lab License 1.0: nothing commercial",
 }
 CLASS = "model_class.json"  # marks the folder of a user's own model, and names its class
 
@@ -152,7 +157,8 @@ def _marks(marker: str, folder: Path) -> bool:
     name, _, kind = marker.partition(":")
     if not (folder / name).is_file():
         return False
-    return not kind or str(read_json(folder / name).get("model_type")).startswith(kind)
+    values = read_json(folder / name) if kind else {}
+    return not kind or any(str(values.get(field)).startswith(kind) for field in ("model_type", "_class_name"))
 
 
 def _located(name: str | Path) -> tuple[Any, Path | None]:

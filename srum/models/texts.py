@@ -3,7 +3,7 @@ picked."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
@@ -40,6 +40,19 @@ def go_on(text: Row, tokens: Sequence[float], logprobs: Sequence[float], stop: i
     text.logprobs += logprobs[: len(new) + text.ended]
 
 
+def cut_where(text: Row, before: int, start: int, said: Callable[[Sequence[int]], bool]) -> bool:
+    """Cut ``text`` behind the first token from place ``before`` on with which it has ``said`` all; whether it has.
+
+    Its first ``start`` tokens were given.
+    """
+    for length in range(before + 1, len(text.ids) + 1):
+        if said(text.ids[start:length]):
+            del text.ids[length:], text.logprobs[length - start :]
+            text.ended = False
+            return True
+    return False
+
+
 def pick(logits: Tensor, temperature: float, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
     """The next token of every row (B,), the likeliest, or where ``temperature`` > 0 a sample; its log-probability (B,).
 
@@ -56,3 +69,10 @@ def pick(logits: Tensor, temperature: float, generators: Sequence[torch.Generato
         q = q.pin_memory()  # else the copy would wait
     token = (p / q.to(p.device, non_blocking=p.is_cuda)).argmax(1)
     return token, p.gather(1, token[:, None])[:, 0].log()
+
+
+def beginnings_of(texts: Iterable[Sequence[int]]) -> dict[tuple[int, ...], int]:
+    """The nodes of the tree of the texts but for its leaves: what some text begins with and goes on from, without the
+    empty beginning, numbered from 1 so that all that go on from one follow it."""
+    nodes = sorted({tuple(ids[:length]) for ids in texts for length in range(1, len(ids))})
+    return {node: number for number, node in enumerate(nodes, 1)}

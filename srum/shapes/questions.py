@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from srum.shapes.scenes import RELATIONS, SHAPES, Scene, pick, random_thing, relation_holds
+from srum.shapes.scenes import MAX_THINGS, RELATIONS, SHAPES, Scene, Spec, pick, random_thing, relation_holds
 from srum.shapes.wording import listed
 
 
@@ -45,3 +45,22 @@ def ask_exists(scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
 
 
 SHORT = (ask_count, ask_cell, ask_relation, ask_exists)  # what is answered in a few words
+YES_NO = ("yes", "no")
+COUNTS = tuple(str(count) for count in range(MAX_THINGS + 1))
+
+
+def facts(spec: Spec) -> list[tuple[str, str, tuple[str, ...]]]:
+    """What a scene must be asked to know whether it is the one that is asked for: questions, right answers, choices.
+
+    Of every shape how many there are, of every coloured thing whether it is there, and the relation of two coloured
+    ones. Sizes are not asked for: no question of these words is about them.
+    """
+    counts = {shape: sum(want.count for want in spec.wants if want.shape == shape) for shape in SHAPES}
+    asked = [(f"How many {shape}s are there?", str(count), COUNTS) for shape, count in counts.items()]
+    coloured = [want for want in spec.wants if want.colour is not None]
+    asked += [(f"Is there a {want.colour} {want.shape}?", "yes", YES_NO) for want in coloured]
+    if spec.relation is not None and len(coloured) == len(spec.wants):
+        first, second = spec.wants[spec.relation.subject_index], spec.wants[spec.relation.object_index]
+        related = f"Is a {first.colour} {first.shape} {spec.relation.kind} a {second.colour} {second.shape}?"
+        asked.append((related, "yes", YES_NO))
+    return asked

@@ -27,7 +27,8 @@ from srum.models.bagel.contexts import levels
 from srum.models.bagel.network import BagelNetwork, additive, attend
 from srum.models.bagel.sampler import guide, sample
 from srum.models.bagel.sequence import Split
-from srum.models.base import Decoding, Sampling, Segment, to_edit, without_images, without_text
+from srum.models.base import Decoding, Sampling, Segment, branch_counts, to_edit, without_images, without_text
+from srum.models.texts import beginnings_of
 from tests.fakes import released_config
 
 CHECKPOINT = Path(__file__).parents[1] / "golden" / "bagel" / "checkpoint"
@@ -174,13 +175,33 @@ def test_contexts_that_begin_alike_are_written_once(model: Bagel) -> None:
             assert torch.allclose(ours[row, :, : joined.used][:, there], theirs[0, :, : alone.used], atol=1e-4)
 
 
+@torch.no_grad()
+def test_images_are_seen_once_while_they_are_remembered(model: Bagel) -> None:
+    """In all calls of the block, and what comes out is what comes out without it."""
+    first, second, third = (Segment("seen", image=picture(seed, (80, 60))) for seed in range(3))
+    a, b = Segment("text", text="What?"), Segment("text", text="Why is it?")
+    begun = Segment("text", text="So", open=True)
+    calls = [[[first, a], [first, b], [second, a]], [[second, b, begun], [first, a]], [[second, a], [third, b]], [[a]]]
+    plain = [model.score(contexts, [" 1.0", " -1.0"]) for contexts in calls]
+    encoder, seen = model.network.vit_model.vision_model, []
+    hook = encoder.register_forward_hook(lambda _module, inputs, _output: seen.append(len(inputs[0])))
+    with model.remembering():
+        found = [model.score(contexts, [" 1.0", " -1.0"]) for contexts in calls]
+    model.score(calls[0], ["so"])
+    hook.remove()
+    assert [count for count in seen if count] == [2, 2, 2]  # both; another one beside one of them; after the block
+    for ours, theirs in zip(found, plain, strict=True):
+        assert torch.allclose(torch.stack(ours), torch.stack(theirs), atol=1e-4)
+
+
 def test_passes_over_contexts_that_begin_alike() -> None:
     """One row for what all have, then one for each way to go on; what is the same text twice is shared only as one."""
     a, b, c, a_again = (Segment("text", text=text) for text in "abca")
-    passes, rows = levels([[a, b], [a, b, c], [a, c], [a_again, b]])
+    passes, rows = levels([[a, b], [a, b, c], [a, c], [a_again, b]], [0] * 4)
     assert passes == [([0, 0], [[a], [a_again, b]]), ([0, 0, 1], [[b], [c], []]), ([0, 0, 1, 2], [[], [c], [], []])]
     assert rows == [0, 1, 2, 3]
-    assert levels([[], []]) == ([], [0, 0]) and levels([]) == ([], [])
+    assert levels([[], []], [0, 0]) == ([], [0, 0]) and levels([], []) == ([], [])
+    assert levels([[a], [], [a]], [2, 0, 2]) == ([([0, 2], [[], [a]])], [1, 0, 1])  # some begun already, row 1 by none
 
 
 def test_there_are_as_many_sizes_and_seeds_as_contexts(model: Bagel) -> None:
@@ -202,6 +223,29 @@ def test_a_timestep_at_the_border_of_the_guidance_interval() -> None:
     sampling = Sampling(timesteps=12, timestep_shift=3.0, guidance=4.0, guidance_interval=(0.4, 1.0))
     sample(velocity, torch.zeros(2, 3), torch.zeros(2, dtype=torch.long), sampling)
     assert branches == [2] * 9 + [1, 1]
+
+
+def test_steps_that_reuse_run_fewer_branches() -> None:
+    """By hand: 8 steps from t = 1, of which the first six are guided; differences are kept, velocities go on straight.
+
+    On a velocity that is linear in t and does not depend on x, with differences that stay, nothing changes.
+    """
+    plain = Sampling(timesteps=9, timestep_shift=1.0, guidance=3.0, guidance_interval=(0.25, 1.0), renorm_min=1.0)
+    assert branch_counts(plain) == [2] * 6 + [1, 1]
+    assert branch_counts(replace(plain, guidance_every=2)) == [2, 1, 2, 1, 2, 1, 1, 1]
+    assert branch_counts(replace(plain, velocity_every=3)) == [2, 2, 0, 2, 0, 0, 1, 1]
+    assert branch_counts(replace(plain, velocity_every=2, guidance_every=2)) == [2, 1, 2, 0, 1, 0, 1, 1]
+    line = torch.randn(2, 4, 3)
+
+    def velocity(x: torch.Tensor, t: float, count: int) -> torch.Tensor:
+        branches = torch.stack([line[0] + t * line[1], line[0] + t * line[1] - 1])
+        return branches[:count].flatten(0, 1)
+
+    guided, owner = replace(plain, guidance_interval=(0.0, 1.0)), torch.zeros(4, dtype=torch.long)
+    expected = sample(velocity, torch.zeros(4, 3), owner, guided)
+    for fewer in ({"guidance_every": 3}, {"velocity_every": 3}, {"guidance_every": 2, "velocity_every": 2}):
+        found = sample(velocity, torch.zeros(4, 3), owner, replace(guided, **fewer))
+        assert torch.allclose(found, expected, atol=1e-5)
 
 
 def test_questions_share_an_image_and_are_answered_as_if_alone(model: Bagel) -> None:
@@ -269,6 +313,12 @@ def test_branches_have_the_probabilities_of_whole_texts(model: Bagel) -> None:
         length = len(model._ids(text))
         expected = log_p[range(len(ids) - 1 - length, len(ids) - 1), ids[-length:]].sum()
         assert score.item() == pytest.approx(expected.item(), abs=1e-4)
+
+
+def test_a_tree_has_every_beginning_once() -> None:
+    """What goes on from a beginning follows it; what nothing goes on from is not there."""
+    assert beginnings_of([[1, 2, 3], [1, 2, 4], [1, 5], [6]]) == {(1,): 1, (1, 2): 2}
+    assert beginnings_of([[2, 1], [1, 3, 1], [1, 2, 1]]) == {(1,): 1, (1, 2): 2, (1, 3): 3, (2,): 4}
 
 
 def test_branches_of_a_sample_are_samples_of_their_own(model: Bagel) -> None:

@@ -105,7 +105,7 @@ def test_a_compiled_layer_decodes_the_same() -> None:
         outputs = []
         for token in tokens:
             present, none = torch.ones(2, 1, dtype=torch.bool), torch.zeros(2, 1, dtype=torch.bool)
-            sight = Sight(torch.zeros(2, 1), torch.zeros(2, 1), none, none)
+            sight = Sight(*torch.zeros(3, 2, 1), none, none)
             layout = Layout(torch.arange(2), present, cache.position, sight, cache.valid[:, : cache.used])
             outputs.append(decoder(token, token[:0], layout, cache)[0])
             cache.keep(present, torch.ones(2, dtype=torch.long))

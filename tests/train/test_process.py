@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL.Image import fromarray
 
 from srum.config import ConfigError, load_config
+from srum.models.base import Generated
+from srum.rollout import choose_prompts
 from srum.run import Run, find_method
 from srum.run_dir import RunError
 from srum.shapes.checker import check, parse
+from srum.shapes.edits import Edit
 from srum.shapes.hard_negatives import perturb
 from srum.shapes.matching import completable
-from srum.shapes.prompts import sample_prompt, to_metadata
-from srum.shapes.scenes import sample_scene
-from srum.shapes.strokes import parse_inspection, parse_plan
+from srum.shapes.prompts import from_metadata, sample_prompt, to_metadata
+from srum.shapes.render import render
+from srum.shapes.scenes import Scene, Spec, Thing, Want, sample_scene
+from srum.shapes.strokes import Plan, parse_inspection, parse_plan
 from srum.shapes.wording import placed
-from srum.train.interleaved import exact_chain, long_segments, read_chains, write_chains
+from srum.strokes import Drawing, Stage
+from srum.train.feed import Mix
+from srum.train.inspected import inspected
+from srum.train.interleaved import SHORT, exact_chain, long_segments, read_chains, write_chains
 from srum.train.metrics import keep_rows
 from srum.train.tasks.base import recognised
 from srum.train.trainer import train
 from tests.train.test_flow_grpo import tiny
 
+RED, STAR = Thing("circle", "red", "small", 0, 0), Thing("star", "blue", "small", 2, 2)
 SEEDS = st.integers(0, 2**31)
 SMALL = ("method=process", "samples=5", "train.batch_size=5", "train.steps=1", "train.precision=fp32", "device=cpu")
 
@@ -97,3 +108,56 @@ def test_chains_are_written_and_read_again(tmp_path: Path) -> None:
 def test_a_file_of_chains_is_long() -> None:
     with pytest.raises(ConfigError, match="layout=long"):
         load_config(None, [*SMALL, "chains=x.jsonl"])
+
+
+def drawn(plan: str, *things: Thing) -> Drawing:
+    """A drawing of one stroke, with what it shows."""
+    made = Generated(fromarray(render(Scene(things))), torch.zeros(1))
+    return Drawing("a", stages=[Stage("draft", 1, made=made, asked=plan)])
+
+
+@pytest.mark.parametrize(
+    ("plan", "shown", "said"),
+    [
+        ("add a small red circle r1 c1 | small red circle r1 c1", (RED,), "fits | fits | continue"),
+        (
+            "add a small red circle r1 c1 | small red circle r1 c1",
+            (RED, STAR),
+            "fits | extra small blue star r3 c3 | remove the small blue star r3 c3",
+        ),
+        (
+            "add a small green circle r1 c1 | small green circle r1 c1",
+            (replace(RED, colour="green"),),
+            "conflict, small green circle r1 c1 should be red | fits | make the small green circle r1 c1 red",
+        ),
+    ],
+)
+def test_own_strokes_are_inspected_as_the_truth_has_it(plan: str, shown: tuple[Thing, ...], said: str) -> None:
+    """Of a red circle and a blue square: right but not done, one thing too many, and the wrong colour as planned."""
+    spec = Spec((Want("circle", "red"), Want("square", "blue")), "color_attr")
+    ((context, reply),) = inspected(drawn(plan, *shown), spec)
+    assert str(reply) == said and [s.text for s in context[:2]] == ["a", plan] and context[2].kind == "seen"
+    assert list(inspected(drawn("no plan at all", RED), spec)) == []
+
+
+def test_own_drawings_are_learned_beside_exact_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four drawings, one of which shows something else: it and one of the others, texts drawn at temperature 1."""
+
+    def draw(model, prompts, names, settings, seed):  # type: ignore[no-untyped-def]
+        assert settings.decoding.temperature == 1 and settings.max_refinements == 0 and len(prompts) == 4
+        specs = [from_metadata(prompt.metadata) for prompt in choose_prompts("train", 4, seed_of_prompts)]
+        scenes = [sample_scene(spec, np.random.default_rng(n)).things for n, spec in enumerate(specs)]
+        return [drawn(str(Plan((Edit(None, s[0]),), s)), *(s[1:] if n == 2 else s)) for n, s in enumerate(scenes)]
+
+    monkeypatch.setattr("srum.train.inspected.draw_in_strokes", draw)
+    config = load_config(None, [*SMALL, "own=4"])
+    run = Run(tmp_path, config)
+    seed_of_prompts = run.seed(0, "process", "prompts") % 2**31
+    mix = find_method("process").examples(run, 0, config)
+    assert isinstance(mix, Mix)
+    kinds = dict(zip(SHORT, mix.parts, strict=True))
+    own = [example for example in kinds["inspect"].examples if example.id.startswith("own")]
+    said = [[s.text for s in example.segments if s.loss] for example in own]
+    assert len(own) == 2 and "missing" in said[0][0] and said[1] == ["fits | fits | done"]  # type: ignore[operator]
+    with pytest.raises(ConfigError, match="own"):
+        load_config(None, [*SMALL, "own=4", "layout=long"])

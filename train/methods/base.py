@@ -58,6 +58,10 @@ class Method:
         """What is written down beside the terms, per token: their means are in the metrics."""
         return {}
 
+    def stop(self, rows: Sequence[Mapping[str, Any]], config: Any) -> str:
+        """Why training ends after these rows of metrics, before its last step; empty: it goes on."""
+        return ""
+
     def remark(self, losses: Mapping[str, float]) -> str:
         """What is said of the losses before the first step of what its mix compares, by its name."""
         return ", ".join(f"{name}: {loss:.3f}" for name, loss in losses.items())
@@ -73,8 +77,8 @@ class Method:
     def objective(self, config: RunConfig) -> Objective:
         """What the trainer asks for."""
         own = config.model_dump(mode="json", exclude=set(RunConfig.model_fields))
-        figures = partial(self.figures, config=config)
-        return Objective(self.name, partial(self.terms, config=config), own, self.old_decay(config), figures)
+        terms, figures = (partial(of, config=config) for of in (self.terms, self.figures))
+        return Objective(self.name, terms, own, self.old_decay(config), figures, stop=partial(self.stop, config=config))
 
 
 class CandidateMethod(Method):

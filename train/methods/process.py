@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from srum.models.base import TrainableModel, UnifiedModel
     from srum.records import Prompt
     from srum.run import Run
+    from srum.strokes import StrokeSettings
     from srum.train.examples import Example
     from srum.train.feed import Mix
 
@@ -40,6 +41,7 @@ class ProcessConfig(RunConfig):
     chains: str = ""  # a .jsonl file of chains (train/interleaved.py), for layout=long; empty: exact scenes
     samples: Count = 2048  # chains, or stages of chains, of the exact scenes of a round
     shares: tuple[Count, Count, Count] = (2, 2, 1)  # of plan, draft and inspect in each batch of short examples
+    own: Annotated[int, Field(ge=0)] = 0  # prompts that the model draws before: inspections of these are learned, too
     max_strokes: Count = 5  # of a drawing in an evaluation, at most
     max_refinements: Annotated[int, Field(ge=0)] = 1  # corrections of a stroke there, at most
     budget: Count = 4  # images of a drawing
@@ -48,6 +50,8 @@ class ProcessConfig(RunConfig):
     def _the_layout_fits(self) -> ProcessConfig:
         if self.chains and self.layout == "short":
             raise ValueError("chains: a file of chains is learned with layout=long")
+        if self.own and self.layout == "long":
+            raise ValueError("own: inspections of own drawings are stages, which are learned with layout=short")
         if self.train.probes or self.train.samples.count or self.train.replies:
             raise ValueError("train: probes, samples and replies are of candidates, and there are none")
         return self
@@ -67,11 +71,13 @@ class Process(Method):
         from srum.run import load_model
         from srum.train.feed import Mix, Part
 
-        model = load_model(run.config, run.newest(k), empty=True)  # its autoencoder alone is asked
+        model = load_model(run.config, run.newest(k), empty=not config.own)  # else its autoencoder alone is asked
         require(model, {"seen", "clean"}, "the method process")
         if config.layout == "long":
             return Mix([Part("", _whole_chains(model, run, k, config), config.train.batch_size)])
         kinds = _stages(model, run, k, config)
+        if config.own:
+            kinds["inspect"] += self._own(model, run, k, config)
         return Mix.of_shares(kinds, dict(zip(kinds, config.shares, strict=True)), config.train.batch_size)
 
     def terms(self, tokens: Tokens, config: ProcessConfig) -> Terms:
@@ -82,20 +88,10 @@ class Process(Method):
 
     def draw(self, model: TrainableModel, config: ProcessConfig, seed: int) -> Draw:
         """In strokes."""
-        from dataclasses import replace
-
         from srum.drawing import Chain, Shot
-        from srum.models.base import Sampling
-        from srum.strokes import StrokeSettings, draw_in_strokes
+        from srum.strokes import draw_in_strokes
 
-        drawing = Sampling(**config.eval.sampling())
-        settings = StrokeSettings(
-            drawing=drawing,
-            changing=replace(drawing, guidance_interval=(0.0, 1.0)),
-            max_strokes=config.max_strokes,
-            max_refinements=config.max_refinements,
-            budget=config.budget,
-        )
+        settings = _settings(config)
 
         def draw(prompts: Mapping[str, Prompt]) -> list[Chain]:
             texts = [prompt.text for prompt in prompts.values()]
@@ -104,6 +100,30 @@ class Process(Method):
             return [Chain([Shot(made.image, said=text) for made, text in own], len(own) - 1) for own in asked]
 
         return draw
+
+    def _own(self, model: UnifiedModel, run: Run, k: int, config: ProcessConfig) -> list[Example]:
+        from srum.rollout import choose_prompts
+        from srum.train.inspected import own_inspections
+
+        prompts = choose_prompts(config.prompts, config.own, run.seed(k, "process", "prompts") % 2**31)
+        return own_inspections(model, prompts, _settings(config), config.eval.batch_size, run.seed(k, "process", "own"))
+
+
+def _settings(config: ProcessConfig) -> StrokeSettings:
+    """How a drawing in strokes is made in an evaluation."""
+    from dataclasses import replace
+
+    from srum.models.base import Sampling
+    from srum.strokes import StrokeSettings
+
+    drawing = Sampling(**config.eval.sampling())
+    return StrokeSettings(
+        drawing=drawing,
+        changing=replace(drawing, guidance_interval=(0.0, 1.0)),
+        max_strokes=config.max_strokes,
+        max_refinements=config.max_refinements,
+        budget=config.budget,
+    )
 
 
 def _stages(model: UnifiedModel, run: Run, k: int, config: ProcessConfig) -> dict[str, list[Example]]:

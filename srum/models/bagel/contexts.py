@@ -1,11 +1,14 @@
-"""Which contexts begin alike: in what order the rows of a cache are written, each shared beginning once."""
+"""Which contexts begin alike: in what order the rows of a cache are written, each shared beginning once; and what is
+remembered of them."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from srum.models.bagel.cache import Cache
 from srum.models.base import Segment
 
 
@@ -16,13 +19,15 @@ class Level(NamedTuple):
     runs: list[Sequence[Segment]]
 
 
-def levels(contexts: Sequence[Sequence[Segment]]) -> tuple[list[Level], list[int]]:
-    """The passes that write all contexts from one empty row, and the row of the last that each context is.
+def levels(contexts: Sequence[Sequence[Segment]], begun: Sequence[int]) -> tuple[list[Level], list[int]]:
+    """The passes that write contexts from the rows where they have ``begun``, and the row of the last that each is.
 
     Contexts share a row for as long as their segments are the same objects.
     """
     passes: list[Level] = []
-    rows, begin = [list(range(len(contexts)))], 0  # which contexts a row is the beginning of
+    rows: list[list[int]] = [[] for _ in range(max(begun, default=0) + 1)]  # which contexts a row is the beginning of
+    for context, row in enumerate(begun):
+        rows[row].append(context)
     depth = [0] * len(contexts)  # how many of its segments are written
     while any(depth[i] < len(context) for i, context in enumerate(contexts)):
         level, following = Level([], []), []
@@ -59,3 +64,40 @@ def _alike(contexts: Sequence[Sequence[Segment]], members: Sequence[int], begin:
             break
         count += 1
     return count
+
+
+@dataclass
+class Remembered:
+    """The beginnings of contexts, up to the last image of each, and the rows of ``cache`` that they are.
+
+    Beginnings are the same where their segments are the same objects, which are kept lest another one take the place.
+    """
+
+    cache: Cache | None = None
+    rows: dict[tuple[int, ...], int] = field(default_factory=dict)
+    beginnings: Sequence[Sequence[Segment]] = ()
+
+    def missing(self, beginnings: Sequence[Sequence[Segment]]) -> list[Sequence[Segment]]:
+        """Each of them once, unless all are known."""
+        by_name = {_name(beginning): beginning for beginning in beginnings}
+        return [] if by_name.keys() <= self.rows.keys() else list(by_name.values())
+
+    def keep(self, cache: Cache, beginnings: Sequence[Sequence[Segment]]) -> None:
+        """Remember the rows of a cache, and nothing else."""
+        self.cache, self.beginnings = cache, beginnings
+        self.rows = {_name(beginning): row for row, beginning in enumerate(beginnings)}
+
+    def recalled(self, beginnings: Sequence[Sequence[Segment]]) -> tuple[Cache, list[int]]:
+        """A copy of the cache, and the row of each."""
+        assert self.cache is not None  # since nothing is missing
+        return self.cache.select(range(self.cache.rows)), [self.rows[_name(beginning)] for beginning in beginnings]
+
+
+def parted(context: Sequence[Segment]) -> tuple[Sequence[Segment], Sequence[Segment]]:
+    """A context up to its last image, and the texts after it."""
+    end = max((place for place, segment in enumerate(context, 1) if segment.kind != "text"), default=0)
+    return context[:end], context[end:]
+
+
+def _name(beginning: Sequence[Segment]) -> tuple[int, ...]:
+    return tuple(map(id, beginning))

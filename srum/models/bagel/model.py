@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -31,10 +32,10 @@ from srum.models.bagel.checkpoint import (
     save_checkpoint,
 )
 from srum.models.bagel.config import BagelConfig, ResizeLimits
-from srum.models.bagel.contexts import levels
+from srum.models.bagel.contexts import Remembered, levels, parted
 from srum.models.bagel.decoding import Row, Step, decode_rows
 from srum.models.bagel.network import BagelNetwork
-from srum.models.bagel.sampler import branch_counts, sample
+from srum.models.bagel.sampler import sample
 from srum.models.bagel.sequence import Batch, ImageMarkers, Split, lay_out
 from srum.models.base import (
     Ability,
@@ -47,13 +48,14 @@ from srum.models.base import (
     Sampling,
     Segment,
     Written,
+    branch_counts,
     without_images,
     without_text,
 )
 from srum.models.checkpoints import load_tokenizer
 from srum.models.exploring import Explorer, initial_noise
 from srum.models.precision import Precision, computing
-from srum.models.texts import token_id
+from srum.models.texts import beginnings_of, token_id
 
 T = TypeVar("T")
 DECODE_BATCH, DECODE_PIXELS = 32, 2**22  # the most images, and pixels of all, per autoencoder call
@@ -82,6 +84,7 @@ class Bagel:
         )
         self.markers = ImageMarkers(*markers)
         self.records = False  # steps of decoding, as CUDA graphs
+        self.remembered: Remembered | None = None  # within ``remembering``
         self._ids = lru_cache(maxsize=65536)(lambda text: tuple(tokenizer.encode(text, add_special_tokens=False)))
 
     @classmethod
@@ -298,7 +301,7 @@ class Bagel:
         owner = torch.cat([torch.full((len(x),), i) for i, x in enumerate(noise)]).to(self.device)
         splits = [[Split(kind="noisy", tokens=n, grid=g)] for n, g in zip(noise, grids, strict=True)]
         branches: dict[int, tuple[Cache, Batch]] = {}
-        for count in set(branch_counts(sampling)):  # laid out before the steps, of which none waits for the device
+        for count in set(branch_counts(sampling)) - {0}:  # before the steps, of which none waits for the device
             cache = contexts.rearranged(range(count * len(noise)))
             branches[count] = cache, self._lay_out(splits * count, cache)
 
@@ -336,11 +339,12 @@ class Bagel:
     @torch.no_grad()
     def score(self, contexts: Sequence[Sequence[Segment]], continuations: Sequence[str]) -> list[Tensor]:
         """Per context (continuations,): the log-probability of each as the beginning of a text, or as more of an open
-        one. They are branches of a tree over their context: one forward pass, nothing copied.
+        one. They are a tree over their context, in which what begins alike is there once: one forward pass, nothing
+        copied.
         """
         if not contexts:
             return []
-        branches = [self._ids(text) for text in continuations]
+        texts = [self._ids(text) for text in continuations]
         closed, starts = zip(*(self._begun(context) for context in contexts), strict=True)
         with computing(self.device, self.precision):
             cache = self.contexts(closed)
@@ -348,8 +352,8 @@ class Bagel:
             states = self._extend(cache, [[Split(kind="text", ids=ids)] for ids in begun])
             ends = torch.tensor([len(ids) for ids in begun]).cumsum(0) - 1
             first = self._log_softmax(states[ends.to(self.device)])  # (rows, V)
-            later = self._branch_logprobs(cache, branches)  # (rows, continuations)
-        return list((first[:, [ids[0] for ids in branches]] + later).cpu())
+            later = self._later_logprobs(cache, texts)  # (rows, continuations)
+        return list((first[:, [ids[0] for ids in texts]] + later).cpu())
 
     def _begun(self, context: Sequence[Segment]) -> tuple[Sequence[Segment], Sequence[int]]:
         """The closed part of a context, and the tokens of the text that it leaves open."""
@@ -357,17 +361,25 @@ class Bagel:
             return context[:-1], self._text_ids(context[-1])
         return context, ()
 
-    def _branch_logprobs(self, context: Cache, branches: Sequence[Sequence[int]]) -> Tensor:
-        """(rows, branches): log-probability of each branch after its first token."""
-        targets = torch.tensor([token for ids in branches for token in ids[1:]], device=self.device)
-        owner = torch.tensor([b for b, ids in enumerate(branches) for _ in ids[1:]], device=self.device)
-        total = torch.zeros(context.rows, len(branches), device=self.device)
-        if not len(targets):
+    def _later_logprobs(self, context: Cache, texts: Sequence[Sequence[int]]) -> Tensor:
+        """(rows, texts): log-probability of each text after its first token."""
+        nodes = beginnings_of(texts)
+        total = torch.zeros(context.rows, len(texts), device=self.device)
+        if not nodes:
             return total
-        tree = [Split(kind="text", ids=ids[:-1], branch=b) for b, ids in enumerate(branches, 1) if len(ids) > 1]
+        tree = [
+            Split(kind="text", ids=node[-1:], branch=number, parent=nodes.get(node[:-1], 0))
+            for node, number in nodes.items()
+        ]
         states, _ = self._forward(self._lay_out([tree] * context.rows, context), context)
-        log_p = self._log_softmax(states).view(context.rows, len(targets), -1)
-        return total.index_add_(1, owner, log_p.gather(2, targets.expand(context.rows, -1)[..., None])[..., 0])
+        log_p = self._log_softmax(states).view(context.rows, len(nodes), -1)
+        steps = [
+            (text, nodes[ids[:length]] - 1, ids[length])
+            for text, ids in enumerate(map(tuple, texts))
+            for length in range(1, len(ids))
+        ]
+        owner, node, token = torch.tensor(steps, device=self.device).unbind(1)
+        return total.index_add_(1, owner, log_p[:, node, token])
 
     def decode_tokens(
         self,
@@ -388,7 +400,12 @@ class Bagel:
         if any(len(start) > 1 for start in starts):
             self._extend(cache, [[Split(kind="text", ids=start[:-1])] if len(start) > 1 else [] for start in starts])
         stop = self.eos if stop is None else stop
-        return decode_rows(self._next_logits, cache, starts, decoding, stop, seeds, self.records, logits_out)
+        said = partial(self._says, decoding.until) if decoding.until else None
+        return decode_rows(self._next_logits, cache, starts, decoding, stop, seeds, self.records, logits_out, said)
+
+    def _says(self, until: str, ids: Sequence[int]) -> bool:
+        """Whether the last of these tokens end with ``until``, or have it within them."""
+        return until in self.tokenizer.decode(ids[-len(until) - 1 :])
 
     def _next_logits(self, step: Step) -> Tensor:
         """Logits (rows, V) behind the tokens of a step of decoding."""
@@ -404,8 +421,28 @@ class Bagel:
 
     def contexts(self, contexts: Sequence[Sequence[Segment]]) -> Cache:
         """Keys and values of contexts, a row each; what some begin with alike is computed once."""
-        cache = self.empty_context(1)
-        passes, rows = levels(contexts)
+        if self.remembered is None:
+            return self._gone_on(self.empty_context(1), [0] * len(contexts), contexts)
+        beginnings, rests = zip(*map(parted, contexts), strict=True)
+        if missing := self.remembered.missing(beginnings):
+            self.remembered.keep(self._gone_on(self.empty_context(1), [0] * len(missing), missing), missing)
+        return self._gone_on(*self.remembered.recalled(beginnings), rests)
+
+    @contextmanager
+    def remembering(self) -> Iterator[None]:
+        """Within the block contexts that begin with the same segments share what these cost over several calls, too.
+
+        Of each call beginnings up to the last image are remembered, until one has others.
+        """
+        self.remembered = Remembered()
+        try:
+            yield
+        finally:
+            self.remembered = None
+
+    def _gone_on(self, cache: Cache, begun: Sequence[int], contexts: Sequence[Sequence[Segment]]) -> Cache:
+        """A row for each of the contexts, which goes on from the row of a cache where it has ``begun``."""
+        passes, rows = levels(contexts, begun)
         for parents, runs in passes:
             cache = cache.rearranged(parents)
             self._extend(cache, [[self._split(segment, iter(())) for segment in run] for run in runs])

@@ -30,12 +30,14 @@ BLOCKS = 1024  # tokens of a row from which flex_attention is taken to be worth 
 class Sight(NamedTuple):
     """What decides which tokens of a row see one another (docs/specs/bagel.md, 4), each (B, L).
 
-    ``split``: the number of the token's split in its row, -1 on padding. ``branch``: which of a tree, 0 the trunk.
+    ``split``: the number of the token's split in its row, -1 on padding. ``branch``: which of a tree, 0 the trunk, and
+    ``last``, the last branch that goes on from it: those from the one to the other see it.
     ``full``: sees all of its split, and not only what stands before it. ``noise``: no other split sees it.
     """
 
     split: Tensor
     branch: Tensor
+    last: Tensor
     full: Tensor
     noise: Tensor
 
@@ -45,9 +47,9 @@ class Sight(NamedTuple):
         Padding sees itself and is seen by nothing else.
         """
         own, other = self.split[row, query], self.split[row, key]
-        same, branch = own == other, self.branch[row, key]
+        same, branch = own == other, self.branch[row, query]
         allowed = ((key <= query) | (same & self.full[row, query])) & (same | ~self.noise[row, key])
-        related = (branch == 0) | (branch == self.branch[row, query])
+        related = (self.branch[row, key] <= branch) & (branch <= self.last[row, key])
         return (allowed & related & (own >= 0) & (other >= 0)) | (key == query)
 
     def dense(self) -> Tensor:

@@ -27,7 +27,8 @@ class Split:
     ``clean`` / ``noisy``: latent ``tokens`` (h * w, D) on ``grid``; a noisy split holds x_t, its timestep ``t``, and
     the velocity (h * w, D) that is its ``target``, where known. ``dropped``: the tokens are left out; the position of
     an image still advances. ``frame_delta`` and ``continues`` join the frames of a video into one split. ``end_label``:
-    a target on the closing token. ``branch``: as in ``Segment``.
+    a target on the closing token. ``branch``: as in ``Segment``; ``parent``: the branch from whose end it goes on, 0
+    the trunk. What goes on from a branch follows it, before others do.
     """
 
     kind: Literal["text", "seen", "clean", "noisy"]
@@ -43,6 +44,7 @@ class Split:
     continues: bool = False
     end_label: int | None = None
     branch: int = 0
+    parent: int = 0
 
     @property
     def length(self) -> int:
@@ -56,6 +58,7 @@ class Span(NamedTuple):
     length: int
     mode: Literal["causal", "full", "noise"]
     branch: int = 0
+    parent: int = 0
 
 
 @dataclass(frozen=True)
@@ -148,16 +151,17 @@ def lay_out(
     advance = []
     generated, told = 0, 0  # latent tokens; texts with a target
     for row, splits in enumerate(samples):
-        column, position, branch, trunk_end = 0, int(starts[row]), 0, 0
+        column, position, branch = 0, int(starts[row]), 0
+        ends = {0: position}  # of every branch
         row_spans: list[Span] = []
         for split in splits:
             if split.branch != branch:
                 if split.branch == 0:
                     raise ValueError(f"row {row}: a segment of the trunk after branch {branch}")
-                trunk_end = position if branch == 0 else trunk_end
-                position, branch = trunk_end, split.branch
+                position, branch = ends[split.parent], split.branch
             if split.dropped:
                 position += split.kind in ("seen", "clean")
+                ends[branch] = position
                 continue
             n = split.length
             columns = np.arange(column, column + n)
@@ -191,10 +195,11 @@ def lay_out(
             if split.continues:
                 row_spans[-1] = row_spans[-1]._replace(length=row_spans[-1].length + n)
             else:
-                row_spans.append(Span(n, mode, branch))
+                row_spans.append(Span(n, mode, branch, split.parent))
             column, position = column + n, position + step
+            ends[branch] = position
         spans.append(row_spans)
-        advance.append((trunk_end if branch else position) - int(starts[row]))
+        advance.append(ends[0] - int(starts[row]))
 
     streams = (text, seen, gen)
     token_rows, token_columns, token_positions = (
@@ -231,17 +236,27 @@ def lay_out(
 
 def sight_of(spans: Sequence[Sequence[Span]], length: int) -> Sight:
     """What decides who sees whom in rows of ``length`` columns that hold these spans from the left."""
-    split, branch = np.full((len(spans), length), -1), np.zeros((len(spans), length), dtype=np.int64)
+    split = np.full((len(spans), length), -1)
+    branch, last = np.zeros((2, len(spans), length), dtype=np.int64)
     full, noise = np.zeros((2, len(spans), length), dtype=bool)
     for row, row_spans in enumerate(spans):
-        column = 0
-        for number, (n, mode, own) in enumerate(row_spans):
+        column, lasts = 0, _last_branches(row_spans)
+        for number, (n, mode, own, _) in enumerate(row_spans):
             split[row, column : column + n] = number
             branch[row, column : column + n] = own
+            last[row, column : column + n] = lasts[own]
             full[row, column : column + n] = mode != "causal"
             noise[row, column : column + n] = mode == "noise"
             column += n
-    return Sight(*(torch.from_numpy(a) for a in (split, branch, full, noise)))
+    return Sight(*(torch.from_numpy(a) for a in (split, branch, last, full, noise)))
+
+
+def _last_branches(spans: Sequence[Span]) -> dict[int, int]:
+    """Of every branch the last that goes on from it, or from one that does; it may be itself."""
+    last = {span.branch: span.branch for span in spans} | {0: max((span.branch for span in spans), default=0)}
+    for span in reversed(spans):
+        last[span.parent] = max(last[span.parent], last[span.branch])
+    return last
 
 
 def _layout(
