@@ -114,16 +114,22 @@ class Miniature:
     memory: int
     bytes: dict[str, int]
     notes: list[str] = field(default_factory=list)
+    peaks: dict[str, int] = field(default_factory=dict)  # of the process after each stage but training, in bytes
 
     def of(self, name: str) -> Timed | None:
         """The times of a part, whatever the round."""
         found = [timed for label, timed in self.times.items() if label.rpartition(" - ")[2] == name]
         return found[0] if found and found[0].marks else None
 
-    @property
-    def images(self) -> int:
-        """How many it has drawn."""
-        return self.candidates + (1 + len(self.run.arms)) * self.run.config.eval.count
+    def grown(self, smaller: Miniature) -> float:
+        """Bytes that a candidate more took in a stage, at most: of the stages that took more than all of ``smaller``,
+        which was made before in this process."""
+        before, most = smaller.memory, 0.0
+        for stage, top in self.peaks.items():
+            if top > before:
+                most = max(most, (top - smaller.peaks[stage]) / (self.candidates - smaller.candidates))
+                before = top
+        return most
 
 
 def foresee(config: RunConfig, folder: Path, always: bool = False) -> Plan:
@@ -257,8 +263,7 @@ class Size:
         lacking = {stage: max(0, min(batch, self.candidates) - small.candidates) for stage, batch in batches.items()}
         needs = _needs(self.config)
         said = [needs[stage].per_image * images for stage, images in lacking.items() if stage in needs]
-        grown = (small.memory - smaller.memory) / max(1, small.candidates - smaller.candidates)
-        return small.memory + max([*said, round(grown * max(lacking.values()))])
+        return small.memory + max([*said, round(small.grown(smaller) * max(lacking.values()))])
 
     def disk(self, small: Miniature) -> int:
         """Bytes in the end, and of the checkpoints of a round's trainings, which stay until all are done."""
@@ -346,7 +351,8 @@ def miniature(config: RunConfig, prompts: int) -> Miniature:
     with tempfile.TemporaryDirectory() as place, _quiet(), timing() as times:
         run = Run(Path(place), small)
         claim_run(run.folder, small)
-        notes = list(_perform(run))
+        peaks: dict[str, int] = {}
+        notes = list(_perform(run, peaks))
         folder = run.round(0)
         judged = folder / "judgements.jsonl"
         judgements = read_records(judged, Judgement) if judged.exists() else []
@@ -364,11 +370,12 @@ def miniature(config: RunConfig, prompts: int) -> Miniature:
                 "eval": size_of(run.folder / "eval"),
             },
             notes=notes,
+            peaks=peaks,
         )
 
 
-def _perform(run: Run) -> Iterator[str]:
-    """Do it; yields what could not be measured, and why."""
+def _perform(run: Run, peaks: dict[str, int]) -> Iterator[str]:
+    """Do it, and note the ``peaks`` after its stages; yields what could not be measured, and why."""
     _write_reports(run, BLANK)
     for stage in run.stages.values():
         if stage == TRAIN:
@@ -379,6 +386,8 @@ def _perform(run: Run) -> Iterator[str]:
         except SrumError as error:
             yield f"{stage.name} was not measured: {error}"
             return
+        if stage != TRAIN:  # whose batch is what it is
+            peaks[stage.name] = peak()
     for arm in (BASE, *run.arms) if run.config.eval.count else ():
         with part(EVAL.format(arm)):
             evaluate_arm(run, arm, run.weights(arm, 1), run.folder / "eval")

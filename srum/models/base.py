@@ -109,6 +109,7 @@ class Decoding:
 
     max_tokens: int = 256
     temperature: float = 0.0
+    until: str = ""  # a text that comes to say this is cut behind it, where the model can; it has not ended by itself
 
 
 @dataclass(frozen=True)

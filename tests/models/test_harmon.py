@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from statistics import fmean
@@ -21,7 +22,7 @@ from srum import models
 from srum.config import ConfigError
 from srum.errors import ModelError, SrumError
 from srum.models.base import Decoding, Sampling, Segment
-from srum.models.harmon import Harmon, describe, memory, refuse
+from srum.models.harmon import TERMS, Harmon, describe, memory, refuse
 from srum.models.harmon.head import diffusion, variational_bound
 from srum.models.harmon.sampler import left_after
 from srum.models.harmon.training import HarmonForward, masking
@@ -259,9 +260,19 @@ def test_what_it_cannot_do_is_said(model: Harmon) -> None:
             refuse(small(**{name: value}))
 
 
-def test_the_doctor_says_the_licence_and_what_fits() -> None:
-    rows = describe(CHECKPOINT, HOST, False).rows
-    assert next(iter(rows)) == "licence" and "commercial" in rows["licence"]
+def test_the_licence_is_said_before_anything_is_loaded(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    models.say.cache_clear()
+    models.load(folder, "cpu", empty=True)
+    assert f"{folder}: {TERMS}" in capfd.readouterr().err and "nothing commercial" in TERMS
+    assert describe(folder, HOST, False).rows["licence"] == TERMS
+
+
+def test_the_abilities_in_the_readme_are_true() -> None:
+    rows = re.findall(r"^\| (.*?) \| ([a-z, ]+) \|.*$", (Path(__file__).parents[2] / "README.md").read_text(), re.M)
+    assert [frozenset(told.split(", ")) for name, told in rows if "Harmon" in name] == [Harmon.abilities]
+
+
+def test_the_doctor_says_what_fits() -> None:
     needs = memory(CHECKPOINT, (24, 24), False)
     assert needs.keys() == {"rollout", "judging", "training, generation expert", "training, all weights"}
     module: Any = models.architecture(CHECKPOINT)

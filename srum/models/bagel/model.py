@@ -400,7 +400,12 @@ class Bagel:
         if any(len(start) > 1 for start in starts):
             self._extend(cache, [[Split(kind="text", ids=start[:-1])] if len(start) > 1 else [] for start in starts])
         stop = self.eos if stop is None else stop
-        return decode_rows(self._next_logits, cache, starts, decoding, stop, seeds, self.records, logits_out)
+        said = partial(self._says, decoding.until) if decoding.until else None
+        return decode_rows(self._next_logits, cache, starts, decoding, stop, seeds, self.records, logits_out, said)
+
+    def _says(self, until: str, ids: Sequence[int]) -> bool:
+        """Whether the last of these tokens end with ``until``, or have it within them."""
+        return until in self.tokenizer.decode(ids[-len(until) - 1 :])
 
     def _next_logits(self, step: Step) -> Tensor:
         """Logits (rows, V) behind the tokens of a step of decoding."""
