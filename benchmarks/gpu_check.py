@@ -37,8 +37,7 @@ from srum.models.bagel import Bagel, network
 from srum.models.bagel.cache import Cache
 from srum.models.bagel.config import LlmConfig
 from srum.models.bagel.network import additive, attend
-from srum.models.bagel.sampler import branch_counts
-from srum.models.base import Decoding, Sampling, Segment
+from srum.models.base import Decoding, Sampling, Segment, branch_counts
 from srum.models.precision import computing
 from srum.processes import Processes
 from srum.records import Candidate

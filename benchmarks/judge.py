@@ -8,10 +8,11 @@ compared with the truth of the embedded world (``srum.evaluation.judge_quality``
     decoded          the number that the model writes
     constrained      the same, and replies that cannot be read go on with a forced score line
     decoded, soft    the expectation over the score behind what the model writes (the default)
+    short, soft      the same, and nothing is written behind it: no reasons
     soft             the expectation over the score alone: one forward pass, nothing is decoded
 
 AUROC times 100 over what has a score, failures beside it; ``judge.json`` says how many were right and wrong. Times
-are of the judge alone, in milliseconds for one candidate with all its questions.
+are of the judge alone, in milliseconds of the processor for one candidate with all its questions.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "decoded": {"soft": False, "reply": "free"},
     "constrained": {"soft": False, "reply": "constrained"},
     "decoded, soft": {"soft": True, "reply": "free"},
+    "short, soft": {"soft": True, "reply": "short"},
     "soft": {"soft": True, "reply": "none"},
 }
 
@@ -58,12 +60,12 @@ def measure(run: Run, way: Mapping[str, Any]) -> Measured:
     groundings = read_records(folder / "regions.jsonl", Grounding)
     images = [open_image(folder / candidate.image) for candidate in candidates]
     judge.judge(images[:1], [candidates[0].prompt], [groundings[0].regions])  # what is done once is not timed
-    said, start = [], time.perf_counter()
+    said, start = [], time.process_time()
     for first in range(0, len(candidates), size):
         batch = slice(first, first + size)
         prompts = [candidate.prompt for candidate in candidates[batch]]
         said += judge.judge(images[batch], prompts, [grounding.regions for grounding in groundings[batch]])
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     judgements = [
         Judgement(candidate_id=candidate.id, regions=regions, layout=layout)
         for candidate, (regions, layout) in zip(candidates, said, strict=True)

@@ -856,7 +856,7 @@ def worst_cases(deviations: Iterable[Deviation]) -> list[Deviation]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the table; exit with 1 on a miss and on missing and unknown files."""
-    from benchmarks import policy_parity  # which are written with what stands here
+    from benchmarks import policy_parity  # which is written with what stands here
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--golden", type=Path, required=True, help="the folder of fixtures")

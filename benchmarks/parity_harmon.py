@@ -16,26 +16,29 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.parity import BOTH, JSON, TENSORS, Check, Deviation, Facts, Tensors, close, equal, relative
+from benchmarks.parity_blip3o import outputs
 from srum.errors import ModelError
 from srum.models.base import Decoding, Sampling, Segment
-from srum.models.checkpoints import Headers
+from srum.models.checkpoints import Headers, link
 from srum.models.harmon import Harmon, chat
 from srum.models.harmon.autoencoder import decode_latents, encode_mean
 from srum.models.harmon.checkpoint import HEAD, UNREAD, check
-from srum.models.harmon.config import HarmonConfig, read_sizes
+from srum.models.harmon.config import OVERRIDE_FILES, HarmonConfig, read_sizes
 from srum.models.harmon.head import diffusion, respaced, variational_bound
 from srum.models.harmon.images import padded, stretched, to_image, to_pixels
 from srum.models.harmon.mar import Masked
 from srum.models.harmon.sampler import guidance_at, guided, left_after, reverse_step
 from srum.models.harmon.training import HarmonForward, Masking, TrainingRow
+from srum.models.pickles import convert, pickled
 from srum.models.precision import Precision
+from srum.models.queries.chat import Part, asked
+from srum.models.queries.language import Rows
 from srum.train.methods.srum import Srum, SrumConfig
 from srum.train.objective import Tokens
 
-PICKLES = {"kl16.ckpt": "kl16", "harmon.pth": "harmon"}
 TOGETHER = "checkpoint_hf"  # the folder of the layout that is one file, of which some have the config alone
 PUBLISHED = {  # docs/specs/harmon.md, 1
     "0_5b": {"hidden_size": 896, "num_hidden_layers": 24, "num_attention_heads": 14, "intermediate_size": 4864},
@@ -54,25 +57,17 @@ TABLES = {
 
 
 def load(checkpoint: Path, device: str, precision: Precision) -> Harmon:
-    """The model of a folder of fixtures, whose weights may be pickled: then those of a copy, which lasts as long as the
-    process."""
-    if not any((checkpoint / name).exists() for name in PICKLES):
+    """The model of a folder of fixtures, whose pickles are converted first; the copy goes when the model does."""
+    if not pickled(checkpoint):
         return Harmon.load(checkpoint, device, precision)
     temporary = TemporaryDirectory()
-    copy = Path(temporary.name) / "checkpoint"
-    copy.mkdir()
+    copy = Path(temporary.name)
+    convert(checkpoint, copy / "checkpoint")
+    link(checkpoint.parent / "fixture_config.json", copy / "checkpoint" / OVERRIDE_FILES[0])
     for path in checkpoint.parent.iterdir():
         if path.name != checkpoint.name:
-            (copy.parent / path.name).symlink_to(path.resolve())
-    for path in checkpoint.iterdir():
-        if path.name not in PICKLES:
             (copy / path.name).symlink_to(path.resolve())
-    for name, stem in PICKLES.items():
-        pickled = torch.load(checkpoint / name, weights_only=True)
-        tensors = pickled.get("model", pickled)
-        save_file({key: x.clone().contiguous() for key, x in tensors.items()}, copy / f"{stem}.safetensors")
-    (copy / "harmon_config.json").symlink_to(checkpoint.resolve().parent / "fixture_config.json")
-    model = Harmon.load(copy, device, precision)
+    model = Harmon.load(copy / "checkpoint", device, precision)
     vars(model)["temporary"] = temporary
     return model
 
@@ -119,7 +114,7 @@ def in_one_file(model: Harmon, folder: Path) -> None:
     save_file(whole, folder / "model.safetensors", metadata={"format": "pt"})
     for source, name in ((golden(model) / TOGETHER, "config.json"), (model.folder, "tokenizer.json")):
         (folder / name).write_bytes((source / name).read_bytes())
-    (folder / "harmon_config.json").write_bytes((model.folder / "harmon_config.json").read_bytes())
+    (folder / OVERRIDE_FILES[0]).write_bytes((model.folder / OVERRIDE_FILES[0]).read_bytes())
 
 
 def same(one: Path, other: Path) -> bool:
@@ -196,14 +191,14 @@ def tokens(model: Harmon, facts: Facts, _: Tensors) -> Iterator[Deviation]:
         yield equal("place of an image that is seen", drawn[3], place, name)
         yield equal("ids", drawn[:3] + drawn[4:], case["ids_sampling"], f"{name}, drawn")
     for case in facts["questions"]:
-        asked = flat(model, chat.asked([Segment("seen"), Segment("text", text=case["question"])], words), place)
+        said = flat(model, asked([Segment("seen"), Segment("text", text=case["question"])], words, chat.WORDS), place)
         reply = [*model.ids(case["answer"]), model.stop]
         (newline,) = model.ids("\n")
-        yield equal("ids", [*asked, *reply, newline], case["ids"], case["question"])
-        yield equal("labels", [*[-100] * len(asked), *reply, -100], case["labels"], case["question"])
+        yield equal("ids", [*said, *reply, newline], case["ids"], case["question"])
+        yield equal("labels", [*[-100] * len(said), *reply, -100], case["labels"], case["question"])
 
 
-def flat(model: Harmon, parts: Sequence[chat.Part], place: int) -> list[int]:
+def flat(model: Harmon, parts: Sequence[Part], place: int) -> list[int]:
     """Ids of a conversation, with ``place`` where an image stands."""
     return [i for part in parts for i in (model.ids(part) if isinstance(part, str) else [place])]
 
@@ -212,8 +207,8 @@ def fixture_config(model: Harmon, facts: Facts, _: Tensors) -> Iterator[Deviatio
     mar, autoencoder = model.config.mar, model.config.autoencoder
     ours = [mar.width, mar.depth, mar.heads, mar.decoder_width, mar.decoder_depth, mar.decoder_heads]
     names = ("embed_dim", "depth", "num_heads")
-    theirs = [facts["mar_dims"][f"{part}_{name}"] for part in ("encoder", "decoder") for name in names]
-    yield equal("sizes of MAR", ours, theirs)
+    recorded = [facts["mar_dims"][f"{part}_{name}"] for part in ("encoder", "decoder") for name in names]
+    yield equal("sizes of MAR", ours, recorded)
     fields = facts["mar"]
     ours = [
         mar.channels,
@@ -223,8 +218,8 @@ def fixture_config(model: Harmon, facts: Facts, _: Tensors) -> Iterator[Deviatio
         autoencoder.stride,
         mar.grid * autoencoder.stride,
     ]
-    names = ("vae_embed_dim", "buffer_size", "diffloss_d", "diffloss_w", "vae_stride", "img_size")
-    yield equal("sizes of the head and of latents", ours, [fields[name] for name in names])
+    theirs = ("vae_embed_dim", "buffer_size", "diffloss_d", "diffloss_w", "vae_stride", "img_size")
+    yield equal("sizes of the head and of latents", ours, [fields[name] for name in theirs])
     drawn = [model.config.mask_least, model.config.repeats]
     yield equal("what training draws", drawn, [fields["mask_ratio_min"], fields["diffusion_batch_mul"]])
     widths = [facts["vae"]["ch"] * times for times in facts["vae"]["ch_mult"]]
@@ -307,7 +302,7 @@ def written(model: Harmon, numbers: Tensors) -> Any:
     """The language model after the recorded contexts, without their padding."""
     rows = zip(numbers["context_ids"].long(), numbers["context_mask"].bool(), strict=True)
     context = model.language.empty(len(numbers["context_ids"]))
-    model.language.extend(context, [model.language.tokens(ids[mask]) for ids, mask in rows])
+    model.language.extend(context, Rows.of([model.language.tokens(ids[mask].tolist()) for ids, mask in rows]))
     return context
 
 
@@ -315,7 +310,7 @@ def last_states(model: Harmon, numbers: Tensors, name: str, read: Tensor) -> Ite
     """Those of texts and images, each row by itself; rows of padding are meaningless."""
     recorded, masks = numbers[f"{name}/llm_last_hidden"], numbers["context_mask"].bool()
     for number, (ids, mask) in enumerate(zip(numbers["context_ids"].long(), masks, strict=True)):
-        (states,) = model.language.whole([torch.cat([model.language.tokens(ids[mask]), read[number]])])
+        (states,) = model.language.whole([torch.cat([model.language.tokens(ids[mask].tolist()).inputs, read[number]])])
         kept = torch.cat([mask, torch.ones(read.shape[1], dtype=torch.bool)])
         yield close("last states", states, recorded[number][kept], 1e-4, f"{name} {number}")
 
@@ -394,16 +389,16 @@ def sampler(model: Harmon, facts: Facts, numbers: Tensors) -> Iterator[Deviation
         chances = [Recorded(numbers, name, number) for number in range(count)]
         blank = torch.zeros(count, model.config.mar.channels, *grid)
         hidden = torch.ones(count, math.prod(grid), dtype=torch.bool)
-        with asked(model) as seen_masks:
+        with passed(model) as seen_passes:
             latents = model.sampled(
                 [context] * count, blank, hidden, sampling, chances, schedule=case["guidance_schedule"]
             )
         flat_tokens = latents.cpu().flatten(2).transpose(1, 2)
-        for number, (masks, conditions) in enumerate(seen_masks):
+        for number, (masks, conditions) in enumerate(seen_passes):
             yield equal("masks", masks, numbers[f"{name}/{number}/mask"].bool(), f"{name} {number}")
             scale = guidance_at(case["guidance_schedule"], case["guidance"], left[number], math.prod(grid))
             yield close("guidance", scale, case["guidance_per_iteration"][number], 1e-6, f"{name} {number}")
-            now = masks & ~(seen_masks[number + 1][0] if number + 1 < len(seen_masks) else torch.zeros_like(masks))
+            now = masks & ~(seen_passes[number + 1][0] if number + 1 < len(seen_passes) else torch.zeros_like(masks))
             yield close("tokens", flat_tokens[now], numbers[f"{name}/{number}/tokens"], 1e-3, f"{name} {number}")
             if f"{name}/{number}/z" in numbers:
                 recorded = numbers[f"{name}/{number}/z"]
@@ -417,7 +412,7 @@ def sampler(model: Harmon, facts: Facts, numbers: Tensors) -> Iterator[Deviation
 
 
 @contextmanager
-def asked(model: Harmon) -> Iterator[list[tuple[Tensor, list[Tensor]]]]:
+def passed(model: Harmon) -> Iterator[list[tuple[Tensor, list[Tensor]]]]:
     """Within the block, of each pass of MAR's decoder which tokens were hidden (B, n), and what all of them would be
     drawn after (B, n, E), for each branch of guidance."""
     passes: list[tuple[Tensor, list[Tensor]]] = []
@@ -444,15 +439,15 @@ def asked(model: Harmon) -> Iterator[list[tuple[Tensor, list[Tensor]]]]:
 def understanding(model: Harmon, facts: Facts, numbers: Tensors) -> Iterator[Deviation]:
     image = Image.fromarray(numbers["image"].numpy())
     segment = Segment("seen", image=image)
-    (seen,) = model.seen([segment], padded).values()
+    seen = model.looked_at([segment], drawn=False)[0].inputs
     yield close("image that is seen", seen, numbers["seen"], 1e-4)
     for name, case in facts.items():
         context = [segment, Segment("text", text=case["question"])]
-        before, _, after = chat.asked(context, words)
+        before, _, after = asked(context, words, chat.WORDS)
         yield equal("ids", list(model.ids(str(before))), case["ids_before"], name)
         yield equal("ids", list(model.ids(str(after))), case["ids_after"], name)
         yield equal("tokens of an image", len(seen), case["image_tokens"], name)
-        ids = [model.language.tokens(case[key]) for key in ("ids_before", "ids_after")]
+        ids = [model.language.tokens(case[key]).inputs for key in ("ids_before", "ids_after")]
         (states,) = model.language.whole([torch.cat([ids[0], seen, ids[1]])])
         yield close("last states", states, numbers[f"{name}/last_hidden"], 1e-4, name)
         yield close("logits", model.language.logits(states), numbers[f"{name}/logits"], 1e-3, name)
@@ -465,7 +460,7 @@ def understanding(model: Harmon, facts: Facts, numbers: Tensors) -> Iterator[Dev
         (state, last), made = model.read([context]), []
         for token in greedy:
             made.append(model.language.logits(last)[0])
-            last = model.language.extend(state, [model.language.tokens([token])])[:, -1]
+            last = model.language.step(state, torch.tensor([token], device=model.device))[:, -1]
         yield close("greedy logits", torch.stack(made), logits, 1e-3, name)
         yield equal("ids of a continuation", list(model.ids(case["continuation"])), case["continuation_ids"], name)
         (score,) = model.score([context], [case["continuation"]])
@@ -549,7 +544,7 @@ def packed(model: Harmon, numbers: Tensors, name: str, contexts: Sequence[Sequen
 @torch.no_grad()
 def of_all_tokens(model: Harmon, numbers: Tensors, name: str, batch: Sequence[TrainingRow]) -> Iterator[Deviation]:
     """What the head makes of all tokens, those that are visible among them, whose errors the loss leaves out."""
-    with asked(model) as passes:
+    with passed(model) as passes:
         model.forward(batch)
     ((_, (conditions,)),) = passes
     latents = encode_mean(model.autoencoder, numbers[f"{name}/pixels"].to(model.device))
@@ -576,14 +571,15 @@ def of_replies(model: Harmon, recorded: Facts, facts: Facts, numbers: Tensors) -
         question, reply = Segment("text", text=case["question"]), Segment("text", text=case["answer"], loss=True)
         samples.append([Segment("seen", image=image), question, reply])
         present = numbers["image2text/attention_mask"][number].bool()
-        ids = [*flat(model, chat.asked(samples[-1][:2], words), recorded["image_token_index"])]
+        ids = [*flat(model, asked(samples[-1][:2], words, chat.WORDS), recorded["image_token_index"])]
         labels = [-100] * len(ids) + [*model.ids(case["answer"]), model.stop, -100]
         ids += [*model.ids(case["answer"]), model.stop, newline]
         yield equal("ids", ids, numbers["image2text/input_ids"][number][present], f"image2text {number}")
         yield equal("labels", labels, numbers["image2text/labels"][number][present], f"image2text {number}")
     forward = model.forward(model.pack(samples, []))
-    labels = numbers["image2text/labels"]
-    yield equal("labels", forward.labels, labels[labels >= 0], "image2text, those with a loss")
+    recorded_labels = numbers["image2text/labels"]
+    learned = recorded_labels[recorded_labels >= 0]
+    yield equal("labels", forward.labels, learned, "image2text, those with a loss")
     loss = forward.text_error.mean()
     yield close("losses", loss, facts["loss"], 1e-5, "image2text")
     yield from gradients(model, loss, facts, numbers, "image2text")
@@ -646,22 +642,6 @@ def whole_gradient(model: Harmon) -> Iterator[None]:
 
 
 # --- looking inside
-
-
-@contextmanager
-def outputs(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
-    """Within the block, what each of the modules returns, in the order in which they run."""
-    states: list[Tensor] = []
-
-    def keep(module: nn.Module, _: Any, output: Tensor) -> None:
-        states.append(output)
-
-    handles = [module.register_forward_hook(keep) for module in modules]
-    try:
-        yield states
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def recorded_images(numbers: Mapping[str, Tensor]) -> list[Image.Image]:

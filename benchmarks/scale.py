@@ -169,7 +169,7 @@ class Painter:
         """That of srum-tiny."""
         return GRID
 
-    def draw(self, contexts: Sequence[Any], *_: object) -> list[Generated]:
+    def draw(self, contexts: Sequence[Any], *_: object, **__: object) -> list[Generated]:
         """Red."""
         return [Generated(Image.new("RGB", SIZE, "red"), torch.zeros(8, 4, 4)) for _ in contexts]
 

@@ -1,6 +1,6 @@
 """How long the stages take against the plain way of doing them, in the same run, and against the floor of the machine.
 
-    python benchmarks/stages.py [--model srum-tiny] [--items 16] [--repeats 3]
+    python -m benchmarks.stages [--model srum-tiny] [--items 16] [--repeats 3] [--only scoring ...]
 
 Rollout in a batch against image by image; judging with the image's keys and values written once and all questions
 together against one question at a time; the whole judge, whose scores follow on its replies, against one that sees the
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from statistics import median
@@ -193,6 +193,14 @@ def _record(model: Bagel, index: int, item: Item, latent: Tensor) -> TrainingRec
     return TrainingRecord(candidate, latent, values, mapping="signed", alpha=1.0, sample_score=score)
 
 
+WORK: Mapping[str, Callable[[Bagel, Sequence[Item]], Comparison]] = {
+    "rollout": rollout,
+    "judging": judging,
+    "scoring": scoring,
+    "training": training,
+}
+
+
 # --- the clock
 
 
@@ -234,11 +242,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", default="srum-tiny", help="a shipped name, or a folder in the official layout")
     parser.add_argument("--items", type=int, default=16, help="images per batch")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--only", nargs="+", choices=WORK, default=list(WORK))
     args = parser.parse_args(argv)
     model, items = models.load(args.model, device="cpu"), make_items(args.items)
     table = Table("what", "plain s", "ours s", "ratio", "floor s", "ours / floor", title=f"{args.items} images")
-    for make in (rollout, judging, scoring, training):
-        work = make(model, items)
+    for name in args.only:
+        work = WORK[name](model, items)
         plain, ours = medians(work.plain, work.ours, args.repeats)
         floor = operations(work.ours) / matmul_rate(work.precision)
         numbers = (f"{plain:.3f}", f"{ours:.3f}", f"{plain / ours:.2f}", f"{floor:.4f}", f"{ours / floor:.1f}")

@@ -31,7 +31,8 @@ RETRY_TEMPERATURE = 0.7
 LAYOUT, WHOLE = -1, -2  # stand for the layout and for the whole image where regions have their ids
 
 View = Literal["boxes", "marks", "crops", "whole"]
-ReplyMode = Literal["free", "constrained", "none"]
+ReplyMode = Literal["free", "constrained", "short", "none"]
+SCORE = "Score:"  # what a short reply ends with
 
 
 @dataclass(frozen=True)
@@ -93,10 +94,13 @@ class _Case:
     def is_settled(self, subject: int) -> bool:
         return subject in self.answers and self.answers[subject].reading.failure is None
 
-    def record(self, asked: _Asked, reply: Written | NoReply, attempt: int) -> None:
+    def record(self, asked: _Asked, reply: Written | NoReply, attempt: int, short: bool) -> None:
         raw = as_unicode(reply.why if isinstance(reply, NoReply) else reply.text)
         if isinstance(reply, NoReply):
             readings = dict.fromkeys(asked.subjects, Reading(failure=Failure.NO_REPLY))
+        elif short and SCORE in raw and not reply.ended:
+            raw = raw.partition(SCORE)[0] + SCORE
+            readings = asked.read(f"{raw} 0.0", ended=True)  # a number until the likeliest takes its place
         else:
             readings = asked.read(raw, reply.ended)
         for subject, reading in readings.items():
@@ -115,7 +119,8 @@ class SelfJudge:
     ``think``: the first attempt asks for a thought before the answer.
 
     ``reply``: ``free`` is what the model writes, and unreadable after the last attempt it is a failure; ``constrained``
-    makes it go on with a score line whose number is one of 21 levels, so that there is always a score; with ``none``
+    makes it go on with a score line whose number is one of 21 levels, so that there is always a score; a ``short`` one
+    ends where the number of its own score line would stand, which is one of the levels, too: no reasons; with ``none``
     that line is all there is, one forward pass without decoding, labels and reasons. ``soft``: the score is its
     expectation over the 21 levels (``judging.soft_score``), not the number written or, of a forced line, the likeliest.
 
@@ -144,6 +149,10 @@ class SelfJudge:
             self.instructions.about_image("")
         if think and self.instructions.think is None:
             raise InstructionsError(f"the instructions {self.instructions.version} have no text 'think'")
+        if reply == "short" and self.instructions.regions_per_question > 1:
+            raise InstructionsError(
+                f"short replies: {self.instructions.version} asks about several regions at once; ask with compact"
+            )
         if (soft or reply != "free") and not isinstance(model, Scorer):
             raise InstructionsError("soft scores and forced score lines need a model that gives log-probabilities")
 
@@ -205,13 +214,15 @@ class SelfJudge:
     def _attempt(self, cases: Sequence[_Case], attempt: int) -> None:
         """Asks what is still open, and records the replies."""
         again = attempt > 1
-        decoding = replace(self.decoding, temperature=RETRY_TEMPERATURE) if again else self.decoding
+        short = self.reply == "short"
+        decoding = replace(self.decoding, until=SCORE if short else "")
+        decoding = replace(decoding, temperature=RETRY_TEMPERATURE) if again else decoding
         asked = [(case, self._asked(case, topic, again)) for case in cases for topic in case.open_topics()]
         contexts = [Question(question.text).about(case.seen) for case, question in asked]
         seeds = [_seed(self.seed, attempt, case.picture, question.text) for case, question in asked]
         replies = self.model.write(contexts, decoding, seeds) if asked else []
         for (case, question), reply in zip(asked, replies, strict=True):
-            case.record(question, reply, attempt)
+            case.record(question, reply, attempt, short)
 
     def _leave_unanswered(self, case: _Case) -> None:
         for topic in case.topics:
@@ -238,7 +249,9 @@ class SelfJudge:
         """Of each subject the question whose continuation is the score, and the space before the number."""
         for subject, answer in case.answers.items():
             if answer.reading.score_start is not None:
-                if self.soft:
+                if self.reply == "short":
+                    yield subject, Question(answer.question, answer.raw[: answer.reading.score_start].rstrip()), " "
+                elif self.soft:
                     yield subject, *question_up_to(answer.question, answer.raw, answer.reading.score_start)
             elif self.reply != "free":
                 region = subject if subject >= 0 else None
@@ -251,6 +264,8 @@ class SelfJudge:
         if answer.reading.failure is not None:
             raw = f"{question.reply_prefix} {likeliest:.1f}"
             answer = replace(answer, raw=raw, attempts=answer.attempts + 1)
+        elif self.reply == "short":
+            answer = replace(answer, raw=f"{question.reply_prefix} {likeliest:.1f}")
         reading = replace(answer.reading, score=expected if self.soft else likeliest, failure=None)
         return replace(answer, reading=reading, confidence=confidence)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from srum.config import RunConfig
@@ -33,6 +34,18 @@ def judge_stage(run: Run, k: int) -> None:
     groundings = read_by_id(folder / "regions.jsonl", Grounding, candidates)
     prompts = read_by_id(folder / "prompts.jsonl", Prompt)
     judge = load_judging(run.config, run.newest(k), run.seed(k, "judge"))
+    work = judging_work(judge, folder, groundings, prompts)
+    judgements = run_stage(folder, "judgements", Judgement, candidates, config.batch_size, work)
+    first = next((one.layout.raw for one in judgements if one.layout.failure != Failure.NO_IMAGE), None)
+    if first is not None and all(set(_failures(one)) <= {Failure.NO_REPLY, Failure.NO_IMAGE} for one in judgements):
+        Processes.here().once((folder / "judgements.jsonl").unlink)  # else the stage would be finished
+        raise RunError(f"{config.server.url} answered no question; to the first: {first}")
+
+
+def judging_work(
+    judge: Judging, folder: Path, groundings: Mapping[str, Grounding], prompts: Mapping[str, Prompt]
+) -> Callable[[Mapping[str, Candidate]], list[Judgement]]:
+    """What ``judge`` says of a batch of the candidates in ``folder``."""
 
     def work(batch: Mapping[str, Candidate]) -> list[Judgement]:
         images, judgements = {}, {}
@@ -50,11 +63,7 @@ def judge_stage(run: Run, k: int) -> None:
             judgements[name] = Judgement(candidate_id=name, regions=of_regions, layout=of_layout)
         return [judgements[name] for name in batch]
 
-    judgements = run_stage(folder, "judgements", Judgement, candidates, config.batch_size, work)
-    first = next((one.layout.raw for one in judgements if one.layout.failure != Failure.NO_IMAGE), None)
-    if first is not None and all(set(_failures(one)) <= {Failure.NO_REPLY, Failure.NO_IMAGE} for one in judgements):
-        Processes.here().once((folder / "judgements.jsonl").unlink)  # else the stage would be finished
-        raise RunError(f"{config.server.url} answered no question; to the first: {first}")
+    return work
 
 
 def _failures(judgement: Judgement) -> list[Failure | None]:

@@ -32,7 +32,14 @@ LARGE: dict[str, Any] = {
     "rollout": {"timesteps": 50, "timestep_shift": 3.0, "guidance": 1.0, "plan": True, "batch_size": 4},
     "ground": {"min_relevance": 0.5},
     "judge": {"instructions": "paper", "max_tokens": 512, "batch_size": 8},
-    "eval": {"count": 0},
+    "eval": {
+        "count": 0,
+        "timesteps": 50,
+        "timestep_shift": 3.0,
+        "guidance": 4.0,
+        "guidance_interval": [0.4, 1.0],
+        "batch_size": 4,
+    },
     "train": {"steps": 200, "warmup_steps": 10, "precision": "bf16"},
 }
 OF_CANDIDATES = {"probes": 2, "validation": {"share": 0.02}, "samples": {"count": 4}}
@@ -68,7 +75,7 @@ def settings(answers: Answers, side: int) -> dict[str, Any]:
     if side <= SMALL:
         values: dict[str, Any] = kind().model_dump(mode="json", include=SHOWN)
     else:
-        values = _merged(LARGE, {"rollout": {"size": [side, side]}})
+        values = _merged(LARGE, {"rollout": {"size": [side, side]}, "eval": {"size": [side, side]}})
         whole = answers.gpus >= SHARDED and kind().train.trainable == "generation"
         values = _merged(values, {"train": WHOLE if whole else LORA})
         values = _merged(values, {"train": OF_CANDIDATES} if GROUND in find("method", answers.method).stages else {})

@@ -11,7 +11,7 @@ shared, process 0 does, and it alone prints.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +25,19 @@ from srum.errors import SrumError
 from srum.evaluation.accuracy import EvalResult, require_metadata
 from srum.evaluation.comparison import EVAL, eval_prompts, evaluate_arm, summarize, summary_table
 from srum.grounding.base import load_grounder
+from srum.judging.drift import judge_again
 from srum.judging.stage import load_judging
 from srum.models.base import UnifiedModel, require
 from srum.plan import Plan, foresee
 from srum.plots import side_by_side
 from srum.plugins import resolve
 from srum.processes import Processes
-from srum.progress import expecting, part
+from srum.progress import after_first_batch, expecting, part
 from srum.report import OFF, is_done, judge_of, write_report
 from srum.rollout import own_prompts, round_prompts
 from srum.run import BASE, Run, console, find_method, load_model
 from srum.run_dir import RunError, alone_in, claim_run, open_image, write_json, write_text
-from srum.stages import SHIPPED, Stage
+from srum.stages import ROLLOUT, SHIPPED, Stage
 from srum.train.optimizer import make_optimizer
 from srum.train.own import judge_own
 from srum.train.stage import require_trainable, subject_of
@@ -128,10 +129,16 @@ def announce(run: Run) -> None:
 def advance(run: Run, stage: Stage, k: int) -> None:
     """A stage of round ``k``, and the report with what it has made now."""
     processes = Processes.here()
+
+    def report() -> Path:
+        return write_report(run.folder, running=True)
+
     made_before = processes.once(lambda: is_done(run, stage, k))
-    perform(run, stage.name, k)
+    first = stage == ROLLOUT and processes.rank == 0
+    with after_first_batch(report) if first else nullcontext():
+        perform(run, stage.name, k)
     if not made_before:
-        processes.once(lambda: write_report(run.folder, running=True))
+        processes.once(report)
 
 
 def check_inputs(config: RunConfig) -> RunConfig:
@@ -186,9 +193,10 @@ def require_sizes(config: RunConfig, model: UnifiedModel) -> None:
 def conclude(run: Run) -> dict[str, Any]:
     """Evaluate every arm after the last round; write ``summary.json`` and ``report.html``, print the table.
 
-    Beside it ``own.json`` of one's own prompts, where some are held out. With neither the report alone; the summary is
-    then empty.
+    Before it what training made of the judge (``srum.judging.drift``), beside it ``own.json`` of one's own prompts,
+    where some are held out. Without arms and prompts the report alone; the summary is then empty.
     """
+    judge_again(run)
     results = evaluate_arms(run, run.config.rounds, run.folder / "eval") if run.config.eval.count else {}
     outcome = judge_own(run) if own_prompts(run.config) else {}
     summary = summarize(results)

@@ -2,9 +2,10 @@
 
 What can be counted is counted from the config. The rest is measured: a miniature of the run, the same config with few
 prompts and three training steps, goes through all its stages in a temporary folder; what its parts take per item and
-once is multiplied by the items of the run. A second miniature, as large as a twentieth of the time that the first one
-foretells allows, makes up for batches that the first did not fill. Memory is the peak of this process in a miniature,
-with what the architecture says (``srum doctor``) of the images that a batch of the run has more.
+once is multiplied by the items of the run. Where that is soon done, a second one, several times as large, makes up for
+what first calls take, and for batches that the first did not fill. Memory is the peak of this process in a miniature,
+with what the images take that a batch of the run has more: what the architecture says (``srum doctor``), or what the
+second miniature took beyond the first.
 
 A forward pass is one of the network over one image, or over one question about one: of drawing, every denoising step of
 an image, twice where it is guided; of judging, every question about a region or a layout; of training, every example of
@@ -44,12 +45,12 @@ from srum.stages import IMAGES, JUDGE, ROLLOUT, TRAIN
 
 FEW = 4  # candidates of the first miniature, at least
 STEPS = 3  # of a training in a miniature; the first is warming up
-SHARE = 0.05  # of the foretold time that the second miniature may take
-LONGEST = 10.0  # seconds of the second miniature
+SHARE, LONGEST = 0.05, 20.0  # of the foretold time, and seconds: what the first miniature takes where a second is made
+LARGER = 4  # times as large
 WORTH = 32  # times as many images as the first miniature has: a run of fewer is not measured at its start
 KEPT = 2  # checkpoints of a training that are kept while it goes on
 STATE = 3  # times the weights that a checkpoint with the optimiser's averages takes
-REPORT = "report"
+REPORT, BLANK, FIRST = "report", "report - blank", "report - first"  # of candidates shown before, of none, of new ones
 
 
 @dataclass(frozen=True)
@@ -113,16 +114,22 @@ class Miniature:
     memory: int
     bytes: dict[str, int]
     notes: list[str] = field(default_factory=list)
+    peaks: dict[str, int] = field(default_factory=dict)  # of the process after each stage but training, in bytes
 
     def of(self, name: str) -> Timed | None:
         """The times of a part, whatever the round."""
         found = [timed for label, timed in self.times.items() if label.rpartition(" - ")[2] == name]
         return found[0] if found and found[0].marks else None
 
-    @property
-    def images(self) -> int:
-        """How many it has drawn."""
-        return self.candidates + (1 + len(self.run.arms)) * self.run.config.eval.count
+    def grown(self, smaller: Miniature) -> float:
+        """Bytes that a candidate more took in a stage, at most: of the stages that took more than all of ``smaller``,
+        which was made before in this process."""
+        before, most = smaller.memory, 0.0
+        for stage, top in self.peaks.items():
+            if top > before:
+                most = max(most, (top - smaller.peaks[stage]) / (self.candidates - smaller.candidates))
+                before = top
+        return most
 
 
 def foresee(config: RunConfig, folder: Path, always: bool = False) -> Plan:
@@ -139,11 +146,11 @@ def foresee(config: RunConfig, folder: Path, always: bool = False) -> Plan:
     small = miniature(config, few)
     foretold = sum(cost.seconds or 0.0 for cost in size.costs(small))
     spent = sum(timed.seconds for timed in small.times.values())
-    more = int(few * min(SHARE * foretold, LONGEST) / max(spent, 1e-3))
     largest = -(-config.rollout.batch_size // config.candidates_per_prompt)
-    if more > few:
-        small = miniature(config, min(more, largest, size.prompts))
-    memory, disk = size.memory(small), size.disk(small)
+    smaller = small
+    if spent < min(SHARE * foretold, LONGEST):
+        small = miniature(config, max(few, min(LARGER * few, largest, size.prompts)))
+    memory, disk = size.memory(small, smaller), size.disk(small)
     available = Machine.here(config.device).memory + (0 if torch.cuda.is_available() else held())
     if available and memory > available:
         warnings.append(f"memory: {memory / GIGABYTE:.2f} GB are wanted, {available / GIGABYTE:.2f} GB are there")
@@ -202,9 +209,16 @@ class Size:
             seconds = _scaled(small.of(f"eval {arm}"), share) if small else None
             yield Cost(EVAL.format(arm), self.tested, passes, seconds)
         yield from self._own(small)
-        if small and (timed := small.times.get(REPORT)):
-            written = self.config.rounds * (self.config.rounds + 1) / 2 * len(self.run.stages) + self.config.rounds
-            yield Cost(REPORT, seconds=timed.seconds * written * self.candidates / small.candidates)
+        if small and REPORT in small.times:
+            yield Cost(REPORT, seconds=self._reports(small))
+
+    def _reports(self, small: Miniature) -> float:
+        """One after each stage, of all candidates so far, whose pictures are made once."""
+        rounds, stages = self.config.rounds, len(self.run.stages)
+        blank, first, again = (small.times[name].seconds for name in (BLANK, FIRST, REPORT))
+        share = self.candidates / small.candidates
+        in_all = share * max(0.0, again - blank) * stages * rounds * (rounds + 1) / 2
+        return rounds * stages * blank + in_all + rounds * share * max(0.0, first - again)
 
     def _own(self, small: Miniature | None) -> Iterator[Cost]:
         """Own prompts: drawn and judged as fast per image as the candidates of the miniature, for a pass."""
@@ -240,16 +254,16 @@ class Size:
             passes = steps * arm.config.train.batch_size * ((2 if compares else 1) + BACKWARD)
             yield Cost(self.run.named(k, f"train {name}"), 0, passes, _scaled(timed, steps / STEPS))
 
-    def memory(self, small: Miniature) -> int:
-        """The peak of the process in bytes: that of the miniature, and the images that a batch has more."""
+    def memory(self, small: Miniature, smaller: Miniature) -> int:
+        """The peak of the process in bytes: that of the miniature, and the images that a batch has more.
+
+        They take what the architecture says, or what the miniature took more than one with fewer candidates.
+        """
         batches = {"rollout": self.config.rollout.batch_size, "judging": self.config.judge.batch_size}
+        lacking = {stage: max(0, min(batch, self.candidates) - small.candidates) for stage, batch in batches.items()}
         needs = _needs(self.config)
-        more = [
-            needs[stage].per_image * (min(batch, self.candidates) - min(batch, small.candidates))
-            for stage, batch in batches.items()
-            if stage in needs
-        ]
-        return small.memory + max([0, *more])
+        said = [needs[stage].per_image * images for stage, images in lacking.items() if stage in needs]
+        return small.memory + max([*said, round(small.grown(smaller) * max(lacking.values()))])
 
     def disk(self, small: Miniature) -> int:
         """Bytes in the end, and of the checkpoints of a round's trainings, which stay until all are done."""
@@ -337,7 +351,8 @@ def miniature(config: RunConfig, prompts: int) -> Miniature:
     with tempfile.TemporaryDirectory() as place, _quiet(), timing() as times:
         run = Run(Path(place), small)
         claim_run(run.folder, small)
-        notes = list(_perform(run))
+        peaks: dict[str, int] = {}
+        notes = list(_perform(run, peaks))
         folder = run.round(0)
         judged = folder / "judgements.jsonl"
         judgements = read_records(judged, Judgement) if judged.exists() else []
@@ -355,24 +370,34 @@ def miniature(config: RunConfig, prompts: int) -> Miniature:
                 "eval": size_of(run.folder / "eval"),
             },
             notes=notes,
+            peaks=peaks,
         )
 
 
-def _perform(run: Run) -> Iterator[str]:
-    """Do it; yields what could not be measured, and why."""
+def _perform(run: Run, peaks: dict[str, int]) -> Iterator[str]:
+    """Do it, and note the ``peaks`` after its stages; yields what could not be measured, and why."""
+    _write_reports(run, BLANK)
     for stage in run.stages.values():
+        if stage == TRAIN:
+            _write_reports(run, REPORT)
         try:
             with part(run.named(0, stage.name)):
                 resolve(stage.perform)(run, 0)
         except SrumError as error:
             yield f"{stage.name} was not measured: {error}"
             return
+        if stage != TRAIN:  # whose batch is what it is
+            peaks[stage.name] = peak()
     for arm in (BASE, *run.arms) if run.config.eval.count else ():
         with part(EVAL.format(arm)):
             evaluate_arm(run, arm, run.weights(arm, 1), run.folder / "eval")
-    write_report(run.folder)  # the first one imports what draws it
-    with part(REPORT):
-        write_report(run.folder)
+
+
+def _write_reports(run: Run, name: str) -> None:
+    """Twice: the first one makes the pictures, and imports what draws."""
+    for label in (FIRST, name):
+        with part(label):
+            write_report(run.folder)
 
 
 @contextmanager

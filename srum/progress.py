@@ -70,6 +70,7 @@ class Outlook:
 
 
 _label = ""
+_act: Callable[[], object] | None = None
 _outlook: Outlook | None = None
 _times: dict[str, Timed] | None = None
 
@@ -123,6 +124,17 @@ def part(label: str) -> Iterator[None]:
 
 
 @contextmanager
+def after_first_batch(act: Callable[[], object]) -> Iterator[None]:
+    """Within the block ``act`` is called once: when the first of what is counted is done."""
+    global _act
+    _act = act
+    try:
+        yield
+    finally:
+        _act = None
+
+
+@contextmanager
 def counting(name: str, total: int, done: int = 0, told: bool = True) -> Iterator[Callable[[int, str], None]]:
     """Tell how far ``total`` items are, of which some are ``done``; what is yielded takes how many more, and facts.
 
@@ -138,6 +150,7 @@ def counting(name: str, total: int, done: int = 0, told: bool = True) -> Iterato
 
         def advance(more: int, facts: str = "") -> None:
             nonlocal count, said
+            global _act
             count, now = count + more, time.monotonic()
             marks.append((before + count, now))
             share, seconds = (count - done) / max(1, total - done), now - start
@@ -149,6 +162,9 @@ def counting(name: str, total: int, done: int = 0, told: bool = True) -> Iterato
                 left = f"{in_words(remaining(share, seconds))} left"
                 words = [f"{label}: {count:,} of {total:,}", facts, left, in_all]
                 print(", ".join(filter(None, words)), flush=True)
+            if _act is not None and count < total:
+                act, _act = _act, None
+                act()
 
         yield advance
 

@@ -31,7 +31,7 @@ from srum.evaluation.accuracy import CheckedImage
 from srum.lazy import Lazy
 from srum.records import Candidate, Grounding, Judgement, Prompt, Record, Region, RewardMap
 from srum.run import find_method
-from srum.run_dir import CONFIG, RunError, open_image, read_by_id, read_records, round_dir, round_dirs
+from srum.run_dir import CONFIG, RunError, open_image, read_by_id, read_records, read_so_far, round_dir, round_dirs
 from srum.tensors import read_tensor
 
 if TYPE_CHECKING:
@@ -231,12 +231,13 @@ class RunView:
         return f"<b>{html.escape(str(self.folder))}</b><table><tr>{head}</tr>{body}</table>"
 
 
-def read_round(folder: Path) -> Lazy[CandidateView]:
+def read_round(folder: Path, so_far: bool = False) -> Lazy[CandidateView]:
     """The candidates in the folder of a round, in order, by their ids (``places``). Raises RunError without any.
 
-    A candidate that ``prompts.jsonl`` does not know has a prompt without metadata.
+    A candidate that ``prompts.jsonl`` does not know has a prompt without metadata. ``so_far``: of a rollout that goes
+    on in this process those that are drawn.
     """
-    candidates = read_by_id(folder / "candidates.jsonl", Candidate)
+    candidates = (read_so_far if so_far else read_by_id)(folder / "candidates.jsonl", Candidate)
     prompts = _by_id(folder / "prompts.jsonl", Prompt)
     groundings = _by_id(folder / "regions.jsonl", Grounding)
     judgements = _by_id(folder / "judgements.jsonl", Judgement)

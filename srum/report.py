@@ -15,6 +15,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from math import isqrt
 from pathlib import Path
 from typing import Any, TypeVar
@@ -93,13 +94,14 @@ def _contents(run: Path, running: bool) -> dict[str, Any]:
     colours = {name: arm.method.colour for name, arm in opened.arms.items()}
     arms = _in_order(_arms(run / "eval"), names)
     accuracy = _accuracy(arms)
-    read = [read_round(folder) for folder in rounds if (folder / "candidates.jsonl").exists()]
+    read = [read_round(folder, running) for folder in rounds if running or (folder / "candidates.jsonl").exists()]
     groups = _groups(read, run / INDEX)
     return {
         "name": run.resolve().name,
         "labels": {name: arm.method.label for name, arm in opened.arms.items()},
         "rounds": len(rounds),
         "judge": judge_of(opened.config.judge),
+        "judged": _read_json(max(run.glob("round-*/judge/quality.json"), default=run / "none")),
         "to_come": to_come(opened),
         "running": RELOAD if running and to_come(opened) else None,
         "accuracy": accuracy,
@@ -531,8 +533,14 @@ def _filters(groups: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
 def _picture(path: Path, side: int) -> dict[str, Any]:
     """An image file for the page: a small one exactly, a larger one scaled down to ``side`` pixels and compressed.
 
-    For one that cannot be read a crossed-out square, and the ``problem``.
+    For one that cannot be read a crossed-out square, and the ``problem``. Kept, since a run writes its report after
+    every stage.
     """
+    return _encoded(path, side, path.stat().st_mtime_ns if path.exists() else 0)
+
+
+@lru_cache(2 * SHOWN)
+def _encoded(path: Path, side: int, changed: int) -> dict[str, Any]:
     try:
         image = open_image(path)
     except ImageError as error:

@@ -361,6 +361,11 @@ def read_by_id(path: Path, kind: type[R], ids: Collection[str] | None = None, ga
     return records
 
 
+def read_so_far(path: Path, kind: type[R]) -> Records[R]:
+    """The same of a stage that may still be going on in this process: its finished batches."""
+    return read_by_id(path, kind) if path.exists() else _indexed(_shards(path.with_suffix(PARTS)), kind, None, True)[0]
+
+
 def _require_whole(path: Path, records: Sequence[object]) -> None:
     """RunError for a file that ends in a torn line, None."""
     if records and records[-1] is None:
@@ -569,6 +574,10 @@ def _shard(parts: Path, number: int) -> Path:
     return parts / f"{number:05d}.jsonl"
 
 
+def _shards(parts: Path) -> list[Path]:
+    return sorted(parts.glob("*.jsonl"), key=lambda path: int(path.stem))
+
+
 def _what_is_there(
     final: Path, parts: Path, kind: type[R], items: Collection[str], batch_size: int, gaps: bool
 ) -> tuple[bool, Records[R]]:
@@ -581,7 +590,7 @@ def _what_is_there(
         _warn_of_torn(final)
         _back_to_parts(final, parts, list(items), batch_size, records)
     whole = []
-    for shard in sorted(parts.glob("*.jsonl"), key=lambda path: int(path.stem)):
+    for shard in _shards(parts):
         if _indexed([shard], kind, items, gaps=True)[1]:
             _warn_of_torn(shard)
             shard.unlink()

@@ -29,7 +29,8 @@ from srum.records import Candidate, Failure, Grounding, Judgement, LayoutJudgeme
 from srum.report import to_come
 from srum.reward_map import Skipped, centred, usual_scores
 from srum.run import Run
-from srum.run_dir import RunError, read_records
+from srum.run_dir import RunError, claim_run, read_records
+from srum.stages import ROLLOUT
 from srum.train import tracking
 from srum.train.trainer import train as train_arm
 from tests.fakes import FakeModel, run_on_fakes
@@ -552,8 +553,8 @@ def test_an_image_that_breaks_costs_its_candidate_alone(tmp_path: Path) -> None:
 def test_the_report_grows_with_every_stage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its path is printed first; then it is written after each of 5 stages and at the end, and by a resumed run anew at
-    the start and the end alone."""
+    """Its path is printed first; then it is written after the first batch, each of 5 stages and at the end, and by a
+    resumed run anew at the start and the end alone."""
     left: list[int] = []
 
     def written(folder: Path, running: bool = False) -> Path:
@@ -563,8 +564,25 @@ def test_the_report_grows_with_every_stage(
     monkeypatch.setattr(loop, "write_report", written)
     config = load_config(None, [*SMALL, "rounds=1", "eval.count=0"])
     run_loop(config, tmp_path / "run")
-    assert left == [1, 1, 1, 1, 1, 0, 0]
+    assert left == [1, 1, 1, 1, 1, 1, 0, 0]
     assert capsys.readouterr().out.startswith("the report, written again after every stage: ")
     left.clear()
     run_loop(config, tmp_path / "run", resume=True)
     assert left == [0, 0]
+
+
+def test_the_report_has_pictures_as_soon_as_a_batch_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """4 of 10 candidates after the first batch, then all; a report of what has finished alone has none before."""
+    shown, written = [], loop.write_report
+
+    def write(folder: Path, running: bool = False) -> Path:
+        finished = written(folder).read_text().count('"pixelated":')
+        page = written(folder, running)
+        shown.append((finished, page.read_text().count('"pixelated":')))
+        return page
+
+    monkeypatch.setattr(loop, "write_report", write)
+    config = load_config(None, SMALL)
+    claim_run(tmp_path / "run", config)
+    loop.advance(Run(tmp_path / "run", config), ROLLOUT, 0)
+    assert shown == [(0, 4), (10, 10)]

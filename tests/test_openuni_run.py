@@ -98,7 +98,7 @@ def test_two_processes_do_what_one_does(whole: Path, model: Path, tmp_path: Path
 @pytest.mark.slow
 def test_two_processes_train_the_queries_as_one_does(model: Path, tmp_path: Path) -> None:
     """RecA on all that its paper trains, the language model beside it in each process; the weights are those of one."""
-    config = small(model, **{"train.trainable": "all", "method": "reca", "compare": "[]"})
+    config = small(model, **{"train.trainable": "all", "method": "reca", "compare": "[]", "train.samples.count": 0})
     (tmp_path / "small.yaml").write_text(dump(config))
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     for name, command in (("one", SRUM), ("two", TORCHRUN)):
@@ -109,7 +109,8 @@ def test_two_processes_train_the_queries_as_one_does(model: Path, tmp_path: Path
     one, two = (load_file(tmp_path / n / "round-000" / "train" / "reca" / "model" / WEIGHTS) for n in ("one", "two"))
     assert {name for name in before if torch.equal(before[name], one[name])} == set()
     for name in one:
-        torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=2e-6)
+        if not name.endswith(("k_proj.bias", "to_k.bias")):  # whose true gradient is zero
+            torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=2e-6)
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from srum.config import EvalConfig, RefineConfig, load_config
 from srum.evaluation.compute import passes_of
 from srum.loop import run_loop
 from srum.plan import foresee
+from srum.run import Run
 from tests.fakes import FakeModel
 
 SETS = ["rounds=2", "prompt_count=6", "candidates_per_prompt=2", "compare=[sft]", "train.steps=5", "train.batch_size=4"]
@@ -82,3 +83,19 @@ def test_a_full_disk_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(plan, "free", lambda path: 10)
     foretold = foresee(load_config(None, [*SETS, "compare=[]"]), tmp_path, always=True)
     assert [line.partition(":")[0] for line in foretold.warnings] == ["disk"]
+
+
+def test_memory_grows_with_the_batch_as_it_did_with_the_miniature() -> None:
+    """Judging took 40 MB a candidate from 8 to 32, so 32 more to a batch of 64; what the training of the first one took
+    hides the rollout of the second. A single miniature has the architecture's word."""
+    config, mega = load_config(None, ["prompt_count=72", "candidates_per_prompt=8"]), 10**6
+    kept = {"run": Run(Path(), config), "times": {}, "questions": 1.0, "bytes": {}}
+    smaller = plan.Miniature(
+        **kept, candidates=8, memory=1200 * mega, peaks={"rollout": 800 * mega, "judge": 840 * mega}
+    )
+    small = plan.Miniature(
+        **kept, candidates=32, memory=1800 * mega, peaks={"rollout": 1200 * mega, "judge": 1800 * mega}
+    )
+    assert small.grown(smaller) == 40 * mega
+    assert plan.Size(config).memory(small, smaller) == 1800 * mega + 32 * 40 * mega
+    assert small.memory < plan.Size(config).memory(small, small) < 2 * small.memory

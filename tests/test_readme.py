@@ -136,6 +136,18 @@ def test_the_files_that_the_documents_name_exist() -> None:
         missing = [name for name in named if not (ROOT / name).exists()]
         missing += [link for link in linked if not (document.parent / link.partition("#")[0]).exists()]
         assert not missing, document.name
+        outside = [link for link in linked if document.name != "README.md" and not _is_inside(document, link)]
+        assert not outside, f"{document.name}: the site has no page of {outside}"
+
+
+def _is_inside(document: Path, link: str) -> bool:
+    return (document.parent / link.partition("#")[0]).resolve().is_relative_to(ROOT / "docs")
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    named = set(re.findall(r"[\w./-]+\.md$", (ROOT / "mkdocs.yml").read_text(), re.M))
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    assert named - set(GENERATED) == pages
 
 
 def test_the_pictures_are_drawn_from_a_run(tmp_path: Path) -> None:

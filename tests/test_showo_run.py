@@ -20,7 +20,7 @@ from tests.showo_tiny import CLIP, RECA, VQ, small, whole_run
 from tests.test_blip3o_run import lines
 from tests.test_loop import files_of
 
-ARMS = ("sft", "srum", "region_nft")
+ARMS = ("sft", "region_nft")
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_a_run_from_prompts_to_report(whole: Path) -> None:
     for arm in ARMS:
         folder = whole / "round-000" / "train" / arm
         parts = [row["parts"] for row in lines(folder / "metrics.jsonl")]
-        names = {"sft": {"error"}, "srum": {"reward", "reference"}, "region_nft": {"error", "push", "trust"}}
+        names = {"sft": {"error"}, "region_nft": {"error", "push", "trust"}}
         assert all(part.keys() == names[arm] for part in parts)  # type: ignore[attr-defined]
         trained = Showo.load(folder / "model")  # runs where it stands, without the folders beside the first
         after = trained.network.state_dict()
@@ -64,6 +64,21 @@ def test_reconstruction_alignment(tmp_path: Path, checkpoint: Path) -> None:
     learned = {name for name in before if not torch.equal(before[name], after[name])}
     assert {"showo.model.embed_tokens.weight", "showo.lm_head.weight"} <= learned
     assert ("mm_projector.0.weight" in learned) == (checkpoint == CLIP)
+
+
+def test_the_report_says_what_training_made_of_the_judge(whole: Path) -> None:
+    """The judge of round 0 against the truth, and the trained weights, whose scores are others, on the same images."""
+    quality = json.loads((whole / "round-000" / "judge" / "quality.json").read_text())
+    assert quality.keys() == {"before", "after"}
+    before, after = (lines(whole / "round-000" / place / "judgements.jsonl") for place in ("", "judge"))
+    assert all(a["candidate_id"] == b["candidate_id"] and a != b for a, b in zip(before, after, strict=True))
+    judged = quality["before"]["regions"]
+    assert judged["right"] + judged["wrong"] == sum(
+        region["region_id"] != 0
+        for judgement in before
+        for region in judgement["regions"]  # type: ignore[attr-defined]
+    )
+    assert "AUROC by the exact checker, before and after" in (whole / "report.html").read_text()
 
 
 def test_refine_draws_blamed_cells_anew(whole: Path) -> None:

@@ -37,9 +37,8 @@ from srum.models.bagel.cache import Cache
 from srum.models.bagel.config import PUBLISHED, BagelConfig
 from srum.models.bagel.model import Bagel
 from srum.models.bagel.network import BagelNetwork, Layout
-from srum.models.bagel.sampler import branch_counts
 from srum.models.bagel.sequence import Batch
-from srum.models.base import Decoding, Sampling
+from srum.models.base import Decoding, Sampling, branch_counts
 from srum.models.checkpoints import load_tokenizer
 from srum.models.texts import Row
 from srum.processes import Processes

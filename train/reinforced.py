@@ -78,6 +78,8 @@ class PolicyConfig(RunConfig):
     def _acts_as_it_is_trained(self) -> PolicyConfig:
         if self.rollout.guidance > 1:
             raise ValueError("rollout.guidance: the velocity that is trained is the unguided one; leave it at 1")
+        if self.rollout.velocity_every > 1:
+            raise ValueError("rollout.velocity_every: the velocity that is trained is the network's own; leave it at 1")
         if self.rollout.plan and self.rollout.plan_temperature != 1:
             raise ValueError("rollout.plan_temperature: texts are trained at temperature 1, so they are drawn at 1")
         if self.train.replies or self.train.probes or self.train.samples.count or self.train.validation.share:

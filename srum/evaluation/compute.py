@@ -23,9 +23,8 @@ from srum.config import ImageConfig
 from srum.errors import ModelError
 from srum.evaluation.accuracy import CheckedImage
 from srum.evaluation.statistics import wilson
-from srum.flow import schedule
 from srum.json_files import read_json
-from srum.models.base import Sampling
+from srum.models.base import Sampling, branch_counts
 from srum.reading import RunView
 from srum.records import Candidate, Judgement
 from srum.run import Arm, Run
@@ -62,11 +61,7 @@ class Point:
 
 def passes_of(config: ImageConfig) -> int:
     """Forward passes of an image that is drawn so: one a step, where guidance is active two, or three with images."""
-    sampling = Sampling(**config.sampling())
-    guided = 1 + (sampling.guidance > 1) * (1 + (sampling.image_guidance > 1))
-    low, high = sampling.guidance_interval
-    times = schedule(sampling.timesteps, sampling.timestep_shift)[:-1].tolist()
-    return sum(guided if low < t <= high else 1 for t in times)
+    return sum(branch_counts(Sampling(**config.sampling())))
 
 
 def spent(run: Run, arm: str, rounds: int) -> Compute:

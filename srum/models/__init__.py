@@ -41,9 +41,13 @@ ARCHITECTURES = {
 # What is to be known of published weights before they are fetched.
 TERMS = {
     "BLIP3o/BLIP3o-Model-8B": "tagged apache-2.0, as is its language model; its decoder is BAAI's, of terms of its own",
+    **dict.fromkeys(
+        ("showlab/show-o", "showlab/show-o-512x512", "showlab/show-o-w-clip-vit", "showlab/show-o-w-clip-vit-512x512"),
+        "its code is Apache 2.0; of the weights' own licence its page on the hub tells",
+    ),
     "BLIP3o/BLIP3o-Model-4B": "tagged apache-2.0; its language model has Qwen's research licence: nothing commercial",
-    "wusize/Harmon-0_5B": "NTU S-Lab License 1.0: nothing commercial without its authors' leave",
-    "wusize/Harmon-1_5B": "NTU S-Lab License 1.0: nothing commercial without its authors' leave",
+    "wusize/Harmon-0_5B": "NTU's S-Lab License 1.0: nothing commercial",
+    "wusize/Harmon-1_5B": "NTU's S-Lab License 1.0: nothing commercial",
 }
 CLASS = "model_class.json"  # marks the folder of a user's own model, and names its class
 

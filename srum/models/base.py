@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from srum.errors import SrumError
-from srum.flow import Rule, Transition
+from srum.flow import Rule, Transition, schedule
 
 # ``global_batch`` takes one norm over all images of a call, as the reference does; the others are per image or token.
 Renorm = Literal["global", "channel", "text_channel", "global_batch"]
@@ -74,10 +74,33 @@ class Sampling:
     guidance_interval: tuple[float, float] = (0.4, 1.0)  # active where lo < t <= hi, t the shifted timestep
     renorm: Renorm = "global"
     renorm_min: float = 0.0
+    guidance_every: int = 1  # of the guided steps one in so many compares; those between keep its differences
+    velocity_every: int = 1  # of all steps one in so many runs the network; between them the velocity is extrapolated
     plan_temperature: float = 0.0  # of the planning text; 0 is greedy (every candidate of a prompt has the same plan)
     decoder_steps: int = 50  # of a model whose decoder draws, too, as BLIP3-o's does
     decoder_guidance: float = 3.0  # of such a decoder; <= 1 is off
     temperature: float = 1.0  # of a model that draws token by token, as Show-o does (docs/showo.md)
+
+
+def guided_branches(sampling: Sampling) -> list[int]:
+    """Of how many branches each Euler step is made: 1 without guidance, 2 with text guidance, 3 with both."""
+    timesteps = schedule(sampling.timesteps, sampling.timestep_shift)[:-1]
+    low, high = torch.tensor(sampling.guidance_interval)  # float32 as the timesteps: a tie falls as in the reference
+    guided = (low < timesteps) & (timesteps <= high) & (sampling.guidance > 1)
+    return [(2 + (sampling.image_guidance > 1)) if here else 1 for here in guided.tolist()]
+
+
+def branch_counts(sampling: Sampling) -> list[int]:
+    """How many of them the network runs in each step: all, without ``guidance_every`` and ``velocity_every``.
+
+    None where the velocity is extrapolated, which the first two steps and the last never are.
+    """
+    made_of, every = guided_branches(sampling), sampling.velocity_every
+    run = [step < 2 or step % every == 0 or step == len(made_of) - 1 for step in range(len(made_of))]
+    guided = [step for step, branches in enumerate(made_of) if run[step] and branches > 1]
+    compared = set(guided[:: sampling.guidance_every])
+    counts = [made if step in compared else 1 for step, made in enumerate(made_of)]
+    return [count * here for count, here in zip(counts, run, strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +109,7 @@ class Decoding:
 
     max_tokens: int = 256
     temperature: float = 0.0
+    until: str = ""  # a text that comes to say this is cut behind it, where the model can; it has not ended by itself
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@ picked."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
@@ -38,6 +38,19 @@ def go_on(text: Row, tokens: Sequence[float], logprobs: Sequence[float], stop: i
     text.ended = len(text.ids) + len(new) < most and len(new) < len(tokens)
     text.ids += new
     text.logprobs += logprobs[: len(new) + text.ended]
+
+
+def cut_where(text: Row, before: int, start: int, said: Callable[[Sequence[int]], bool]) -> bool:
+    """Cut ``text`` behind the first token from place ``before`` on with which it has ``said`` all; whether it has.
+
+    Its first ``start`` tokens were given.
+    """
+    for length in range(before + 1, len(text.ids) + 1):
+        if said(text.ids[start:length]):
+            del text.ids[length:], text.logprobs[length - start :]
+            text.ended = False
+            return True
+    return False
 
 
 def pick(logits: Tensor, temperature: float, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:

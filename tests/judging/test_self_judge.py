@@ -65,7 +65,10 @@ class Fake:
         replies = []
         for (seen, question), seed in zip(contexts, seeds, strict=True):
             reply = self.reply(image_of(seen), question.text or "", Draw(decoding.temperature, seed))
-            replies.append(Written(reply, (), torch.zeros(0), ended=True) if isinstance(reply, str) else reply)
+            if isinstance(reply, str):
+                said, until, _ = reply.partition(decoding.until) if decoding.until else (reply, "", "")
+                reply = Written(said + until, (), torch.zeros(0), ended=not until)
+            replies.append(reply)
         return replies
 
     def score(self, contexts: Sequence[Sequence[Segment]], continuations: Sequence[str]) -> list[Tensor]:
@@ -283,6 +286,24 @@ def test_a_constrained_reply_always_has_a_score(name: str, reply: str, failure: 
         if said.attempts == 2:
             assert said.raw.startswith(reply.lstrip()) and LEVELS.index(float(said.raw.rpartition("Score: ")[2])) >= 0
     assert regions[0].attempts == (1 if failure is None else 2)
+
+
+def test_a_short_reply_has_the_score_of_a_long_one_and_no_reason() -> None:
+    """Soft scores are the same to the last bit, since what is asked for them is; what never comes to its score is
+    asked again, and then forced."""
+    free = judge(well_formed)
+    short = SelfJudge(Fake(well_formed), reply="short").judge(IMAGES, PROMPTS, REGIONS)  # type: ignore[arg-type]
+    for (whole, of_layout), (cut, of_cut_layout) in zip(free, short, strict=True):
+        for long, brief in zip([*whole, of_layout], [*cut, of_cut_layout], strict=True):
+            assert (brief.score, brief.confidence, brief.attempts) == (long.score, long.confidence, 1)
+            assert brief.reason is None and long.raw.startswith(brief.raw.rpartition(" ")[0] + " ")
+        assert [one.label for one in cut] == [one.label for one in whole]
+    (((stubborn,), _),) = SelfJudge(Fake(lambda *_: "Hm."), reply="short").judge(  # type: ignore[arg-type]
+        IMAGES[:1], PROMPTS[:1], [[region(1)]]
+    )
+    assert stubborn.attempts == 3 and stubborn.raw.startswith("Hm.\n\nRegion ID: 1\nScore: ")
+    with pytest.raises(ValueError, match="paper-2 asks about several regions at once"):
+        SelfJudge(Fake(well_formed), "paper", reply="short")  # type: ignore[arg-type]
 
 
 def test_a_forced_line_closes_the_thought_and_names_the_region() -> None:

@@ -27,7 +27,7 @@ from srum.models.bagel.contexts import levels
 from srum.models.bagel.network import BagelNetwork, additive, attend
 from srum.models.bagel.sampler import guide, sample
 from srum.models.bagel.sequence import Split
-from srum.models.base import Decoding, Sampling, Segment, to_edit, without_images, without_text
+from srum.models.base import Decoding, Sampling, Segment, branch_counts, to_edit, without_images, without_text
 from srum.models.texts import beginnings_of
 from tests.fakes import released_config
 
@@ -223,6 +223,29 @@ def test_a_timestep_at_the_border_of_the_guidance_interval() -> None:
     sampling = Sampling(timesteps=12, timestep_shift=3.0, guidance=4.0, guidance_interval=(0.4, 1.0))
     sample(velocity, torch.zeros(2, 3), torch.zeros(2, dtype=torch.long), sampling)
     assert branches == [2] * 9 + [1, 1]
+
+
+def test_steps_that_reuse_run_fewer_branches() -> None:
+    """By hand: 8 steps from t = 1, of which the first six are guided; differences are kept, velocities go on straight.
+
+    On a velocity that is linear in t and does not depend on x, with differences that stay, nothing changes.
+    """
+    plain = Sampling(timesteps=9, timestep_shift=1.0, guidance=3.0, guidance_interval=(0.25, 1.0), renorm_min=1.0)
+    assert branch_counts(plain) == [2] * 6 + [1, 1]
+    assert branch_counts(replace(plain, guidance_every=2)) == [2, 1, 2, 1, 2, 1, 1, 1]
+    assert branch_counts(replace(plain, velocity_every=3)) == [2, 2, 0, 2, 0, 0, 1, 1]
+    assert branch_counts(replace(plain, velocity_every=2, guidance_every=2)) == [2, 1, 2, 0, 1, 0, 1, 1]
+    line = torch.randn(2, 4, 3)
+
+    def velocity(x: torch.Tensor, t: float, count: int) -> torch.Tensor:
+        branches = torch.stack([line[0] + t * line[1], line[0] + t * line[1] - 1])
+        return branches[:count].flatten(0, 1)
+
+    guided, owner = replace(plain, guidance_interval=(0.0, 1.0)), torch.zeros(4, dtype=torch.long)
+    expected = sample(velocity, torch.zeros(4, 3), owner, guided)
+    for fewer in ({"guidance_every": 3}, {"velocity_every": 3}, {"guidance_every": 2, "velocity_every": 2}):
+        found = sample(velocity, torch.zeros(4, 3), owner, replace(guided, **fewer))
+        assert torch.allclose(found, expected, atol=1e-5)
 
 
 def test_questions_share_an_image_and_are_answered_as_if_alone(model: Bagel) -> None:

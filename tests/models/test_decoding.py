@@ -293,3 +293,19 @@ def test_a_recorded_step_on_a_gpu() -> None:
         model.records = records
         found.append(decoded(model, Decoding(max_tokens=40), model.eos))
     assert found[0] == found[1]
+
+
+def test_a_text_is_cut_where_it_has_said_all(model: Bagel) -> None:
+    """Behind the token that completes it, however many are looked at together; the others go on."""
+    asked = [[Segment("text", text="a red fox")], [Segment("text", text="Where is it?")]]
+    whole = model.write(asked, Decoding(max_tokens=24), SEEDS[:2])
+    until = model.tokenizer.decode(whole[0].ids[9:11])
+    for pace in (Pace(1, 16), Pace(8, 16)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(decoding, "PACES", {"cpu": pace})
+            for cut, long in zip(
+                model.write(asked, Decoding(max_tokens=24, until=until), SEEDS[:2]), whole, strict=True
+            ):
+                count = next((n for n in range(24) if until in model.tokenizer.decode(long.ids[:n])), len(long.ids))
+                assert list(cut.ids) == list(long.ids[:count]) and not cut.ended
+                assert torch.allclose(cut.logprobs, long.logprobs[:count], atol=1e-4)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,6 +28,8 @@ from srum.grounding.native import NativeGrounder
 from srum.models.base import Decoding, Exploration, Generated, Sampling, Segment, Written
 from srum.models.openuni import TERMS, OpenUni, describe
 from srum.models.openuni.checkpoint import WEIGHTS
+from srum.models.openuni.config import ConnectorSizes
+from srum.models.openuni.generator import Conditioner, DiffusionTransformer
 from srum.models.openuni.solver import Multistep, schedule
 from srum.models.queries.generator import ticks
 from srum.train.weights import trainable_parameters
@@ -377,6 +380,41 @@ def test_the_authors_pickle_is_refused_with_what_to_do() -> None:
     with pytest.raises(ModelError, match=r"openuni\.pth, a pickle, .* srum convert") as raised:
         models.load(CHECKPOINT, "cpu")
     assert "\n" not in str(raised.value)
+
+
+COMMON = {"in_channels": 32, "out_channels": 32, "attention_head_dim": 32, "caption_channels": 2304}
+SANA = {
+    "0.6B": {"num_layers": 28, "num_attention_heads": 36, "num_cross_attention_heads": 16}
+    | {"cross_attention_head_dim": 72, "cross_attention_dim": 1152},
+    "1.6B": {"num_layers": 20, "num_attention_heads": 70, "num_cross_attention_heads": 20}
+    | {"cross_attention_head_dim": 112, "cross_attention_dim": 2240},
+}
+
+
+@pytest.mark.parametrize(
+    ("fields", "parameters"),
+    [
+        (SANA["0.6B"], 591_747_872),
+        (SANA["1.6B"], 1_604_462_752),
+        (SANA["1.6B"] | {"qk_norm": "rms_norm_across_heads"}, 1_604_641_952),
+    ],
+)
+def test_published_transformers_have_their_number_of_parameters(fields: dict[str, object], parameters: int) -> None:
+    """docs/specs/openuni.md, 1 and 8."""
+    with torch.device("meta"):
+        assert sum(p.numel() for p in DiffusionTransformer(COMMON | fields).parameters()) == parameters
+
+
+@pytest.mark.parametrize(
+    ("width", "inner", "numbers"),
+    [(896, 3072, [52_364_544, 2_066_688, 229_376]), (1536, 8960, [221_910_528, 3_541_248, 393_216])],
+)
+def test_published_connectors_have_their_number_of_parameters(width: int, inner: int, numbers: list[int]) -> None:
+    config = SimpleNamespace(queries=256, connector=ConnectorSizes(width, inner, layers=6, heads=width // 64, out=2304))
+    with torch.device("meta"):
+        parts = Conditioner(config)  # type: ignore[arg-type]
+    counted = [sum(p.numel() for p in part.parameters()) for part in (parts.connector, parts.projector)]
+    assert [*counted, parts.meta_queries.numel()] == numbers
 
 
 # --- what it says, and what it refuses

@@ -266,12 +266,12 @@ DAMAGES: dict[str, tuple[Path, Callable[[Path], object], str]] = {
     "a pickle": (
         VQ,
         lambda f: (f / "pytorch_model.safetensors").rename(f / "pytorch_model.bin"),
-        "is a pickle.*convert",
+        "pytorch_model.bin, a pickle.*convert",
     ),
     "a pickled tokenizer": (
         VQ,
         lambda f: (f.parent / "magvitv2" / "pytorch_model.safetensors").rename(f.parent / "magvitv2" / "a.bin"),
-        "magvitv2/a.bin is a pickle",
+        "magvitv2 has its weights as a.bin, a pickle",
     ),
     "no tokenizer of images": (VQ, lambda f: shutil.rmtree(f.parent / "magvitv2"), "no magvitv2/ in it or beside it"),
     "no language": (VQ, lambda f: shutil.rmtree(f.parent / "phi"), "hf download microsoft/phi-1_5"),

@@ -6,6 +6,8 @@ import base64
 import json
 import re
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from srum import models
 from srum.config import LoraConfig, load_config
 from srum.run import Run
-from srum.run_dir import CONFIG
+from srum.run_dir import CONFIG, claim_run
 from srum.train import lora, publishing
 from srum.train.model_card import base_of, judge_of, licence_of
 from srum.train.publishing import PublishError, publish, to_hub
@@ -49,6 +51,22 @@ def test_a_published_folder_draws_its_example_by_the_code_on_its_card(run: Run, 
     (code,) = re.findall(r"```python\n(.*?)```", card, re.S)
     exec(code, {})
     assert np.array_equal(*(np.asarray(Image.open(tmp_path / name)) for name in ("image.png", "mine/example.png")))
+
+
+@pytest.mark.slow
+def test_a_new_process_elsewhere_draws_the_example(tmp_path: Path) -> None:
+    """The real network, as a run would have kept it, by the code on the card and nothing of the run."""
+    config = load_config(None, ["rounds=1", "compare=[]", "eval.count=7"])
+    run = Run(tmp_path / "run", config)
+    claim_run(run.folder, config)
+    shutil.copytree(models.EMBEDDED["srum-tiny"], run.train_dir("region_nft", 0) / "model")
+    publish(run, "region_nft", str(tmp_path / "mine"))
+    shutil.rmtree(run.folder)
+    (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / "mine/README.md").read_text(), re.S)
+    (tmp_path / "elsewhere").mkdir()
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "elsewhere", check=True)
+    images = [Image.open(tmp_path / name) for name in ("elsewhere/image.png", "mine/example.png")]
+    assert np.array_equal(*map(np.asarray, images))
 
 
 def test_the_card_says_method_data_config_results_limits_and_licence(run: Run, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from srum.models.bagel.cache import Cache
 from srum.models.bagel.network import additive
 from srum.models.base import Decoding
-from srum.models.texts import Row, go_on, pick
+from srum.models.texts import Row, cut_where, go_on, pick
 
 
 class Pace(NamedTuple):
@@ -84,12 +84,13 @@ def decode_rows(
     seeds: Sequence[int],
     record: bool = False,
     logits_out: list[Tensor] | None = None,
+    said: Callable[[Sequence[int]], bool] | None = None,
 ) -> list[Row]:
     """``starts``, of which ``cache`` has all but the last tokens, with up to ``decoding.max_tokens`` - 1 more each.
 
-    A row ends before ``stop``, whose log-probability it has. Tokens are sampled as torch.multinomial does with a
-    generator of the row's own seed. ``logits_out`` receives the logits (B, V) of every step, and of a last one whose
-    token is one too many.
+    A row ends before ``stop``, whose log-probability it has, or with the token after which it has ``said`` all. Tokens
+    are sampled as torch.multinomial does with a generator of the row's own seed. ``logits_out`` receives the logits
+    (B, V) of every step, and of a last one whose token is one too many.
     """
     texts = [Row(list(start)) for start in starts]
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -118,8 +119,9 @@ def decode_rows(
             left -= len(written)
             for i, (tokens, logprobs) in zip(rows, torch.stack(written, 2).transpose(0, 1).tolist(), strict=True):
                 if i in alive:
+                    before = len(texts[i].ids)
                     go_on(texts[i], tokens, logprobs, stop, len(starts[i]) + limit)
-                if texts[i].ended:
-                    alive.discard(i)
+                    if texts[i].ended or (said is not None and cut_where(texts[i], before, len(starts[i]), said)):
+                        alive.discard(i)
         step.close()
     return texts

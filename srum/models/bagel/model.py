@@ -35,7 +35,7 @@ from srum.models.bagel.config import BagelConfig, ResizeLimits
 from srum.models.bagel.contexts import Remembered, levels, parted
 from srum.models.bagel.decoding import Row, Step, decode_rows
 from srum.models.bagel.network import BagelNetwork
-from srum.models.bagel.sampler import branch_counts, sample
+from srum.models.bagel.sampler import sample
 from srum.models.bagel.sequence import Batch, ImageMarkers, Split, lay_out
 from srum.models.base import (
     Ability,
@@ -48,6 +48,7 @@ from srum.models.base import (
     Sampling,
     Segment,
     Written,
+    branch_counts,
     without_images,
     without_text,
 )
@@ -300,7 +301,7 @@ class Bagel:
         owner = torch.cat([torch.full((len(x),), i) for i, x in enumerate(noise)]).to(self.device)
         splits = [[Split(kind="noisy", tokens=n, grid=g)] for n, g in zip(noise, grids, strict=True)]
         branches: dict[int, tuple[Cache, Batch]] = {}
-        for count in set(branch_counts(sampling)):  # laid out before the steps, of which none waits for the device
+        for count in set(branch_counts(sampling)) - {0}:  # before the steps, of which none waits for the device
             cache = contexts.rearranged(range(count * len(noise)))
             branches[count] = cache, self._lay_out(splits * count, cache)
 
@@ -399,7 +400,12 @@ class Bagel:
         if any(len(start) > 1 for start in starts):
             self._extend(cache, [[Split(kind="text", ids=start[:-1])] if len(start) > 1 else [] for start in starts])
         stop = self.eos if stop is None else stop
-        return decode_rows(self._next_logits, cache, starts, decoding, stop, seeds, self.records, logits_out)
+        said = partial(self._says, decoding.until) if decoding.until else None
+        return decode_rows(self._next_logits, cache, starts, decoding, stop, seeds, self.records, logits_out, said)
+
+    def _says(self, until: str, ids: Sequence[int]) -> bool:
+        """Whether the last of these tokens end with ``until``, or have it within them."""
+        return until in self.tokenizer.decode(ids[-len(until) - 1 :])
 
     def _next_logits(self, step: Step) -> Tensor:
         """Logits (rows, V) behind the tokens of a step of decoding."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from srum import flow
-from srum.models.base import Sampling
+from srum.models.base import Sampling, branch_counts, guided_branches
 from srum.models.exploring import Explorer
 
 # velocity(x (n, D), t, branches) -> (branches * n, D): branch 0 is the full context, 1 no text, 2 no image
@@ -28,22 +29,36 @@ def sample(
 
     ``steps_out`` receives x_t and the guided velocity of every step; with an ``explorer`` some steps are random.
     """
-    x = noise.float()
+    x, past, differences = noise.float(), _Past(), noise.new_zeros(1)
     timesteps = flow.schedule(sampling.timesteps, sampling.timestep_shift).tolist()
-    for (t, following), branches in zip(pairwise(timesteps), branch_counts(sampling), strict=True):
-        v = guide(velocity(x, t, branches).float().unflatten(0, (branches, -1)), owner, sampling)
+    counts = zip(guided_branches(sampling), branch_counts(sampling), strict=True)
+    for (t, following), (made_of, run) in zip(pairwise(timesteps), counts, strict=True):
+        if run:
+            branches = velocity(x, t, run).float().unflatten(0, (run, -1))
+            if run == made_of > 1:
+                differences = branches - branches[:1]
+            elif made_of > 1:
+                branches = branches + differences
+            v = guide(branches, owner, sampling)
+            past.points.append((t, v))
+        else:
+            v = past.extrapolated(t)
         if steps_out is not None:
             steps_out.append((x, v))
         x = flow.euler_step(x, v, following - t) if explorer is None else explorer.step(x, v, t, following)
     return x
 
 
-def branch_counts(sampling: Sampling) -> list[int]:
-    """How many branches each Euler step needs: 1 without guidance, 2 with text guidance, 3 with both."""
-    timesteps = flow.schedule(sampling.timesteps, sampling.timestep_shift)[:-1]
-    low, high = torch.tensor(sampling.guidance_interval)  # float32 as the timesteps: a tie falls as in the reference
-    guided = (low < timesteps) & (timesteps <= high) & (sampling.guidance > 1)
-    return [(2 + (sampling.image_guidance > 1)) if here else 1 for here in guided.tolist()]
+class _Past:
+    """The last two velocities that the network was run for, and where."""
+
+    def __init__(self) -> None:
+        self.points: deque[tuple[float, Tensor]] = deque(maxlen=2)
+
+    def extrapolated(self, t: float) -> Tensor:
+        """The velocity at ``t`` on the line through the two."""
+        (t_0, v_0), (t_1, v_1) = self.points
+        return torch.lerp(v_0, v_1, (t - t_0) / (t_1 - t_0))
 
 
 def guide(branches: Tensor, owner: Tensor, sampling: Sampling) -> Tensor:

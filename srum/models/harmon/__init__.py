@@ -1,10 +1,9 @@
 """Harmon: one architecture, any size (docs/specs/harmon.md; docs/harmon.md says what differs from BAGEL).
 
 ``config`` what a folder says of itself; ``checkpoint`` its layouts, read and written; ``autoencoder`` and ``images``
-pixels and latents; ``mar`` MAR's encoder and decoder; ``language`` stock Qwen2.5 over batches of contexts; ``chat`` its
-words; ``head`` the diffusion of a token; ``sampler`` masked autoregression; ``training`` what is learned of an example;
-``model`` the adapter that meets ``srum.models.base.TrainableModel``; ``memory`` what fits. Here: what ``srum.models``
-asks.
+pixels and latents; ``mar`` MAR's encoder and decoder; ``language`` Qwen2.5 between them; ``chat`` its words; ``head``
+the diffusion of a token; ``sampler`` masked autoregression; ``training`` what is learned of an example; ``model`` the
+adapter that meets ``srum.models.base.TrainableModel``; ``memory`` what fits. Here: what ``srum.models`` asks.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ from srum.models.harmon.model import Harmon
 from srum.models.needs import Need, Recipe
 from srum.models.precision import Precision
 
-__all__ = ["Harmon", "describe", "load", "memory", "refuse", "settle", "training_memory"]
+__all__ = ["TERMS", "Harmon", "describe", "load", "memory", "refuse", "settle", "training_memory"]
 
-LICENCE = "NTU S-Lab License 1.0: nothing commercial without its authors' leave"
+TERMS = "Harmon has NTU's S-Lab License 1.0: nothing commercial without its authors' leave"
 NO_SPREAD = "Harmon's layers are not spread over devices; it fits one GPU of 16 GB (device=cuda)"
 NO_SHIFT = "Harmon hides tokens, it has no timesteps to shift; set it to 1"
 
@@ -47,12 +46,18 @@ def refuse(config: RunConfig) -> None:
         "eval.plan": "Harmon writes no plan; set it to false" if config.eval.plan else "",
         "device": NO_SPREAD if config.device == "spread" else "",
         "compile": "Harmon does not run through torch.compile; leave it false" if config.compile else "",
+        "refine.image_guidance": "Harmon has no guidance by images; leave it at 1"
+        if config.refine.image_guidance > 1
+        else "",
     }
     if config.train.timestep_shift != 1:
         wrong["train.timestep_shift"] = NO_SHIFT
     for name, part in (("rollout", config.rollout), ("eval", config.eval)):
         if part.guidance_interval != (0.0, 1.0):
             wrong[f"{name}.guidance_interval"] = "Harmon is guided in every iteration; leave it at [0, 1]"
+        for field in ("guidance_every", "velocity_every"):
+            if getattr(part, field) > 1:
+                wrong[f"{name}.{field}"] = "Harmon runs whole in every iteration; leave it at 1"
         if part.timestep_shift != 1:
             wrong[f"{name}.timestep_shift"] = NO_SHIFT
         if part.renorm != "global":
@@ -75,7 +80,7 @@ def describe(folder: Path, device: torch.device, bfloat16: bool) -> Description:
     sizes, config, text = Sizes.of(model.headers), model.config, model.config.qwen
     mar, stride = config.mar, config.autoencoder.stride
     grid = config.side // stride
-    rows = {"licence": LICENCE}
+    rows = {"licence": TERMS}
     rows |= {path.name: f"{path.stat().st_size / 1e9:.3f} GB" for path in weight_files(folder)}
     rows |= {
         "types on disk": ", ".join(f"{kind} ({count})" for kind, count in sorted(model.headers.types.items())),

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -20,15 +19,14 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 
 from srum.errors import ModelError
 from srum.models import checkpoints
-from srum.models.checkpoints import Headers, require_fit
+from srum.models.checkpoints import PICKLES, Headers, link, require_fit
 from srum.models.harmon.autoencoder import PREFIX, build_autoencoder, official_name
 from srum.models.harmon.config import HarmonConfig
 from srum.models.harmon.mar import Mar
-from srum.tensors import fill, open_tensors, read_tensors
+from srum.tensors import read_tensors
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 AUTOENCODER = "kl16"  # the file beside MAR's in the layout of the hub's first repository
-PICKLES = (".pth", ".pt", ".ckpt", ".bin")
 EMBEDDING, HEAD = "llm.model.embed_tokens.weight", "llm.lm_head.weight"  # the same numbers, the second may lack
 # What draws and does not see, by the beginnings of its names.
 GENERATION = ("mar.decoder_", "mar.diffloss.", "mar.mask_token", "mar.diffusion_pos_embed_learned", "proj_out.")
@@ -56,7 +54,8 @@ def weight_files(folder: Path) -> list[Path]:
     found = [path for path in sorted(folder.glob("*.safetensors")) if path.stem != AUTOENCODER]
     autoencoder = folder / f"{AUTOENCODER}.safetensors"
     if pickled and (not found or not autoencoder.is_file()):
-        raise ModelError(f"{folder}: {', '.join(pickled)} are pickled, which is not read: srum convert {folder}")
+        named = ", ".join(pickled)
+        raise ModelError(f"{folder}: {named} are pickles, which may run code: srum convert {folder} --out NEW_FOLDER")
     if not autoencoder.is_file():
         raise ModelError(f"{folder} has none of {WEIGHTS}, {INDEX}, {autoencoder.name}: the autoencoder is missing")
     if len(found) != 1:
@@ -109,34 +108,22 @@ def load_autoencoder(config: HarmonConfig, headers: Headers, device: torch.devic
     autoencoder = build_autoencoder(config.autoencoder)
     state = {}
     for official, (name, _) in _autoencoder_names(autoencoder, config).items():
-        with open_tensors(headers.files[official]) as tensors:
-            value = tensors.get_tensor(headers.stored[official])
-        state[name] = value.float().view(autoencoder.state_dict()[name].shape)
+        state[name] = headers.read(official).float().view(autoencoder.state_dict()[name].shape)
     autoencoder.load_state_dict(state)
     return autoencoder.eval().requires_grad_(False).to(device)
 
 
 @torch.no_grad()
-def read_into(network: HarmonNetwork, config: HarmonConfig, headers: Headers) -> None:
+def fill(network: HarmonNetwork, config: HarmonConfig, headers: Headers) -> None:
     """Fill the network in its own types, tensor by tensor, and compute its table of rotations.
 
     Of a tensor that processes share (``fully_shard``) each reads its own part alone. peft's adapters stay as they are.
     Raises ModelError for a head that is not the embedding.
     """
     network.llm["model"].rotary_emb = Qwen2RotaryEmbedding(config.qwen).to(network.proj_in[0].weight.device)
-    for name, tensor in network.named_parameters():
-        if ".lora_" not in name:
-            official = name.replace(".base_layer.", ".")
-            with open_tensors(headers.files[official], str(tensor.device)) as tensors:
-                fill(tensor, tensors.get_slice(headers.stored[official]))
-    if HEAD in headers.files and not torch.equal(*(_read(headers, name) for name in (EMBEDDING, HEAD))):
+    checkpoints.read_into(network, headers, lambda name: name)
+    if HEAD in headers.files and not torch.equal(headers.read(EMBEDDING), headers.read(HEAD)):
         raise ModelError(f"{headers.files[HEAD]}: {HEAD} is not {EMBEDDING}, which it has to equal")
-
-
-def _read(headers: Headers, name: str) -> Tensor:
-    with open_tensors(headers.files[name]) as tensors:
-        stored: Tensor = tensors.get_tensor(headers.stored[name])
-    return stored
 
 
 def save_checkpoint(source: Path, folder: Path, headers: Headers, weights: Mapping[str, Tensor]) -> None:
@@ -152,7 +139,7 @@ def save_checkpoint(source: Path, folder: Path, headers: Headers, weights: Mappi
     for path in sorted(set(headers.files.values())):
         there = [name for name, file in headers.files.items() if file == path]
         if changed.keys().isdisjoint(there):
-            _link(path, folder / path.name)
+            link(path, folder / path.name)
             continue
         own = read_tensors(path)
         tensors = {headers.stored[name]: changed.get(name, own[headers.stored[name]]).contiguous() for name in there}
@@ -169,11 +156,3 @@ def _write_index(folder: Path, headers: Headers) -> None:
     size = sum((folder / name).stat().st_size for name in files)
     weight_map = {headers.stored[name]: headers.files[name].name for name in sorted(headers.files)}
     (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": size}, "weight_map": weight_map}, indent=2))
-
-
-def _link(source: Path, target: Path) -> None:
-    """The same file by another name, or a copy where the file system has no such links."""
-    try:
-        os.link(source.resolve(), target)
-    except OSError:
-        shutil.copyfile(source, target)

@@ -43,29 +43,33 @@ from srum.models.harmon.checkpoint import (
     HarmonNetwork,
     check,
     empty_network,
+    fill,
     load_autoencoder,
     read_headers,
-    read_into,
     save_checkpoint,
 )
 from srum.models.harmon.config import HarmonConfig
 from srum.models.harmon.head import diffusion, variational_bound
 from srum.models.harmon.images import padded, stretched, to_image, to_pixels
-from srum.models.harmon.language import Context, Language
+from srum.models.harmon.language import Language
 from srum.models.harmon.mar import Masked
 from srum.models.harmon.sampler import Chance, GuidanceSchedule, Seeded, sample
 from srum.models.harmon.training import Drawn, HarmonForward, Masking, TrainingRow, masking
 from srum.models.precision import Precision, computing
-from srum.models.texts import Row, go_on, pick, token_id
+from srum.models.queries.chat import Part, asked
+from srum.models.queries.language import Context, Rows, Run, joined
+from srum.models.queries.reading import Reader, image_of
+from srum.models.texts import token_id
 
 Preparation = Callable[[Image, int], Image]  # to a square of so many pixels
 SEEN_GRADIENT = 0.1  # of the gradient that reaches the encoder through an image that is seen
 AT_ONCE = 16  # images per pass of the autoencoder
 
 
-class Harmon:
+class Harmon(Reader):
     """A Harmon checkpoint of any size. Meets ``TrainableModel``."""
 
+    name = "Harmon"
     abilities: frozenset[Ability] = frozenset({"seen", "train", "infill"})
     plan_instruction = ""
     refine_texts = (REFINE_SYSTEM, REFINE_USER)
@@ -81,9 +85,8 @@ class Harmon:
         check(folder, self.config, self.headers)
         self.tokenizer = load_tokenizer(folder)
         self.ids = lru_cache(maxsize=65536)(lambda text: tuple(self.tokenizer.encode(text, add_special_tokens=False)))
-        self.stop, _ = (token_id(self.tokenizer, name, folder) for name in (chat.END, "<|im_start|>"))
+        self.stop, _ = (token_id(self.tokenizer, name, folder) for name in ("<|im_end|>", "<|im_start|>"))
         self.network: HarmonNetwork = empty_network(self.config).to(dtype).eval()
-        self.network.mar.requires_grad_(True)
         self.language = Language(self.network.llm["model"])
         if not empty:
             self.network.to_empty(device=device)
@@ -114,7 +117,7 @@ class Harmon:
 
     def read_weights(self) -> None:
         """Fill the network from the model's folder: each tensor, or the part of it that this process holds."""
-        read_into(self.network, self.config, self.headers)
+        fill(self.network, self.config, self.headers)
 
     def compile(self) -> None:
         """Not an ability of this model."""
@@ -134,7 +137,7 @@ class Harmon:
     def layers(self) -> list[nn.Module]:
         """Those that repeat, of the language model, MAR and the head: what training shards, and may recompute."""
         mar = self.network.mar
-        blocks = (self.language.model.layers, mar.encoder_blocks, mar.decoder_blocks, mar.diffloss.net.res_blocks)
+        blocks = (self.language.text.layers, mar.encoder_blocks, mar.decoder_blocks, mar.diffloss.net.res_blocks)
         return list(chain.from_iterable(blocks))
 
     def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
@@ -171,7 +174,7 @@ class Harmon:
         """Latents (C, h, w) of images as they are, neighbours of one size together."""
         pixels = [to_pixels(image) for image in images]
         made: dict[int, Tensor] = {}
-        for run in _alike([one.shape for one in pixels]):
+        for run in _alike([one.shape for one in pixels], AT_ONCE):
             latents = encode_mean(self.autoencoder, torch.stack([pixels[i] for i in run]).to(self.device))
             made |= zip(run, latents.cpu(), strict=True)
         return [made[place] for place in range(len(images))]
@@ -179,7 +182,7 @@ class Harmon:
     def decode(self, latents: Sequence[Tensor]) -> list[Image]:
         """Images of clean latents (C, h, w)."""
         made: dict[int, Image] = {}
-        for run in _alike([latent.shape for latent in latents]):
+        for run in _alike([latent.shape for latent in latents], AT_ONCE):
             pixels = decode_latents(self.autoencoder, torch.stack([latents[i] for i in run]).to(self.device))
             made |= zip(run, map(to_image, pixels), strict=True)
         return [made[place] for place in range(len(latents))]
@@ -216,7 +219,9 @@ class Harmon:
         """Images of which only the cells in ``holes`` (h, w) are drawn, after each context; of ``latents`` (C, h, w)
         the other cells are kept. Raises ValueError unless all are as many."""
         if len({len(contexts), len(latents), len(holes), len(seeds)}) > 1:
-            raise ValueError(f"{len(contexts)} contexts, {len(latents)} latents and {len(seeds)} seeds")
+            raise ValueError(
+                f"{len(contexts)} contexts, {len(latents)} latents, {len(holes)} holes, {len(seeds)} seeds"
+            )
         made = list(latents)
         for run in _alike([(*latent.shape, int(hole.sum())) for latent, hole in zip(latents, holes, strict=True)]):
             if holes[run[0]].any():
@@ -243,7 +248,7 @@ class Harmon:
         wholes = [*contexts, *([] for _ in contexts if guided)]
         grid = (latents.shape[2], latents.shape[3])
         with computing(self.device, self.precision):
-            prompts = self._written(wholes)
+            prompts = self._prompted(wholes)
 
             def conditions(tokens: Tensor, still: Tensor, now: Tensor) -> list[Tensor]:
                 images = [Masked(x[~mask], mask, grid) for x, mask in zip(tokens, still, strict=True)]
@@ -266,20 +271,22 @@ class Harmon:
             )
         return tokens.transpose(1, 2).unflatten(2, grid)
 
-    def _written(self, contexts: Sequence[Sequence[Segment]]) -> Context:
+    def _prompted(self, contexts: Sequence[Sequence[Segment]]) -> Context:
         """The language model after the requests of contexts."""
-        parts = [chat.requested(context, self._text) for context in contexts]
-        seen = self.seen([part for row in parts for part in row if isinstance(part, Segment)], stretched)
+        requests = [chat.requested(context, self.text_of) for context in contexts]
+        images = self._image_runs([part for parts in requests for part in parts], drawn=True)
+        runs = [joined(self._runs(parts, images)) for parts in requests]
+        for parts, run in zip(requests, runs, strict=True):
+            self._require_fit(parts, len(run.inputs))
         prompts = self.language.empty(len(contexts))
-        self.language.extend(prompts, [self._inputs(row, seen) for row in parts])
+        self.language.extend(prompts, Rows.of(runs))
         return prompts
 
     def through(self, prompts: Context, images: Sequence[Masked]) -> list[Tensor]:
         """What the encoder sees of images, taken through the language model after the prompts, of which there are once
-        or twice as many: (buffers + L, D) each. The prompts are left as they were."""
+        or twice as many: (buffers + L, D) each. The prompts stay what they were."""
         encoded = self.network.mar.encode(images) * (len(prompts.present) // len(images))
-        states = self.language.extend(prompts, [self.into(one) for one in encoded])
-        prompts.forget(states.shape[1])
+        states = self.language.beyond(prompts, [self.into(one) for one in encoded])
         return [self._out_of(one, state) for one, state in zip(encoded, states, strict=True)]
 
     def into(self, encoded: Tensor) -> Tensor:
@@ -292,107 +299,37 @@ class Harmon:
 
     # ---------------------------------------------------------------- reading and writing
 
-    @torch.no_grad()
     def write(self, contexts: Sequence[Sequence[Segment]], decoding: Decoding, seeds: Sequence[int]) -> list[Written]:
-        """A reply to each context. Raises ValueError unless there are as many seeds."""
-        if len(contexts) != len(seeds):
-            raise ValueError(f"{len(contexts)} contexts and {len(seeds)} seeds")
-        if not contexts:
-            return []
+        """As ``Reader`` does, in what the model computes in."""
         with computing(self.device, self.precision):
-            rows = self.decode_tokens(*self.read(contexts), decoding, seeds)
-        return [Written(self.tokenizer.decode(row.ids), row.ids, torch.tensor(row.logprobs), row.ended) for row in rows]
+            return super().write(contexts, decoding, seeds)
 
-    def decode_tokens(self, context: Context, states: Tensor, decoding: Decoding, seeds: Sequence[int]) -> list[Row]:
-        """Tokens after each row, of which ``states`` (B, H) are the last; at most ``max_tokens`` - 1 of them."""
-        texts = [Row([]) for _ in seeds]
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        rows, alive, limit = list(range(len(texts))), set(range(len(texts))), decoding.max_tokens - 1
-        for number in range(limit):
-            token, logprob = pick(self.language.logits(states), decoding.temperature, [generators[i] for i in rows])
-            for i, *chosen in zip(rows, token.tolist(), logprob.tolist(), strict=True):
-                if i in alive:
-                    go_on(texts[i], [chosen[0]], [chosen[1]], self.stop, limit)
-                if texts[i].ended:
-                    alive.discard(i)
-            if not alive or number + 1 == limit:
-                break
-            if 2 * len(alive) <= len(rows):
-                kept = [place for place, i in enumerate(rows) if i in alive]
-                context, token, rows = context.select(kept), token[kept], [rows[place] for place in kept]
-            states = self.language.extend(context, list(self.language.tokens(token)[:, None]))[:, -1]
-        return texts
-
-    @torch.no_grad()
     def score(self, contexts: Sequence[Sequence[Segment]], continuations: Sequence[str]) -> list[Tensor]:
-        """Per context (continuations,): the log-probability of each."""
-        if not contexts:
-            return []
-        branches = [self.ids(continuation) for continuation in continuations]
+        """As ``Reader`` does, in what the model computes in."""
         with computing(self.device, self.precision):
-            context, states = self.read(contexts)
-            first = self.language.logits(states).log_softmax(-1)
-            total = first[:, [ids[0] for ids in branches]]
-            if more := [(number, ids) for number, ids in enumerate(branches) if len(ids) > 1]:
-                hidden = self.language.beside(context, [self.language.tokens(ids[:-1]) for _, ids in more])
-                targets = torch.tensor([token for _, ids in more for token in ids[1:]], device=self.device)
-                owner = torch.tensor([number for number, ids in more for _ in ids[1:]], device=self.device)
-                for row, state in zip(total, hidden, strict=True):  # row by row: a vocabulary is large
-                    each = self.language.logits(state).log_softmax(-1).gather(1, targets[:, None])[:, 0]
-                    row.index_add_(0, owner, each)
-        return list(total.cpu())
+            return super().score(contexts, continuations)
 
-    def read(self, contexts: Sequence[Sequence[Segment]]) -> tuple[Context, Tensor]:
-        """Contexts up to their replies, or in them where these are begun, and the last hidden states (B, H).
+    def asked(self, context: Sequence[Segment]) -> list[Part]:
+        """The conversation up to where a reply follows."""
+        return asked(context, self.text_of, chat.WORDS)
 
-        What contexts have in common up to their last image is read once.
-        """
-        closed = [context[:-1] if context and context[-1].open else context for context in contexts]
-        begun = [self._text_ids(context[-1]) if context and context[-1].open else () for context in contexts]
-        asked = [chat.asked(context, self._text) for context in closed]
-        heads: dict[tuple[object, ...], list[chat.Part]] = {}
-        for parts in asked:
-            heads.setdefault(_head(parts), parts[:-1])
-        seen = self.seen([part for parts in heads.values() for part in parts if isinstance(part, Segment)], padded)
-        context = self.language.empty(len(heads))
-        before = [self._inputs(parts, seen) for parts in heads.values()]
-        if any(map(len, before)):
-            self.language.extend(context, before)
-        place = {head: row for row, head in enumerate(heads)}
-        context = context.select([place[_head(parts)] for parts in asked])
-        tails = [
-            self.language.tokens([*self.ids(str(parts[-1])), *start]) for parts, start in zip(asked, begun, strict=True)
-        ]
-        return context, self.language.extend(context, tails)[:, -1]
+    def looked_at(self, segments: Sequence[Segment], drawn: bool) -> list[Run]:
+        """Images with their buffers, squares: padded where the model is asked, stretched where it draws after them."""
+        if not segments:
+            return []
+        latents = self._seen(segments, stretched if drawn else padded)
+        encoded = self.network.mar.encode([Masked.seen(latent) for latent in latents])
+        return [self.language.inputs(self.into(one)) for one in encoded]
 
-    def seen(self, segments: Sequence[Segment], prepare: Preparation) -> dict[int, Tensor]:
-        """What the language model reads of each image (n + buffers, H), by the identity of its segment; each is looked
-        at once."""
-        distinct = list({id(segment): segment for segment in segments}.values())
-        if not distinct:
-            return {}
-        latents = self._encoded([prepare(_image(segment), self._side(segment)) for segment in distinct])
-        encoded = self.network.mar.encode([Masked.seen(latent.to(self.device)) for latent in latents])
-        return {id(segment): self.into(one) for segment, one in zip(distinct, encoded, strict=True)}
+    def _seen(self, segments: Sequence[Segment], prepare: Preparation) -> list[Tensor]:
+        """Latents (C, h, w) of images as they are seen."""
+        images = [prepare(image_of(segment), self._side(segment)) for segment in segments]
+        return [latent.to(self.device) for latent in self._encoded(images)]
 
     def _side(self, segment: Segment) -> int:
         """Of the square in pixels that an image is seen as."""
         stride = self.config.autoencoder.stride
         return self.config.side if segment.side is None else max(stride, segment.side // stride * stride)
-
-    def _inputs(self, parts: Sequence[chat.Part], seen: Mapping[int, Tensor]) -> Tensor:
-        """(L, H) of texts and images in a row."""
-        none = self.language.tokens([])
-        pieces = [self.language.tokens(self.ids(p)) if isinstance(p, str) else seen[id(p)] for p in parts]
-        return torch.cat([none, *pieces])
-
-    def _text(self, segment: Segment) -> str:
-        if segment.text is None and segment.ids is None:
-            raise ValueError("a text segment needs a text or ids")
-        return self.tokenizer.decode(segment.ids) if segment.text is None else segment.text
-
-    def _text_ids(self, segment: Segment) -> Sequence[int]:
-        return self.ids(self._text(segment)) if segment.ids is None else segment.ids
 
     # ---------------------------------------------------------------- training
 
@@ -409,7 +346,7 @@ class Harmon:
         masks: Any = corruptions
         hidden = sum(int(mask.hidden.sum()) for one, mask in zip(noisy, masks, strict=False) if one.loss)
         texts = [segment for segment in segments if segment.kind == "text" and segment.loss and not segment.dropped]
-        return hidden, sum(len(self._text_ids(segment)) + 1 for segment in texts)
+        return hidden, sum(len(self.ids_of(segment)) + 1 for segment in texts)
 
     def length(self, segments: Sequence[Segment]) -> int:
         """Tokens of texts and images, those of an image that is drawn all counted, with their buffers."""
@@ -421,11 +358,11 @@ class Harmon:
             grids.append(math.prod(_latent(last).shape[1:]))
         return texts + sum(self.targets([last], [])) + sum(grids) + self.config.mar.buffers * len(grids)
 
-    def _parts(self, context: Sequence[Segment], last: Segment) -> list[chat.Part]:
+    def _parts(self, context: Sequence[Segment], last: Segment) -> list[Part]:
         """What stands before an image that is learned, or before a reply."""
         if last.kind == "text":
-            return chat.asked(context, self._text)
-        return chat.requested(context, self._text, trained=True)
+            return self.asked(context)
+        return chat.requested(context, self.text_of, trained=True)
 
     @torch.no_grad()
     def pack(
@@ -448,17 +385,15 @@ class Harmon:
         context, last = _divided(sample)
         parts = self._parts(context, last)
         if last.kind == "text":
-            return TrainingRow(self._pieces(parts, padded), self._tensor([*self._text_ids(last), self.stop]))
+            return TrainingRow(self._pieces(parts, padded), self._tensor([*self.ids_of(last), self.stop]))
         if last.state is not None or (how := next(corruptions, None)) is None:
             raise ValueError("a noisy segment needs a latent and a corruption, and no state")
         return TrainingRow(self._pieces(parts, stretched), Drawn.of(_latent(last).to(self.device), how, last.loss))
 
-    def _pieces(self, parts: Sequence[chat.Part], prepare: Preparation) -> list[Tensor | Masked]:
+    def _pieces(self, parts: Sequence[Part], prepare: Preparation) -> list[Tensor | Masked]:
         """Ids of texts, and latents of images that are seen."""
-        images = [part for part in parts if isinstance(part, Segment)]
-        latents = self._encoded([prepare(_image(one), self._side(one)) for one in images])
-        seen = (Masked.seen(latent.to(self.device)) for latent in latents)
-        return [self._tensor(self.ids(part)) if isinstance(part, str) else next(seen) for part in parts]
+        latents = iter(self._seen([part for part in parts if isinstance(part, Segment)], prepare))
+        return [self._tensor(self.ids(part)) if isinstance(part, str) else Masked.seen(next(latents)) for part in parts]
 
     def _blank_row(self) -> TrainingRow:
         """An image of one token that is seen, and one that is drawn."""
@@ -503,14 +438,10 @@ class Harmon:
         """What the language model reads of each row (L, H); ``encoded`` are the images that are drawn, in order."""
         images = [part for row in batch for part in row.parts if isinstance(part, Masked)]
         seen = iter(self.network.mar.encode(images) if images else [])
-        behind, rows = iter(encoded), []
+        behind, embed, rows = iter(encoded), self.language.text.embed_tokens, []
         for row in batch:
-            pieces = [
-                self._looked_at(next(seen)) if isinstance(part, Masked) else self.language.tokens(part)
-                for part in row.parts
-            ]
-            drawn = isinstance(row.end, Drawn)
-            end = self.into(next(behind)) if drawn else self.language.tokens(row.end[:-1])  # type: ignore[index]
+            pieces = [self._looked_at(next(seen)) if isinstance(part, Masked) else embed(part) for part in row.parts]
+            end = self.into(next(behind)) if isinstance(row.end, Drawn) else embed(row.end[:-1])
             rows.append(torch.cat([*pieces, end]))
         return rows
 
@@ -561,21 +492,11 @@ def _latent(segment: Segment) -> Tensor:
     return segment.latent
 
 
-def _image(segment: Segment) -> Image:
-    if segment.image is None or isinstance(segment.image, Path | Tensor):
-        raise ValueError(f"a seen segment needs an image, got {segment.image}")
-    return segment.image
-
-
-def _head(parts: Sequence[chat.Part]) -> tuple[object, ...]:
-    """What stands before the last text of a conversation; images by their identity."""
-    return tuple(part if isinstance(part, str) else id(part) for part in parts[:-1])
-
-
-def _alike(kinds: Sequence[object]) -> Iterator[list[int]]:
-    """Places of what is of one kind, at most ``AT_ONCE`` together."""
+def _alike(kinds: Sequence[object], most: int | None = None) -> Iterator[list[int]]:
+    """Places of what is of one kind, at most so many together."""
     places: dict[object, list[int]] = {}
     for place, kind in enumerate(kinds):
         places.setdefault(kind, []).append(place)
     for alike in places.values():
-        yield from (alike[start : start + AT_ONCE] for start in range(0, len(alike), AT_ONCE))
+        step = most or len(alike)
+        yield from (alike[start : start + step] for start in range(0, len(alike), step))

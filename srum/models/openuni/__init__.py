@@ -26,7 +26,7 @@ from srum.models.queries import settings
 __all__ = ["TERMS", "OpenUni", "describe", "load", "memory", "refuse", "renamed", "training_memory"]
 
 TERMS = "OpenUni has NTU's S-Lab License 1.0: nothing commercial; InternVL3, Qwen2.5 and Sana have terms of their own"
-NO_SPREAD = "OpenUni's layers are not spread over devices; it fits one GPU of 24 GB (device=cuda)"
+NO_SPREAD = "OpenUni's layers are not spread over devices; its parts fit one GPU (device=cuda)"
 
 
 def load(folder: Path, device: torch.device, dtype: torch.dtype, *, spread: bool, empty: bool) -> OpenUni:

@@ -2,6 +2,6 @@
 what BLIP3-o and OpenUni have in common.
 
 ``language`` a stock language model over batches of contexts; ``chat`` a conversation as text and images in order;
-``generator`` what is trained, and its timesteps; ``sampler`` the guided loop; ``model`` the adapter, but for what an
-architecture says of itself.
+``reading`` what is written and scored with them; ``generator`` what is trained, and its timesteps; ``sampler`` the
+guided loop; ``model`` the adapter, but for what an architecture says of itself.
 """

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import chain, islice
@@ -33,7 +33,6 @@ from srum.models.base import (
     REFLECT_STOP,
     Ability,
     Corruption,
-    Decoding,
     Exploration,
     FlowForward,
     Generated,
@@ -41,16 +40,16 @@ from srum.models.base import (
     SampledPath,
     Sampling,
     Segment,
-    Written,
 )
 from srum.models.checkpoints import load_tokenizer
 from srum.models.exploring import Explorer
 from srum.models.precision import Precision, computing
 from srum.models.queries.chat import Part
 from srum.models.queries.generator import Generator, timestep
-from srum.models.queries.language import Context, Language, Rows, Run, flattened, joined
+from srum.models.queries.language import Language, Rows, Run, flattened, joined
+from srum.models.queries.reading import Reader, image_of
 from srum.models.queries.sampler import Step, Steps, euler, even_schedule, paths, sample
-from srum.models.texts import Row, go_on, pick, token_id
+from srum.models.texts import token_id
 
 T = TypeVar("T")
 G = TypeVar("G", bound=Generator)
@@ -72,13 +71,12 @@ class Batch:
     contexts: Sequence[Sequence[Segment]]
 
 
-class QueryModel(ABC, Generic[G, L]):
+class QueryModel(Reader, Generic[G, L]):
     """A checkpoint of any size, its generator and its language model. Meets ``TrainableModel``.
 
     Weights that are never trained have the type that is computed in; those of the generator ``dtype``.
     """
 
-    name: ClassVar[str]  # of the architecture, in messages
     abilities: frozenset[Ability] = frozenset({"seen", "path", "explore", "train", "velocity", "prepare", "frames"})
     plan_instruction = ""
     refine_texts = (REFINE_SYSTEM, REFINE_USER)
@@ -145,14 +143,14 @@ class QueryModel(ABC, Generic[G, L]):
     def seen(self, images: Sequence[Image], drawn: bool) -> list[Run]:
         """Images as the language model sees them, when it is asked, or where another image is ``drawn`` after them."""
 
+    def looked_at(self, segments: Sequence[Segment], drawn: bool) -> list[Run]:
+        """``seen`` of their images."""
+        return self.seen([image_of(segment) for segment in segments], drawn)
+
     @property
     @abstractmethod
     def seen_tokens(self) -> int:
         """How many tokens an image is that another is drawn after."""
-
-    @abstractmethod
-    def asked(self, context: Sequence[Segment]) -> list[Part]:
-        """The conversation up to where a reply follows."""
 
     @abstractmethod
     def requested(self, context: Sequence[Segment]) -> list[Part]:
@@ -300,12 +298,6 @@ class QueryModel(ABC, Generic[G, L]):
         states = language.extend(language.empty(len(rows)), Rows.of(rows))
         return states[:, -self.config.queries :]
 
-    def _require_fit(self, parts: Sequence[Part], tokens: int) -> None:
-        """Raises ModelError for a conversation that is longer than what the language model was made for."""
-        if tokens > (limit := self.language.text.config.max_position_embeddings):
-            text = " ".join(part for part in parts if isinstance(part, str))
-            raise ModelError(f"{tokens} tokens are beyond the {limit} that {self.name} reads: {text[:200]!r} ...")
-
     def queries(self) -> Tensor:
         """The queries (Q, H), from the file while the network is empty."""
         trained = self.network.queries
@@ -324,102 +316,6 @@ class QueryModel(ABC, Generic[G, L]):
             if missing:
                 self.known |= zip(missing, self.conditioned(list(missing.values())).cpu(), strict=True)
         vars(self).pop("language", None)
-
-    # ---------------------------------------------------------------- reading and writing
-
-    @torch.no_grad()
-    def write(self, contexts: Sequence[Sequence[Segment]], decoding: Decoding, seeds: Sequence[int]) -> list[Written]:
-        """A reply to each context. Raises ValueError unless there are as many seeds."""
-        if len(contexts) != len(seeds):
-            raise ValueError(f"{len(contexts)} contexts and {len(seeds)} seeds")
-        if not contexts:
-            return []
-        rows = self.decode_tokens(*self.read(contexts), decoding, seeds)
-        return [Written(self.tokenizer.decode(row.ids), row.ids, torch.tensor(row.logprobs), row.ended) for row in rows]
-
-    def decode_tokens(self, context: Context, states: Tensor, decoding: Decoding, seeds: Sequence[int]) -> list[Row]:
-        """Tokens after each row, of which ``states`` (B, H) are the last; at most ``max_tokens`` - 1 of them."""
-        texts = [Row([]) for _ in seeds]
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        rows, alive, limit = list(range(len(texts))), set(range(len(texts))), decoding.max_tokens - 1
-        for number in range(limit):
-            logits = self.language.logits(states)
-            token, logprob = pick(logits, decoding.temperature, [generators[i] for i in rows])
-            for i, *chosen in zip(rows, token.tolist(), logprob.tolist(), strict=True):
-                if i in alive:
-                    go_on(texts[i], [chosen[0]], [chosen[1]], self.stop, limit)
-                if texts[i].ended:
-                    alive.discard(i)
-            if not alive or number + 1 == limit:
-                break
-            if 2 * len(alive) <= len(rows):
-                kept = [place for place, i in enumerate(rows) if i in alive]
-                context, token, rows = context.select(kept), token[kept], [rows[place] for place in kept]
-            states = self.language.step(context, token)[:, -1]
-        return texts
-
-    @torch.no_grad()
-    def score(self, contexts: Sequence[Sequence[Segment]], continuations: Sequence[str]) -> list[Tensor]:
-        """Per context (continuations,): the log-probability of each as the beginning of a reply, or as more of one that
-        is begun: branches over their context, in one pass."""
-        if not contexts:
-            return []
-        branches = [self.ids(text) for text in continuations]
-        context, states = self.read(contexts)
-        first = self.language.logits(states).log_softmax(-1)
-        total = first[:, [ids[0] for ids in branches]]
-        more = [(number, ids) for number, ids in enumerate(branches) if len(ids) > 1]
-        if more:
-            hidden = self.language.beside(context, [self.language.tokens(ids[:-1]) for _, ids in more])
-            targets = torch.tensor([token for _, ids in more for token in ids[1:]], device=self.device)
-            owner = torch.tensor([number for number, ids in more for _ in ids[1:]], device=self.device)
-            for row, state in zip(total, hidden, strict=True):  # row by row: a vocabulary is large
-                each = self.language.logits(state).log_softmax(-1).gather(1, targets[:, None])[:, 0]
-                row.index_add_(0, owner, each)
-        return list(total.cpu())
-
-    def read(self, contexts: Sequence[Sequence[Segment]]) -> tuple[Context, Tensor]:
-        """Contexts up to their replies, or in them where these are begun, and the last hidden states (B, H).
-
-        What contexts have in common up to their last image is read once.
-        """
-        language = self.language
-        closed = [context[:-1] if context and context[-1].open else context for context in contexts]
-        begun = [self.text_of(context[-1]) if context and context[-1].open else "" for context in contexts]
-        asked = [self.asked(context) for context in closed]
-        heads: dict[tuple[object, ...], list[Part]] = {}
-        for parts in asked:
-            heads.setdefault(_head(parts), parts[:-1])
-        images = self._image_runs([part for parts in heads.values() for part in parts])
-        context = language.empty(len(heads))
-        before = Rows.of([joined(self._runs(parts, images)) for parts in heads.values()])
-        if before.present.shape[1]:
-            language.extend(context, before)
-        place = {head: row for row, head in enumerate(heads)}
-        context = context.select([place[_head(parts)] for parts in asked])
-        tails = [
-            language.tokens([*self.ids(parts[-1]), *self.ids(start)])  # type: ignore[arg-type]  # the last is a text
-            for parts, start in zip(asked, begun, strict=True)
-        ]
-        for parts, count, tail in zip(asked, context.present.sum(1).tolist(), tails, strict=True):
-            self._require_fit(parts, count + len(tail.inputs))
-        return context, language.extend(context, Rows.of(tails))[:, -1]
-
-    def _image_runs(self, parts: Sequence[Part], drawn: bool = False) -> dict[int, Run]:
-        """Each image as the language model sees it, by the identity of its segment; each is looked at once."""
-        distinct = list({id(part): part for part in parts if isinstance(part, Segment)}.values())
-        runs = self.seen([_image(segment) for segment in distinct], drawn)
-        return {id(segment): run for segment, run in zip(distinct, runs, strict=True)}
-
-    def _runs(self, parts: Sequence[Part], images: Mapping[int, Run]) -> list[Run]:
-        none = self.language.tokens([])
-        return [none, *(self.language.tokens(self.ids(p)) if isinstance(p, str) else images[id(p)] for p in parts)]
-
-    def text_of(self, segment: Segment) -> str:
-        """Of a text segment. Raises ValueError for one without text and ids."""
-        if segment.text is None and segment.ids is None:
-            raise ValueError("a text segment needs a text or ids")
-        return self.tokenizer.decode(segment.ids) if segment.text is None else segment.text
 
     # ---------------------------------------------------------------- training
 
@@ -540,19 +436,8 @@ def _key(context: Sequence[Segment] | None) -> bytes:
     """What conditions of a context are kept by; empty for an empty context."""
     if context is None:
         return b"blank"
-    contents = [_image(s).tobytes() if s.kind == "seen" else repr(s.text or s.ids).encode() for s in context]
+    contents = [image_of(s).tobytes() if s.kind == "seen" else repr(s.text or s.ids).encode() for s in context]
     return b"".join(hashlib.sha256(content).digest() for content in contents)
-
-
-def _head(parts: Sequence[Part]) -> tuple[object, ...]:
-    """What stands before the last text of a conversation; images by their identity."""
-    return tuple(part if isinstance(part, str) else id(part) for part in parts[:-1])
-
-
-def _image(segment: Segment) -> Image:
-    if segment.image is None or isinstance(segment.image, Path | Tensor):
-        raise ValueError(f"a seen segment needs an image, got {segment.image}")
-    return segment.image
 
 
 def _grid(noisy: Segment) -> Size:

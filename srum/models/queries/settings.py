@@ -25,6 +25,9 @@ def refuse(config: RunConfig, name: str, no_spread: str) -> None:
     for section, part in (("rollout", config.rollout), ("eval", config.eval)):
         if part.guidance_interval != (0.0, 1.0):
             wrong[f"{section}.guidance_interval"] = f"{name} is guided in every step; leave it at [0, 1]"
+        for field in ("guidance_every", "velocity_every"):
+            if getattr(part, field) > 1:
+                wrong[f"{section}.{field}"] = f"{name} runs whole in every step; leave it at 1"
         if part.renorm != "global":
             wrong[f"{section}.renorm"] = f"{name}'s guided velocity is not renormalised; leave this at its default"
     for field, why in wrong.items():

@@ -57,6 +57,9 @@ def refuse(config: RunConfig) -> None:
     for name, one in (("rollout", config.rollout), ("eval", config.eval), ("refine", config.refine)):
         if one.guidance_interval != (0.0, 1.0):
             wrong[f"{name}.guidance_interval"] = "Show-o is guided in every step; leave it at [0, 1]"
+        for field in ("guidance_every", "velocity_every"):
+            if getattr(one, field) > 1:
+                wrong[f"{name}.{field}"] = "Show-o runs whole in every step; leave it at 1"
         if one.renorm != "global":
             wrong[f"{name}.renorm"] = "Show-o's guided logits are not renormalised; leave this at its default"
         if one.timestep_shift != 1 and name != "refine":

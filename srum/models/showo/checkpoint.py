@@ -3,9 +3,8 @@ model is written back (docs/specs/showo.md, 2)."""
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -32,15 +31,7 @@ VISION = "vision_model."  # of a CLIP checkpoint, which may hold its text half, 
 
 def weight_files(folder: Path) -> list[Path]:
     """The files with a folder's tensors. Raises ModelError where there are none, or pickles alone."""
-    try:
-        return checkpoints.weight_files(folder, WEIGHTS)
-    except ModelError:
-        if pickled := sorted(path.name for path in folder.glob("*.bin")):
-            raise ModelError(
-                f"{folder}/{pickled[0]} is a pickle, which may run code when it is read: `srum convert` makes a "
-                "safetensors file of it"
-            ) from None
-        raise
+    return checkpoints.weight_files(folder, WEIGHTS)
 
 
 def read_headers(folder: Path) -> Headers:
@@ -150,15 +141,7 @@ def save_checkpoint(source: Path, folder: Path, headers: Headers, weights: Mappi
     if (beside := source.parent / OVERRIDES).is_file() and not (folder / OVERRIDES).exists():
         shutil.copyfile(beside, folder / OVERRIDES)
     for name in PARTS if read_json(folder / "config.json")["w_clip_vit"] else ("magvitv2", "phi"):
-        _link_all(part(source, name), folder / name, (".json", ".txt") if name == "phi" else (".json", ".safetensors"))
-
-
-def _link_all(source: Path, target: Path, suffixes: Sequence[str]) -> None:
-    """What is read of a part, by another name, or copied where the file system has no such links."""
-    target.mkdir(exist_ok=True)
-    for path in source.iterdir():
-        if path.suffix in suffixes:
-            try:
-                os.link(path.resolve(), target / path.name)
-            except OSError:
-                shutil.copyfile(path, target / path.name)
+        read = (".json", ".txt") if name == "phi" else (".json", ".safetensors")
+        for path in part(source, name).iterdir():
+            if path.suffix in read:
+                checkpoints.link(path, folder / name / path.name)
