@@ -83,7 +83,7 @@ class FakeModel(nn.Module):
         self.understanding["down_proj"](torch.tensor([[0.0, 1.0]]))
         weights = hashlib.sha256(self.generation.weight.detach().numpy().tobytes()).hexdigest()
         return [
-            self._draw(seed_for(seed, weights, *prompts_of(context), repr(sampling)), sampling, size, path)
+            self._draw(seed_for(seed, weights, *prompts_of(context), _settings(sampling)), sampling, size, path)
             for context, seed, size in zip(contexts, seeds, sizes or [sampling.size] * len(contexts), strict=True)
         ]
 
@@ -203,6 +203,12 @@ def prompts_of(context: Sequence[Segment]) -> list[str]:
 def _seen(context: Sequence[Segment]) -> list[bytes]:
     """What the images look like that a context shows."""
     return [segment.image.tobytes() for segment in context if isinstance(segment.image, Image.Image)]
+
+
+def _settings(sampling: Sampling) -> str:
+    """What decides an image: all but how often a network is run, since here is none."""
+    often = f", guidance_every={sampling.guidance_every}, velocity_every={sampling.velocity_every}"
+    return repr(sampling).replace(often, "")
 
 
 def _drawn_by(context: Sequence[Segment]) -> int:

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from benchmarks import (
+    approximate,
     attention,
     controls,
     costs,
@@ -28,6 +29,7 @@ from benchmarks import (
     reca,
     refine,
     report,
+    scale,
     stacked,
     stages,
     training,
@@ -512,3 +514,21 @@ def test_a_round_is_cheaper_by_the_hour_with_more_gpus_and_not_by_the_dollar() -
     assert [slow / fast for slow, fast in pairwise(many)] == pytest.approx([8, 8, 8], rel=0.01)
     few = [costs.round_of(100, gpus, prices) for gpus in (64, 512)]
     assert few[0].seconds["draw"] == few[1].seconds["draw"] and few[0].short == few[1].short == "candidates"
+
+
+def test_ways_of_drawing_are_compared_at_equal_prompts() -> None:
+    """A way that is right once less in ten, in half of the time; what runs the network less often has fewer passes."""
+    passes = [passes_of(approximate.config_of(way)) for way in approximate.WAYS]
+    assert passes == [30, 23, 20, 24, 24, 18, 20, 14, 14, 14]
+    told = {"seconds": 2.0, "right": [True] * 10, "score": [0.5] * 10}
+    fewer = {"seconds": 1.0, "right": [True] * 9 + [False], "score": [0.5] * 10}
+    found = {way: told if way == approximate.PLAIN else fewer for way in approximate.WAYS}
+    cells = [list(column.cells)[1] for column in approximate.table_of([found, found]).columns]
+    assert cells[:3] == ["guidance_every=2", "23", "2.00"]
+    assert cells[3].startswith("-10.0, ") and cells[4] == "+0.0, +0.0 to +0.0"
+
+
+@pytest.mark.parametrize("stage", ["rollout", "rasterize", "read"])
+def test_stages_run_over_a_made_up_round(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scale, "WARM", 2)
+    assert scale.measure(stage, 8)["seconds"] > 0
