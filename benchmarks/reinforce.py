@@ -41,7 +41,7 @@ from srum.records import Prompt
 from srum.rollout import choose_prompts
 from srum.run import BASE, Run, console, load_model
 from srum.run_dir import claim_run, open_image, save_image, write_json
-from srum.train.refining import self_scorer
+from srum.train.refining import score_and_blame
 
 MODES = {"bare": False, "planned": True}
 GROUP, BATCH = 8, 32  # images of a prompt, and of a policy's step
@@ -102,7 +102,7 @@ def measured(folder: Path, arm: str, config: RunConfig) -> Outcome:
     for prompt, image in zip(prompts, own, strict=True):
         save_image(image, run.folder / "bare" / f"{prompt.id}.png")
     fixed = [open_image(folder / BASE / "bare" / f"{prompt.id}.png") for prompt in prompts]
-    score, texts = self_scorer(model, config, config.seed), [prompt.text for prompt in prompts]
+    (score, _), texts = score_and_blame(model, config, config.seed), [prompt.text for prompt in prompts]
     return Outcome(
         once={mode: verdicts(prompts, made, 0) for mode, made in chains.items()},
         refined={mode: verdicts(prompts, made, 1) for mode, made in chains.items()},

@@ -7,6 +7,7 @@ from pathlib import Path
 from benchmarks.parity_openuni import converted
 from srum.config import RunConfig, load_config
 from srum.loop import run_loop
+from srum.models import openuni
 
 GOLDEN = Path(__file__).parent / "golden" / "openuni"
 CHECKPOINT = GOLDEN / "checkpoint"  # with the authors' pickle
@@ -30,3 +31,15 @@ def small(model: Path, **more: object) -> RunConfig:
 def whole_run(folder: Path, model: Path) -> None:
     """What each of several processes does."""
     run_loop(small(model), folder)
+
+
+def queries_trained(model: Path) -> RunConfig:
+    """RecA on queries, connector and transformer, with an eps above the rounding of gradients."""
+    more = {"train.trainable": "all", "train.samples.count": 0, "train.eps": 1e-4, "train.steps": 2}
+    return small(model, method="reca", compare="[]", **more)
+
+
+def queries_run(folder: Path, model: Path) -> None:
+    """What each of several processes does, in float32."""
+    openuni.native_bfloat16 = lambda _: False  # type: ignore[assignment]
+    run_loop(queries_trained(model), folder)

@@ -3,26 +3,21 @@ process changes it."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from srum.config import dump
 from srum.loop import run_loop
+from srum.models import openuni
 from srum.models.openuni import OpenUni
 from srum.models.openuni.checkpoint import WEIGHTS
 from srum.train.trainer import Trainer
 from tests.launch import launch
-from tests.openuni_tiny import small, tiny, whole_run
+from tests.openuni_tiny import queries_run, queries_trained, small, tiny, whole_run
 from tests.test_loop import files_of
 
-SRUM = [sys.executable, "-c", "from srum.cli import app; app()"]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python", *SRUM]
 ARMS = ("sft", "reca", "region_nft")
 
 
@@ -96,21 +91,20 @@ def test_two_processes_do_what_one_does(whole: Path, model: Path, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_two_processes_train_the_queries_as_one_does(model: Path, tmp_path: Path) -> None:
-    """RecA on all that its paper trains, the language model beside it in each process; the weights are those of one."""
-    config = small(model, **{"train.trainable": "all", "method": "reca", "compare": "[]", "train.samples.count": 0})
-    (tmp_path / "small.yaml").write_text(dump(config))
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    for name, command in (("one", SRUM), ("two", TORCHRUN)):
-        command = [*command, "run", "--config", "small.yaml", "--out", name]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+def test_two_processes_train_the_queries_as_one_does(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RecA on all that its paper trains, the language model beside it in each process, in float32: in bfloat16 what it
+    says of a context depends on the batch by its rounding."""
+    monkeypatch.setattr(openuni, "native_bfloat16", lambda _: False)
+    run_loop(queries_trained(model), tmp_path / "one")
+    launch(queries_run, tmp_path / "two", model)
     before = load_file(model / WEIGHTS)
     one, two = (load_file(tmp_path / n / "round-000" / "train" / "reca" / "model" / WEIGHTS) for n in ("one", "two"))
-    assert {name for name in before if torch.equal(before[name], one[name])} == set()
+    same = {name for name in before if torch.equal(before[name], one[name])}
+    assert all(name.endswith(("k_proj.bias", "to_k.bias")) for name in same)  # of which nothing depends
     for name in one:
-        if not name.endswith(("k_proj.bias", "to_k.bias")):  # whose true gradient is zero
-            torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=2e-6)
+        torch.testing.assert_close(one[name], two[name], rtol=1e-4, atol=2e-6)
 
 
 @pytest.mark.slow

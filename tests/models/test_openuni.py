@@ -221,6 +221,21 @@ def test_all_but_the_language_model_is_trained_with_all(folder: Path) -> None:
         assert model.length(examples[0]) == 256 and all(name.startswith("transformer.") for name in chosen)
 
 
+def test_a_batch_teaches_the_queries_the_mean_of_what_its_examples_teach(model: OpenUni) -> None:
+    """Whatever stands before them: contexts of several lengths, an image among them."""
+    seen = [Segment("seen", image=noise_image((64, 64))), *example("Describe the image in detail, please.", 1)]
+    examples, parameters = [example("a cat"), seen], dict(model.named_parameters())
+    noise = [model.corrupt(torch.zeros(8, 16, 16), torch.Generator().manual_seed(n), 1.0) for n in range(2)]
+
+    def gradients(some: slice) -> tuple[Tensor, ...]:
+        error = model.forward(model.pack(examples[some], noise[some])).image_error.mean()
+        return torch.autograd.grad(error, list(parameters.values()))
+
+    together, first, second = (gradients(some) for some in (slice(2), slice(1), slice(1, 2)))
+    for name, a, b, c in zip(parameters, together, first, second, strict=True):
+        torch.testing.assert_close(a, (b + c) / 2, rtol=1e-3, atol=1e-5, msg=name)
+
+
 def test_an_image_is_learned_after_another_and_alone_it_is_a_request_for_any(model: OpenUni) -> None:
     """RecA's layout; with its text dropped the image stays, with both it is the unconditional request."""
     seen, text = Segment("seen", image=noise_image((64, 64))), Segment("text", text="Keep it.")
