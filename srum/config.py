@@ -57,10 +57,10 @@ class ImageConfig(Section):
     guidance: Annotated[float, Field(ge=0.0)] = 2.5  # <= 1 is off
     guidance_interval: tuple[Fraction, Fraction] = (0.0, 1.0)  # active where lo < t <= hi
     renorm: Literal["global", "channel", "text_channel"] = "global"
-    guidance_every: Count = 1  # of the guided steps one in so many compares; those between keep its differences
-    velocity_every: Count = 1  # of all steps one in so many runs the network; between them its velocity is extrapolated
     # a guided velocity is shrunk to the norm of the unguided one: of the image, of each token, of each before the image
     # guidance
+    guidance_every: Count = 1  # of the guided steps one in so many compares; those between keep its differences
+    velocity_every: Count = 1  # of all steps one in so many runs the network; between them its velocity is extrapolated
     plan: bool = False  # decode a planning text first; it conditions the image
     plan_temperature: Annotated[float, Field(ge=0.0)] = 0.0  # of that text; 0 is greedy
     decoder_steps: Count = 50  # of a model whose decoder draws, too (docs/blip3o.md)
@@ -157,9 +157,9 @@ class JudgeConfig(Section):
     instructions: str = "compact"  # a shipped template, or the path of a .yaml file
     view: Literal["boxes", "marks", "crops", "whole"] = "boxes"  # how regions are shown; whole: one score for all
     think: bool = False  # ask for a thought before the answer
+    reply: Literal["free", "constrained", "short", "none"] = "free"
     # constrained: with a forced score line; short: that ends where its score's number would stand, forced, without a
     # reason; none: a forced score line alone
-    reply: Literal["free", "constrained", "short", "none"] = "free"
     soft: bool = True  # score = expectation under the model's token distribution
     retries: Annotated[int, Field(ge=0)] = 1  # further attempts for a reply that cannot be parsed
     max_tokens: Count = 256  # of one reply
