@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from srum.config import dump
 from srum.loop import run_loop
 from srum.models.blip3o import Blip3o
-from srum.train.trainer import Trainer
 from tests.blip3o_tiny import BOXES, CHECKPOINT, small, teach_boxes, whole_run
+from tests.interrupted import assert_two_did_what_one_did, killed_in_training
 from tests.launch import launch
 from tests.test_loop import files_of
 
@@ -68,43 +68,22 @@ def test_what_is_trained_is_the_transformer_alone(whole: Path, model: Path) -> N
 def test_a_kill_while_judging_and_while_training_changes_nothing(
     whole: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, step = tmp_path / "run", Trainer.step
-
-    def killed(self: Trainer, number: int) -> dict[str, object]:
-        if number == 2:
-            raise KeyboardInterrupt
-        return step(self, number)
-
+    folder = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(Blip3o, "score", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run_loop(small(model), folder)
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "step", killed)
-        with pytest.raises(KeyboardInterrupt):
-            run_loop(small(model), folder, resume=True)
+    with killed_in_training(monkeypatch):
+        run_loop(small(model), folder, resume=True)
     run_loop(small(model), folder, resume=True)
     ours, theirs = files_of(folder), files_of(whole)
     assert ours.keys() == theirs.keys()
     assert [name for name in ours if ours[name] != theirs[name] and "checkpoints" not in name] == []
 
 
-def assert_two_did_what_one_did(one: Path, two: Path) -> None:
-    """The same files, byte for byte before training; weights up to the order in which gradients are added."""
-    ours, theirs = files_of(one), files_of(two)
-    kept = [name for name in ours if "checkpoints" not in name and name != "command.txt"]
-    assert set(kept) <= theirs.keys()
-    before = [name for name in kept if "train/" not in name and name.startswith("round-000")]
-    assert before and [name for name in before if ours[name] != theirs[name]] == []
-    for arm in ("srum", "region_nft"):
-        a, b = (load_file(run / "round-000" / "train" / arm / "model" / "model.safetensors") for run in (one, two))
-        for name in a:
-            torch.testing.assert_close(a[name], b[name], rtol=1e-4, atol=2e-6)
-
-
 def test_two_processes_do_what_one_does(whole: Path, model: Path, tmp_path: Path) -> None:
     launch(whole_run, tmp_path / "two", model)
-    assert_two_did_what_one_did(whole, tmp_path / "two")
+    assert_two_did_what_one_did(whole, tmp_path / "two", ("srum", "region_nft"))
 
 
 @pytest.mark.slow
@@ -117,7 +96,7 @@ def test_torchrun_goes_from_prompts_to_report(whole: Path, model: Path, tmp_path
         done = subprocess.run([*command, *more], cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert (tmp_path / "two" / "report.html").is_file()
-        assert_two_did_what_one_did(whole, tmp_path / "two")
+        assert_two_did_what_one_did(whole, tmp_path / "two", ("srum", "region_nft"))
 
 
 @pytest.mark.parametrize("train", [["train.lora.rank=4"], ["train.trainable=all"]])

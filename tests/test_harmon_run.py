@@ -14,8 +14,8 @@ from srum.config import dump, load_config
 from srum.loop import run_loop
 from srum.models.harmon import Harmon
 from srum.models.harmon.checkpoint import GENERATION
-from srum.train.trainer import Trainer
 from tests.harmon_tiny import CHECKPOINT, small, whole_run
+from tests.interrupted import killed_in_training
 from tests.launch import launch
 from tests.test_loop import files_of
 
@@ -66,18 +66,10 @@ def test_neither_a_kill_nor_a_second_process_changes_a_run(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Resumed, the same files; by two processes the same before training, and weights up to the order of sums."""
-    more, step = METHODS[name], Trainer.step
-
-    def killed(self: Trainer, number: int) -> dict[str, object]:
-        if number == 2:
-            raise KeyboardInterrupt
-        return step(self, number)
-
+    more = METHODS[name]
     run_loop(small(**more), tmp_path / "one")
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "step", killed)
-        with pytest.raises(KeyboardInterrupt):
-            run_loop(small(**more), tmp_path / "killed")
+    with killed_in_training(monkeypatch):
+        run_loop(small(**more), tmp_path / "killed")
     run_loop(small(**more), tmp_path / "killed", resume=True)
     one, resumed = files_of(tmp_path / "one"), files_of(tmp_path / "killed")
     assert [file for file in one if one[file] != resumed.get(file) and "checkpoints" not in file] == []

@@ -14,7 +14,7 @@ from srum.cli import app
 from srum.config import load_config
 from srum.loop import run_loop
 from srum.models.showo import Showo
-from srum.train.trainer import Trainer
+from tests.interrupted import killed_in_training
 from tests.launch import launch
 from tests.showo_tiny import CLIP, RECA, VQ, small, whole_run
 from tests.test_blip3o_run import lines
@@ -98,17 +98,9 @@ def test_the_doctor_knows_it() -> None:
 
 @pytest.mark.slow
 def test_a_kill_while_training_changes_nothing(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, step = tmp_path / "run", Trainer.step
-
-    def killed(self: Trainer, number: int) -> dict[str, object]:
-        if number == 2:
-            raise KeyboardInterrupt
-        return step(self, number)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "step", killed)
-        with pytest.raises(KeyboardInterrupt):
-            whole_run(folder, VQ)
+    folder = tmp_path / "run"
+    with killed_in_training(monkeypatch):
+        whole_run(folder, VQ)
     run_loop(small(VQ), folder, resume=True)
     ours, theirs = files_of(folder), files_of(whole)
     kept = [name for name in ours if "checkpoints" not in name]

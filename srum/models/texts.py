@@ -71,6 +71,26 @@ def pick(logits: Tensor, temperature: float, generators: Sequence[torch.Generato
     return token, p.gather(1, token[:, None])[:, 0].log()
 
 
+def branch_scores(
+    logits: Callable[[Tensor], Tensor],
+    states: Tensor,
+    branches: Sequence[Sequence[int]],
+    beside: Callable[[Sequence[Sequence[int]]], Tensor],
+) -> Tensor:
+    """Log-probabilities (B, branches) of texts, given by their ids, after rows of which ``states`` (B, H) are the last.
+
+    ``beside`` gives the hidden states (B, sum of L, H) of ids that each go on from every row, unaware of one another.
+    """
+    total = logits(states).log_softmax(-1)[:, [ids[0] for ids in branches]]
+    if more := [(number, ids) for number, ids in enumerate(branches) if len(ids) > 1]:
+        hidden = beside([ids[:-1] for _, ids in more])
+        targets = torch.tensor([token for _, ids in more for token in ids[1:]], device=total.device)
+        owner = torch.tensor([number for number, ids in more for _ in ids[1:]], device=total.device)
+        for row, own in zip(total, hidden, strict=True):  # row by row: a vocabulary is large
+            row.index_add_(0, owner, logits(own).log_softmax(-1).gather(1, targets[:, None])[:, 0])
+    return total
+
+
 def beginnings_of(texts: Iterable[Sequence[int]]) -> dict[tuple[int, ...], int]:
     """The nodes of the tree of the texts but for its leaves: what some text begins with and goes on from, without the
     empty beginning, numbered from 1 so that all that go on from one follow it."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from srum.config import ConfigError, RunConfig
+from srum.config import RunConfig
 from srum.errors import ModelError
 from srum.models import Description, native_bfloat16
 from srum.models.harmon.checkpoint import read_headers, weight_files
@@ -21,6 +21,7 @@ from srum.models.harmon.memory import Sizes, stage_needs, training_need
 from srum.models.harmon.model import Harmon
 from srum.models.needs import Need, Recipe
 from srum.models.precision import Precision
+from srum.models.settings import refuse_unused
 
 __all__ = ["TERMS", "Harmon", "describe", "load", "memory", "refuse", "settle", "training_memory"]
 
@@ -40,31 +41,9 @@ def load(folder: Path, device: torch.device, dtype: torch.dtype, *, spread: bool
 
 def refuse(config: RunConfig) -> None:
     """Raises ConfigError for settings that would do nothing here."""
-    plans = config.rollout.planned(config.candidates_per_prompt) > 0
-    wrong = {
-        "rollout.plan": "Harmon writes no plan; set it to false" if plans else "",
-        "eval.plan": "Harmon writes no plan; set it to false" if config.eval.plan else "",
-        "device": NO_SPREAD if config.device == "spread" else "",
-        "compile": "Harmon does not run through torch.compile; leave it false" if config.compile else "",
-        "refine.image_guidance": "Harmon has no guidance by images; leave it at 1"
-        if config.refine.image_guidance > 1
-        else "",
-    }
-    if config.train.timestep_shift != 1:
-        wrong["train.timestep_shift"] = NO_SHIFT
-    for name, part in (("rollout", config.rollout), ("eval", config.eval)):
-        if part.guidance_interval != (0.0, 1.0):
-            wrong[f"{name}.guidance_interval"] = "Harmon is guided in every iteration; leave it at [0, 1]"
-        for field in ("guidance_every", "velocity_every"):
-            if getattr(part, field) > 1:
-                wrong[f"{name}.{field}"] = "Harmon runs whole in every iteration; leave it at 1"
-        if part.timestep_shift != 1:
-            wrong[f"{name}.timestep_shift"] = NO_SHIFT
-        if part.renorm != "global":
-            wrong[f"{name}.renorm"] = "Harmon's guided noise is not renormalised; leave this at its default"
-    for name, why in wrong.items():
-        if why:
-            raise ConfigError(f"{name}: {why}")
+    shifts = {name: getattr(config, name).timestep_shift for name in ("train", "rollout", "eval")}
+    own = {f"{name}.timestep_shift": NO_SHIFT for name, shift in shifts.items() if shift != 1}
+    refuse_unused(config, "Harmon", NO_SPREAD, step="iteration", guided="noise is", own=own)
 
 
 def settle(config: RunConfig) -> RunConfig:

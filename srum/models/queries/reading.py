@@ -16,7 +16,7 @@ from srum.errors import ModelError
 from srum.models.base import Decoding, Segment, Written
 from srum.models.queries.chat import Part
 from srum.models.queries.language import Context, Rows, Run, joined
-from srum.models.texts import Row, go_on, pick
+from srum.models.texts import Row, branch_scores, go_on, pick
 
 
 class Reader(ABC):
@@ -74,19 +74,14 @@ class Reader(ABC):
         is begun: branches over their context, in one pass."""
         if not contexts:
             return []
-        branches = [self.ids(text) for text in continuations]
+        branches, language = [self.ids(text) for text in continuations], self.language
         context, states = self.read(contexts)
-        first = self.language.logits(states).log_softmax(-1)
-        total = first[:, [ids[0] for ids in branches]]
-        more = [(number, ids) for number, ids in enumerate(branches) if len(ids) > 1]
-        if more:
-            hidden = self.language.beside(context, [self.language.tokens(ids[:-1]) for _, ids in more])
-            targets = torch.tensor([token for _, ids in more for token in ids[1:]], device=self.device)
-            owner = torch.tensor([number for number, ids in more for _ in ids[1:]], device=self.device)
-            for row, state in zip(total, hidden, strict=True):  # row by row: a vocabulary is large
-                each = self.language.logits(state).log_softmax(-1).gather(1, targets[:, None])[:, 0]
-                row.index_add_(0, owner, each)
-        return list(total.cpu())
+
+        def beside(texts: Sequence[Sequence[int]]) -> Tensor:
+            hidden: Tensor = language.beside(context, [language.tokens(ids) for ids in texts])
+            return hidden
+
+        return list(branch_scores(language.logits, states, branches, beside).cpu())
 
     def read(self, contexts: Sequence[Sequence[Segment]]) -> tuple[Context, Tensor]:
         """Contexts up to their replies, or in them where these are begun, and the last hidden states (B, H).

@@ -14,12 +14,13 @@ from pathlib import Path
 
 import torch
 
-from srum.config import ConfigError, RunConfig
+from srum.config import RunConfig
 from srum.errors import ModelError
 from srum.models import Description, native_bfloat16
 from srum.models.checkpoints import Headers
 from srum.models.needs import Need, Recipe
 from srum.models.precision import Precision
+from srum.models.settings import refuse_unused
 from srum.models.showo.checkpoint import weight_files
 from srum.models.showo.config import part
 from srum.models.showo.magvit import MagvitSizes
@@ -41,32 +42,16 @@ def load(folder: Path, device: torch.device, dtype: torch.dtype, *, spread: bool
 
 def refuse(config: RunConfig) -> None:
     """Raises ConfigError for settings that would do nothing here, or cannot be followed."""
-    plans = config.rollout.planned(config.candidates_per_prompt) > 0
-    wrong = {
-        "train.trainable": "Show-o draws and reads with the same weights, there is no generation expert; set it to all"
-        if config.train.trainable == "generation"
-        else "",
-        "rollout.plan": "Show-o writes no plan; set it to false" if plans else "",
-        "eval.plan": "Show-o writes no plan; set it to false" if config.eval.plan else "",
-        "device": NO_SPREAD if config.device == "spread" else "",
-        "compile": "Show-o does not run through torch.compile; leave it false" if config.compile else "",
-        "refine.image_guidance": "Show-o is guided by texts alone; leave it at 1"
-        if config.refine.image_guidance > 1
-        else "",
-    }
-    for name, one in (("rollout", config.rollout), ("eval", config.eval), ("refine", config.refine)):
-        if one.guidance_interval != (0.0, 1.0):
-            wrong[f"{name}.guidance_interval"] = "Show-o is guided in every step; leave it at [0, 1]"
-        for field in ("guidance_every", "velocity_every"):
-            if getattr(one, field) > 1:
-                wrong[f"{name}.{field}"] = "Show-o runs whole in every step; leave it at 1"
-        if one.renorm != "global":
-            wrong[f"{name}.renorm"] = "Show-o's guided logits are not renormalised; leave this at its default"
-        if one.timestep_shift != 1 and name != "refine":
-            wrong[f"{name}.timestep_shift"] = "Show-o masks by its own schedule; set it to 1"
-    for name, why in wrong.items():
-        if why:
-            raise ConfigError(f"{name}: {why}")
+    own = {}
+    if config.train.trainable == "generation":
+        same = "Show-o draws and reads with the same weights, there is no generation expert"
+        own["train.trainable"] = f"{same}; set it to all"
+    if config.refine.image_guidance > 1:
+        own["refine.image_guidance"] = "Show-o is guided by texts alone; leave it at 1"
+    for name, one in (("rollout", config.rollout), ("eval", config.eval)):
+        if one.timestep_shift != 1:
+            own[f"{name}.timestep_shift"] = "Show-o masks by its own schedule; set it to 1"
+    refuse_unused(config, "Show-o", NO_SPREAD, guided="logits are", refine=True, own=own)
 
 
 def settle(config: RunConfig) -> RunConfig:

@@ -14,6 +14,7 @@ from torch.nn.functional import linear
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
+from srum.models.queries.language import Context
 from srum.models.showo.checkpoint import Network
 from srum.models.showo.sequence import Row
 
@@ -50,23 +51,6 @@ class Rows:
             visible.to(device),
             lengths.to(device),
         )
-
-
-@dataclass
-class Context:
-    """Keys and values of B rows, ``present`` (B, S) where they are of a token, and the next ``position`` (B,)."""
-
-    cache: DynamicCache
-    present: Tensor
-    position: Tensor
-
-    def select(self, rows: Sequence[int]) -> Context:
-        """A copy with these rows, in this order, with repetition."""
-        index = torch.tensor(rows, device=self.position.device)
-        cache = DynamicCache()
-        for number, layer in enumerate(self.cache.layers):
-            cache.update(layer.keys[index], layer.values[index], number)
-        return Context(cache, self.present[index], self.position[index])
 
 
 def states(network: Network, rows: Rows) -> Tensor:

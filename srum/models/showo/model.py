@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +58,7 @@ from srum.models.showo.magvit import Magvit
 from srum.models.showo.sampler import Masks, Noise, fill
 from srum.models.showo.sequence import BOS, Layout, Row, Span
 from srum.models.texts import Row as Text
-from srum.models.texts import go_on, pick, token_id
+from srum.models.texts import branch_scores, go_on, pick, token_id
 
 NONE = [torch.zeros(0, dtype=torch.long)] * 5
 AT_ONCE = 64  # images per pass of the tower or of MAGVIT-v2
@@ -403,15 +403,9 @@ class Showo:
         branches = [self.ids(text) for text in continuations]
         with computing(self.device, self.precision):
             context, hidden = self.read(contexts)
-            total = logits(self.network, hidden).log_softmax(-1)[:, [ids[0] for ids in branches]]
-            more = [(number, ids) for number, ids in enumerate(branches) if len(ids) > 1]
-            if more:
-                after = branched(self.network, context, [ids[:-1] for _, ids in more])
-                targets = torch.tensor([token for _, ids in more for token in ids[1:]], device=self.device)
-                owner = torch.tensor([number for number, ids in more for _ in ids[1:]], device=self.device)
-                for row, one in zip(total, after, strict=True):  # row by row: a vocabulary is large
-                    each = logits(self.network, one).log_softmax(-1).gather(1, targets[:, None])[:, 0]
-                    row.index_add_(0, owner, each)
+            total = branch_scores(
+                partial(logits, self.network), hidden, branches, partial(branched, self.network, context)
+            )
         return list(total.cpu())
 
     def read(self, contexts: Sequence[Sequence[Segment]]) -> tuple[Context, Tensor]:
