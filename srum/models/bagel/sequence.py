@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from srum.errors import ModelError
 from srum.models.bagel.cache import Cache
 from srum.models.bagel.network import Layout, Sight
 from srum.models.bagel.positions import grid_ids
@@ -130,6 +131,7 @@ def lay_out(
     patch_side: int,
     latent_side: int,
     dims: tuple[int, int],
+    longest: int | None = None,
     cache: Cache | None = None,
     device: torch.device | None = None,
     multiple: int = 1,
@@ -137,6 +139,7 @@ def lay_out(
     """Pack ``samples``, one per row; with ``cache`` row r continues context r and sees all of it.
 
     ``patch_side``, ``latent_side``: sides of the position tables; ``dims``: numbers per patch and per latent token.
+    Raises ModelError for a row of more positions than ``longest``.
     Rows are padded to a ``multiple`` of columns: on a GPU every new shape costs its kernels' choice and memory.
     """
     starts = np.zeros(len(samples), dtype=np.int64) if cache is None else cache.position.cpu().numpy()
@@ -199,6 +202,8 @@ def lay_out(
             column, position = column + n, position + step
             ends[branch] = position
         spans.append(row_spans)
+        if longest is not None and max(ends.values()) > longest:
+            raise ModelError(f"a context of {max(ends.values())} positions: the language model was made for {longest}")
         advance.append(ends[0] - int(starts[row]))
 
     streams = (text, seen, gen)
