@@ -629,7 +629,6 @@ class Bagel:
             dims=(3 * self.config.vit.patch_size**2, self.config.latent_dim),
             begun=begun,
             longest=self.config.llm.max_position_embeddings,
-            cache=cache,
             device=self.device,
         )
 

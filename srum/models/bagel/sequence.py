@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from srum.models.bagel.cache import Kept
 from srum.errors import ModelError
-from srum.models.bagel.cache import Cache
+from srum.models.bagel.cache import Kept
 from srum.models.bagel.network import Layout, Sight
 from srum.models.bagel.positions import grid_ids
 
@@ -202,7 +201,6 @@ def lay_out(
     dims: tuple[int, int],
     begun: Begun | None = None,
     longest: int | None = None,
-    cache: Cache | None = None,
     device: torch.device | None = None,
     multiple: int = 1,
 ) -> Batch:
