@@ -68,7 +68,7 @@ class Made:
     value: Value
 
 
-KEPT = [Made, RandomStep, Transition, Value, Written]
+KEPT: list[Any] = [Made, RandomStep, Transition, Value, Written]
 
 
 def config_of(overrides: Sequence[str], prompts: int, steps: int = 1) -> FlowGrpoConfig:
@@ -203,7 +203,7 @@ def moved(learned: Any, entered: Any, examples: Sequence[Example]) -> dict[str, 
         )
         for name, values, owner in (
             ("images", of_images, pack.image.sample[new.image_segment]),
-            ("plans", of_texts, pack.text.sample[new.text_segment] if len(texts.owner) else texts.owner),
+            ("plans", of_texts, pack.text.sample[new.text_segment]),
         ):
             sums = [torch.zeros(len(some)).index_add(0, owner, value).tolist() for value in values]
             found[name] += zip(*sums, strict=True)
@@ -250,7 +250,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     made = bank(options.out, options.draw, options.prompts)
     if options.outcome:
-        return tell_outcomes(made, options.rule, options.outcome)
+        tell_outcomes(made, options.rule, options.outcome)
+        return
     values = [one.value.value for one in made]
     known, equal = [v for v in values if v is not None], zero_spread(values, owners(made)) / options.prompts
     title = f"{len(made)} images, V {fmean(known):.3f}, {100 * stdev(advantages(made)):.1f} within groups"
