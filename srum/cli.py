@@ -735,6 +735,7 @@ def strokes(
     refinements: Annotated[int, typer.Option(min=0, help="At most so many corrections of a stroke.")] = 1,
     budget: Annotated[int, typer.Option(min=1, help="At most so many images; 1 is the planning pass.")] = 4,
     edit_guidance: Annotated[float, typer.Option(help="Text guidance of later images; <= 1 is off.")] = 1.5,
+    long: Annotated[bool, typer.Option("--long", help="Each stage sees all before it (docs/process.md).")] = False,
     image: Annotated[Path | None, typer.Option(help="Save the first eight as strips, .png, .svg or .pdf.")] = None,
 ) -> None:
     """Draw the evaluation's prompts in strokes: plan, draft, inspect, correct; print what the checker says of each."""
@@ -754,7 +755,12 @@ def strokes(
         drawing, prompts = Sampling(**wanted.eval.sampling()), eval_prompts(wanted)
         changing = replace(drawing, guidance=edit_guidance, guidance_interval=(0.0, 1.0))
         settings = StrokeSettings(
-            drawing=drawing, changing=changing, max_strokes=max_strokes, max_refinements=refinements, budget=budget
+            drawing=drawing,
+            changing=changing,
+            layout="long" if long else "short",
+            max_strokes=max_strokes,
+            max_refinements=refinements,
+            budget=budget,
         )
         claim(out, wanted.model, prompts, settings, wanted.seed)
         model = load_model(wanted, wanted.model)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import re
 import sys
 from functools import cache
@@ -26,6 +27,8 @@ from srum.plugins import find as find_plugin
 from srum.processes import Processes
 
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # glibc's numbers for mallopt
+# What oneDNN, and torch in front of it, keep of every shape of a bfloat16 product: 0.5 MB, of 1,024 shapes by default.
+SHAPES_KEPT = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256", "LRU_CACHE_CAPACITY": "256"}
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # owner/name
 EMBEDDED = {"srum-tiny": Path(__file__).parent / "tiny"}
 # What marks a folder, a file, or one with a ``model_type`` or ``_class_name`` that begins so: the module that loads it.
@@ -225,7 +228,12 @@ def keep_memory() -> None:
 
     Left alone it returns large blocks to the system, which clears every page of the next one: a quarter of the time of
     a layer of width 512, 3 to 15% of a rollout (docs/performance.md). Does nothing where the library is another one.
+
+    What is kept of the shapes of products is bounded, since texts have new ones in every batch: unless the environment
+    says how much, and where no such product was run before.
     """
+    for name, shapes in SHAPES_KEPT.items():
+        os.environ.setdefault(name, shapes)
     if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
         library.mallopt(MMAP_THRESHOLD, 2**30)
         library.mallopt(TRIM_THRESHOLD, 2**31 - 1)

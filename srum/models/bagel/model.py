@@ -425,14 +425,16 @@ class Bagel:
             return self._gone_on(self.empty_context(1), [0] * len(contexts), contexts)
         beginnings, rests = zip(*map(parted, contexts), strict=True)
         if missing := self.remembered.missing(beginnings):
-            self.remembered.keep(self._gone_on(self.empty_context(1), [0] * len(missing), missing), missing)
+            cache, begun, grown = self.remembered.longest(missing)
+            self.remembered.keep(self._gone_on(cache or self.empty_context(1), begun, grown), missing)
         return self._gone_on(*self.remembered.recalled(beginnings), rests)
 
     @contextmanager
     def remembering(self) -> Iterator[None]:
         """Within the block contexts that begin with the same segments share what these cost over several calls, too.
 
-        Of each call beginnings up to the last image are remembered, until one has others.
+        Of each call beginnings up to the last image are remembered, until one has others; where those go on from what
+        is remembered, so do their keys and values.
         """
         self.remembered = Remembered()
         try:
@@ -625,6 +627,7 @@ class Bagel:
             latent_side=self.config.max_latent_size,
             dims=(3 * self.config.vit.patch_size**2, self.config.latent_dim),
             begun=begun,
+            longest=self.config.llm.max_position_embeddings,
             device=self.device,
         )
 

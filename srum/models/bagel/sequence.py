@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from srum.errors import ModelError
 from srum.models.bagel.cache import Kept
 from srum.models.bagel.network import Layout, Sight
 from srum.models.bagel.positions import grid_ids
@@ -199,12 +200,14 @@ def lay_out(
     latent_side: int,
     dims: tuple[int, int],
     begun: Begun | None = None,
+    longest: int | None = None,
     device: torch.device | None = None,
     multiple: int = 1,
 ) -> Batch:
     """Pack ``samples``, one per row; row r goes on from what is ``begun`` of it, and sees all of that.
 
     ``patch_side``, ``latent_side``: sides of the position tables; ``dims``: numbers per patch and per latent token.
+    Raises ModelError for a row of more positions than ``longest``.
     Rows are padded to a ``multiple`` of columns: on a GPU every new shape costs its kernels' choice and memory.
     """
     starts = np.zeros(len(samples), dtype=np.int64) if begun is None else begun.position.cpu().numpy()
@@ -267,6 +270,8 @@ def lay_out(
             column, position = column + n, position + step
             ends[branch] = position
         spans.append(row_spans)
+        if longest is not None and max(ends.values()) > longest:
+            raise ModelError(f"a context of {max(ends.values())} positions: the language model was made for {longest}")
         advance.append(ends[0] - int(starts[row]))
 
     streams = (text, seen, gen)
