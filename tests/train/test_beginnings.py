@@ -18,7 +18,6 @@ from srum.flow import FlowNoise
 from srum.models.bagel import Bagel
 from srum.models.bagel.network import BagelNetwork
 from srum.models.base import FlowForward, Segment
-from srum.processes import Processes
 from srum.train import lora
 from srum.train.weights import Copy, recomputed, trainable_parameters
 
@@ -132,7 +131,7 @@ def test_where_it_cannot_be_the_plain_way_runs(model: Bagel, monkeypatch: pytest
     with trainable_parameters(model, "generation") as trained:
         assert apart()
         with monkeypatch.context() as patch:
-            patch.setattr("srum.models.bagel.model.Processes.here", lambda: Processes(0, 2))
+            patch.setattr("srum.models.bagel.model._shared", lambda network: True)
             assert (apart(), apart(sees=True)) == (False, True)
         with lora.adapted(model, trained, LoraConfig(rank=2)):
             assert apart()

@@ -56,7 +56,6 @@ from srum.models.checkpoints import load_tokenizer
 from srum.models.exploring import Explorer, initial_noise
 from srum.models.precision import Precision, computing
 from srum.models.texts import beginnings_of, token_id
-from srum.processes import Processes
 
 T = TypeVar("T")
 DECODE_BATCH, DECODE_PIXELS = 32, 2**22  # the most images, and pixels of all, per autoencoder call
@@ -492,7 +491,7 @@ class Bagel:
         splits = [[self._split(segment, drawn) for segment in sample] for sample in samples]
         if (left := len(list(drawn))) > 0:
             raise ValueError(f"{left} of {len(corruptions)} corruptions have no noisy segment")
-        if self.network.only_draws() and (sees or Processes.here().count == 1):
+        if self.network.only_draws() and (sees or not _shared(self.network)):
             return self._pack_apart(splits, sees)
         return _seeing(self._lay_out(splits, None), sees)
 
@@ -673,6 +672,13 @@ def _image(segment: Segment) -> Image | Tensor:
     if segment.image is None or isinstance(segment.image, Path):
         raise ValueError(f"a seen segment needs an image, got {segment.image}")
     return segment.image
+
+
+def _shared(network: BagelNetwork) -> bool:
+    """Whether several processes have parts of the weights."""
+    from torch.distributed.tensor import DTensor  # an import of weight, which training alone needs
+
+    return isinstance(next(network.decoder.layers[0].parameters()), DTensor)
 
 
 def _seeing(batch: Batch, sees: bool) -> Batch:

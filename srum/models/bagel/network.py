@@ -204,6 +204,31 @@ def _(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     return q.new_empty(q.shape)
 
 
+class Normed(torch.autograd.Function):
+    """x / rms(x) * weight. With n = x / rms(x), g = dy * weight: dx = (g - n mean(g n)) / rms(x), dw = sum of dy n.
+
+    In bfloat16 on a CPU autograd's own way through the forward pass takes twice as long, for its passes in float32.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)  # one pass, no float32 copy of x
+        scale = (norm.square() / x.shape[-1] + eps).rsqrt()
+        normed = (x * scale).to(x.dtype)
+        ctx.save_for_backward(normed, scale, weight)
+        return normed * weight.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        normed, scale, weight = ctx.saved_tensors
+        product, weights = grad * normed, weight.to(grad.dtype)
+        mean = (product @ weights)[..., None] / grad.shape[-1]
+        dx = (grad * weights).addcmul_(normed, mean, value=-1).mul_(scale)
+        if not ctx.needs_input_grad[1]:
+            return dx, None, None
+        return dx, product.flatten(0, -2).sum(0, dtype=torch.float32).to(weight.dtype), None
+
+
 class RMSNorm(nn.Module):
     """x / rms(x) * weight, the statistics in float32."""
 
@@ -213,9 +238,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)  # one pass, no float32 copy of x
-        scale = (norm.square() / x.shape[-1] + self.eps).rsqrt()
-        return (x * scale).to(x.dtype) * self.weight.to(x.dtype)
+        out: Tensor = Normed.apply(x, self.weight, self.eps)
+        return out
 
 
 class MLP(nn.Module):
