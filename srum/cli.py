@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from srum import cores
 from srum.errors import SrumError
 from srum.stages import SHIPPED, Stage
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from srum.config import RunConfig
+    from srum.processes import Processes
     from srum.run import Run
 
 
@@ -67,6 +69,12 @@ class OneLineErrors(TyperGroup):
         except SrumError as error:
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(2) from None
+
+
+def main() -> None:
+    """The command ``srum``."""
+    cores.command_line()
+    app()
 
 
 app = typer.Typer(
@@ -132,12 +140,11 @@ def _stage_command(stage: Stage) -> Callable[..., None]:
     """The command of a stage. That of the first makes the run where there is none."""
 
     def command(run: RunFolder, round_: Round = 0, config: ConfigFile = None, overrides: Overrides = None) -> None:
-        _check_config(run, config, overrides or [])
+        wanted = _check_config(run, config, overrides or [])
 
         from srum.loop import next_command, perform
-        from srum.processes import connected
 
-        with connected() as processes, _opened(run, config, overrides, new=stage.name in BEGIN) as opened:
+        with _sharing(wanted) as processes, _opened(run, config, overrides, new=stage.name in BEGIN) as opened:
             perform(opened, stage.name, round_)
             if processes.rank == 0:
                 typer.echo(f"next: {next_command(opened, stage.name, round_)}")
@@ -160,12 +167,13 @@ def eval_(
 
     After the last round this writes summary.json and the report; with --round, the folder eval/ of that round.
     """
+    wanted = _check_config(run, config, overrides or [])
+
     from srum import loop
-    from srum.processes import connected
     from srum.rollout import own_prompts
     from srum.run_dir import RunError
 
-    with connected() as processes, _opened(run, config, overrides) as opened:
+    with _sharing(wanted) as processes, _opened(run, config, overrides) as opened:
         if not (opened.config.eval.count or (round_ is None and own_prompts(opened.config))):
             raise RunError(f"{run} has no evaluation: eval.count is 0")
         if round_ is None:
@@ -438,12 +446,11 @@ def run_(
     """Run all rounds, compare the method with the base model and others; end in a table and a report."""
     named = {"ground.grounder": grounder, "method": method}
     flags = [f"{name}={value}" for name, value in named.items() if value is not None]
-    _check_config(out, config, [*(overrides or []), *flags])
+    checked = _check_config(out, config, [*(overrides or []), *flags])
 
     from srum.loop import run_loop
-    from srum.processes import connected
 
-    with connected() as processes:
+    with _sharing(checked) as processes:
         wanted = processes.once(lambda: _config(out, config, [*(overrides or []), *flags]))
         run_loop(wanted, out, resume, command=shlex.join(["srum", *sys.argv[1:]]), foretell=True)
         if processes.rank == 0:
@@ -905,10 +912,20 @@ def _config(folder: Path, config: Path | None, overrides: list[str]) -> RunConfi
     return load_config(config, overrides)
 
 
-def _check_config(folder: Path, config: Path | None, overrides: list[str]) -> None:
-    """Raise ConfigError now, before the imports of weight; in process 0, which alone reads files."""
-    if int(os.environ.get("RANK", "0")) == 0:
-        _config(folder, config, overrides)
+def _check_config(folder: Path, config: Path | None, overrides: list[str]) -> RunConfig | None:
+    """The config, or ConfigError now, before the imports of weight; of process 0, which alone reads files."""
+    return _config(folder, config, overrides) if int(os.environ.get("RANK", "0")) == 0 else None
+
+
+@contextmanager
+def _sharing(config: RunConfig | None) -> Iterator[Processes]:
+    """The processes of this launch: on a CPU, where none were started with this one, as many as pay (``srum.plan``)."""
+    from srum.plan import sharing
+    from srum.processes import connected
+
+    count = 1 if config is None or "WORLD_SIZE" in os.environ else sharing(config)
+    with connected(count) as processes:
+        yield processes
 
 
 def _save_figure(figure: Figure, path: Path) -> None:

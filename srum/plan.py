@@ -27,12 +27,13 @@ import torch
 from rich.table import Table
 
 from srum.config import RunConfig, changed
+from srum.cores import can_be_started_again, quota
 from srum.disk import GIGABYTE, free
 from srum.doctor import Machine, asked
 from srum.errors import SrumError
 from srum.evaluation.comparison import EVAL, evaluate_arm
 from srum.evaluation.compute import BACKWARD, passes_of
-from srum.models import find
+from srum.models import find, find_device
 from srum.models.needs import BFLOAT, FLOAT, Need, Recipe
 from srum.plugins import resolve
 from srum.progress import Timed, in_words, part, timing
@@ -40,7 +41,7 @@ from srum.records import Judgement
 from srum.report import write_report
 from srum.rollout import choose_prompts, own_prompts, round_prompts
 from srum.run import BASE, Arm, Run, console
-from srum.run_dir import claim_run, read_records
+from srum.run_dir import RunError, claim_run, read_records
 from srum.stages import IMAGES, JUDGE, ROLLOUT, TRAIN
 
 FEW = 4  # candidates of the first miniature, at least
@@ -324,6 +325,57 @@ def _recipe(arm: Arm) -> Recipe:
         averages=2 if train.memory.optimizer == "int8" else 2 * FLOAT,
         compares=arm.method.objective(arm.config).old_decay is not None,
     )
+
+
+# --- what shares the cores
+
+LIGHT = ("classical", "grid", "native")  # grounders that load no model
+SPARE = 10**9  # bytes of a process beside what the architecture says: libraries, records
+
+
+def sharing(config: RunConfig) -> int:
+    """How many processes the command starts for the cores of this machine, itself among them (``processes``).
+
+    By itself as many as there are cores, full batches in a stage, and memory for; one where the memory cannot be told
+    because something is loaded that is no part of the model, where a server does the work, and where training draws its
+    images, which every process would. Raises RunError for several on a GPU, which torchrun starts.
+    """
+    if not can_be_started_again():
+        return 1
+    on_cpu = find_device(config.device).type == "cpu"
+    if config.processes != "auto":
+        if config.processes > 1 and not on_cpu:
+            raise RunError("processes: they share the cores of a CPU; several GPUs are used by torchrun")
+        return config.processes
+    if not on_cpu or not _is_known(config):
+        return 1
+    drawn = -(-config.prompt_count * config.candidates_per_prompt // config.rollout.batch_size)
+    tested = -(-config.eval.count // config.eval.batch_size)
+    return max(1, min(int(min(torch.get_num_threads(), quota())), max(drawn, tested), _fitting(config)))
+
+
+def _is_known(config: RunConfig) -> bool:
+    """Whether what a run loads and does is the model's and ours alone."""
+    judge = config.judge
+    try:
+        arms = Run(Path(), config).arms.values()
+    except ValueError:  # a contradiction, which is said where the run begins
+        return False
+    return (
+        not (judge.server.url or config.rollout.server.url or judge.reward)
+        and judge.by == "self"
+        and judge.model in ("self", "start")
+        and config.ground.grounder in LIGHT
+        and not any(":" in name for name in (config.method, *config.compare))
+        and not any(arm.method.drawn(arm.config) for arm in arms)
+    )
+
+
+def _fitting(config: RunConfig) -> int:
+    """How many processes find the memory of their largest stage."""
+    sizes = {"rollout": config.rollout.batch_size, "judging": config.judge.batch_size}
+    needs = [need.once + need.per_image * sizes.get(stage, 1) for stage, need in _needs(config).items()]
+    return Machine.here("cpu").memory // (SPARE + max(needs)) if needs else 1
 
 
 # --- what is measured
