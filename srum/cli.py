@@ -84,6 +84,7 @@ app = typer.Typer(
     help="Self-rewarding post-training for unified multimodal models, region by region.",
 )
 
+AT_ONCE = ("rasterize", "pair")  # stages that are done before another process would have begun
 BEGIN = ("rollout", "images")  # stages that make the run where there is none
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")]
 Round = Annotated[int, typer.Option("--round", min=0, help="Round, from 0.")]
@@ -144,7 +145,10 @@ def _stage_command(stage: Stage) -> Callable[..., None]:
 
         from srum.loop import next_command, perform
 
-        with _sharing(wanted) as processes, _opened(run, config, overrides, new=stage.name in BEGIN) as opened:
+        with (
+            _sharing(None if stage.name in AT_ONCE else wanted) as processes,
+            _opened(run, config, overrides, new=stage.name in BEGIN) as opened,
+        ):
             perform(opened, stage.name, round_)
             if processes.rank == 0:
                 typer.echo(f"next: {next_command(opened, stage.name, round_)}")
@@ -476,7 +480,11 @@ def plan(
     from srum.loop import check_inputs, show_plan
     from srum.plan import foresee
 
-    show_plan(foresee(check_inputs(wanted), out, always=True))
+    with _sharing(wanted) as processes:
+        settled = processes.once(lambda: check_inputs(wanted))
+        foretold = foresee(settled, out, always=True)
+        if processes.rank == 0:
+            show_plan(foretold)
 
 
 @app.command("config")
@@ -582,11 +590,10 @@ def sweep(
     wanted = load_config(config, overrides or [])
 
     from srum.loop import console
-    from srum.processes import connected
     from srum.sweep import sweep as sweep_runs
     from srum.sweep import sweep_table
 
-    with connected() as processes:
+    with _sharing(wanted) as processes:
         numbers = range(wanted.seed, wanted.seed + seeds)
         rows = sweep_runs(wanted, vary or [], numbers, out, shlex.join(["srum", *sys.argv[1:]]))
         if processes.rank == 0:
@@ -633,7 +640,6 @@ def refine(
     """
     from srum.config import CONFIG, changed, load_config
     from srum.loop import console
-    from srum.processes import connected
     from srum.run import Run, newest_weights
     from srum.run_dir import RunError, alone_in
 
@@ -646,7 +652,7 @@ def refine(
     from srum.show import rows_table
     from srum.train.refining import items_of, refine_run, refinement_rows
 
-    with connected() as processes, alone_in(run):
+    with _sharing(wanted) as processes, alone_in(run):
         opened = Run(run, load_config(run / CONFIG))
         place = run / "eval" / arm if arm is not None else opened.round(round_ or 0)
         made = refine_run(opened, place, model or newest_weights(opened), wanted)
@@ -666,7 +672,6 @@ def reconstruct(
 ) -> None:
     """Have a model draw the images that it sees (RecA): pictures before and after, and how many scenes are the same."""
     from srum.config import CONFIG, changed, load_config
-    from srum.processes import connected
 
     run = Path(source) if (Path(source) / CONFIG).exists() else None
     wanted = load_config(config or (run and run / CONFIG), () if run else [f"images.source={source}"])
@@ -674,7 +679,7 @@ def reconstruct(
 
     from srum.train.reconstructing import reconstruct_images
 
-    with connected() as processes:
+    with _sharing(wanted) as processes:
         line = reconstruct_images(wanted, out, run, model)
         if processes.rank == 0:
             typer.echo(line)
@@ -707,10 +712,9 @@ def chain(
     from srum.loop import console, eval_prompts
     from srum.models.base import Decoding, Sampling
     from srum.plots import strips_figure
-    from srum.processes import connected
     from srum.run import load_model
 
-    with connected() as processes:
+    with _sharing(_check_config(out, config, overrides or [])) as processes:
         wanted = processes.once(lambda: _config(out, config, overrides or []))
         drawing, prompts = Sampling(**wanted.eval.sampling()), eval_prompts(wanted)
         settings = ChainSettings(
@@ -752,11 +756,10 @@ def strokes(
     from srum.loop import console, eval_prompts
     from srum.models.base import Sampling
     from srum.plots import strips_figure
-    from srum.processes import connected
     from srum.run import load_model
     from srum.strokes import StrokeSettings
 
-    with connected() as processes:
+    with _sharing(_check_config(out, config, overrides or [])) as processes:
         wanted = processes.once(lambda: _config(out, config, overrides or []))
         drawing, prompts = Sampling(**wanted.eval.sampling()), eval_prompts(wanted)
         changing = replace(drawing, guidance=edit_guidance, guidance_interval=(0.0, 1.0))
@@ -919,7 +922,8 @@ def _check_config(folder: Path, config: Path | None, overrides: list[str]) -> Ru
 
 @contextmanager
 def _sharing(config: RunConfig | None) -> Iterator[Processes]:
-    """The processes of this launch: on a CPU, where none were started with this one, as many as pay (``srum.plan``)."""
+    """The processes of this launch: on a CPU, where none were started with this one, as many as pay for this config
+    (``srum.plan``)."""
     from srum.plan import sharing
     from srum.processes import connected
 

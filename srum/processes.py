@@ -92,6 +92,17 @@ _here = Processes()
 
 
 @contextmanager
+def alone() -> Iterator[None]:
+    """Within the block this process works as if there were no others."""
+    global _here
+    among, _here = _here, Processes()
+    try:
+        yield
+    finally:
+        _here = among
+
+
+@contextmanager
 def connected(count: int = 1) -> Iterator[Processes]:
     """The processes that ``torchrun`` started, on the GPU of each where there is one; without it, ``count`` that share
     the cores of this machine, or this one alone.
