@@ -213,6 +213,12 @@ def work(folder: Path) -> None:
     load_parts(folder / f"parts-{Processes.here().rank}.json")
     for name in CONFIGS:
         run(folder / name, name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("srum.processes._here", replace(Processes.here(), whole=True))
+        for name in CONFIGS:
+            run(folder / f"whole {name}", name)
+        with interrupted(at=3):
+            run(folder / "whole to one", "generation")
     run(folder / "bfloat16", "bfloat16", **BFLOAT16)
     for part in ("again", "to one"):
         with interrupted(at=3):
