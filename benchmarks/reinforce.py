@@ -8,6 +8,7 @@ An arm of a seed is a training from ``srum-tiny`` with as many images drawn as e
     base         the weights that enter       flow_grpo   Flow-GRPO: images alone, the generation expert
     reason       plans and images, all weights: R3's first stage alone
     r3           images, then replies about them and refined images, all weights, in turn: one refinement
+    flow_grpo_forward, r3_forward  the same, images learned by the forward process: draws of 64, each learned 10 times
     flow_region  flow_grpo, each advantage spread by blame      region_nft  region-NFT on a round of candidates
     best_of      no training: of two images of the base model the one that its judge prefers, beside what refining once
                  gives at no more passes
@@ -16,7 +17,8 @@ Then all draw the same prompts, bare and after a plan, and say once what must ch
 ``passes`` of the network for a refined image, of text guidance two a step.
 ``fixed``: their judgements of the base model's bare images (ITA), ``answers``: to questions about these (VQA); ``own``
 and ``own_answers`` of the bare images that they draw themselves. Percent, 95%, by the exact checker, bootstrap crossed
-over seeds and prompts; counts over all seeds. What is finished is kept in ``OUT/seed-K/ARM/outcome.json``.
+over seeds and prompts; counts over all seeds. What is finished is kept in ``OUT/seed-K/ARM/outcome.json``. With
+``--bare N`` N held-out prompts are drawn once more, bare (``bare-N.json`` beside it).
 """
 
 from __future__ import annotations
@@ -65,10 +67,14 @@ SMALL = (
 # a weight of the KL near that of an advantage: at 0.001 noise moves the velocity away within a few steps
 POLICY = ("train.lr=1e-4", "train.warmup_steps=2", "train.checkpoint_every=4", "random_steps=3", "kl=1")
 IMAGES = (*POLICY, "train.trainable=generation")
+FORWARD_BATCH, VISITS = 64, 10  # images drawn at a time where they are learned by the forward process, and how often
+FORWARD = ("images_by=forward", f"updates={VISITS}", f"train.batch_size={FORWARD_BATCH}", "train.checkpoint_every=20")
 ARMS: dict[str, Sequence[str]] = {
     BASE: ("method=flow_grpo",),
     "flow_grpo": ("method=flow_grpo", *IMAGES),
     "r3": ("method=r3", *POLICY),
+    "flow_grpo_forward": ("method=flow_grpo", *IMAGES, *FORWARD),
+    "r3_forward": ("method=r3", *POLICY, *FORWARD),
     "reason": ("method=flow_grpo", *POLICY, "rollout.plan=true"),
     "flow_region": ("method=flow_grpo", *IMAGES, "credit=region"),
     "region_nft": ("method=region_nft", "train.steps=60"),
@@ -156,6 +162,17 @@ def chosen(base: Outcome, config: RunConfig) -> Outcome:
     return replace(base, refined=best, said={mode: ["again"] * len(prompts) for mode in MODES}, value=[])
 
 
+def bare(folder: Path, arm: str, config: RunConfig, count: int) -> list[bool]:
+    """Which of so many prompts are right, bare and drawn once by the arm trained in ``folder``; drawn or read."""
+    path = folder / arm / f"bare-{count}.json"
+    if not path.exists():
+        model = load_model(config, Run(folder / arm, config).newest(int(arm != BASE)))
+        prompts = choose_prompts(config.eval.prompts, count, seed=0)
+        made = all_drawn(model, prompts, config.eval.model_copy(update={"plan": False}), config.seed)
+        write_json(path, [right(prompt, one.image) for prompt, one in zip(prompts, made, strict=True)])
+    return list(json.loads(path.read_text()))
+
+
 def all_drawn(model: TrainableModel, prompts: Sequence[Prompt], wanted: EvalConfig, seed: int) -> list[Generated]:
     """An image of each prompt, by batches."""
     starts = range(0, len(prompts), wanted.batch_size)
@@ -180,22 +197,31 @@ def values_of(run: Run) -> list[float]:
 
 
 def measure(
-    folder: Path, seeds: Sequence[int], arms: Sequence[str], steps: int, overrides: Sequence[str]
+    folder: Path, seeds: Sequence[int], arms: Sequence[str], steps: int, overrides: Sequence[str], more: int = 0
 ) -> dict[str, list[Outcome]]:
     """The outcomes seed by seed; what is finished is read. The tables of what there is after each seed."""
-    counts = f"prompt_count={steps * BATCH // GROUP}", f"train.steps={steps}"
-    rows: dict[str, list[Outcome]] = {}
+    rows, drawn_once = dict[str, list[Outcome]](), dict[str, list[list[bool]]]()
     for seed in seeds:
+        ours = folder / f"seed-{seed}"
         for arm in arms:
-            path = folder / f"seed-{seed}" / arm / "outcome.json"
+            path = ours / arm / "outcome.json"
+            config = load_config(None, [*SMALL, *counts(arm, steps), *ARMS[arm], *overrides, f"seed={seed}"])
             if not path.exists():
-                config = load_config(None, [*SMALL, *counts, *ARMS[arm], *overrides, f"seed={seed}"])
-                ours = folder / f"seed-{seed}"
                 outcome = chosen(rows[BASE][-1], config) if arm == BEST else measured(ours, arm, config)
                 write_json(path, vars(outcome))
             rows.setdefault(arm, []).append(Outcome(**json.loads(path.read_text())))
+            if more and arm != BEST:
+                drawn_once.setdefault(arm, []).append(bare(ours, arm, config, more))
         console.print(drawing_table(rows), understanding_table(rows))
+        if more:
+            console.print(bare_table(drawn_once))
     return rows
+
+
+def counts(arm: str, steps: int) -> tuple[str, str]:
+    """Prompts and updates of an arm that draws ``steps`` times BATCH images."""
+    updates = steps * BATCH // FORWARD_BATCH * VISITS if FORWARD[0] in ARMS[arm] else steps
+    return f"prompt_count={steps * BATCH // GROUP}", f"train.steps={updates}"
 
 
 def drawing_table(rows: Mapping[str, Sequence[Outcome]]) -> Table:
@@ -227,6 +253,16 @@ def drawing_table(rows: Mapping[str, Sequence[Outcome]]) -> Table:
             more = np.mean([[said in ("edit", "again") for said in o.said[mode]] for o in outcomes])
             passes = f"{(1 + more) * passes_of(EvalConfig()):.0f}"
             table.add_row(arm, mode, *cells, *map(str, counts), passes, str(len(outcomes)))
+    return table
+
+
+def bare_table(rows: Mapping[str, Sequence[Sequence[bool]]]) -> Table:
+    """Of every arm what is right of more prompts, bare and drawn once, against the base."""
+    table = Table("arm", "bare, once, %", "- base", "prompts", "seeds")
+    for arm, verdicts in rows.items():
+        ours, theirs = np.array(verdicts), np.array(rows[BASE][: len(verdicts)])
+        cells = estimate_cell(crossed(ours)), estimate_cell(difference(ours, theirs), "+")
+        table.add_row(arm, *cells, str(ours.shape[1]), str(len(ours)))
     return table
 
 
@@ -266,11 +302,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--steps", type=int, default=12, help=f"of a policy, each of {BATCH} images")
+    parser.add_argument("--bare", type=int, default=0, help="of so many prompts drawn once besides")
     parser.add_argument("--out", type=Path, default=Path("runs/reinforce"))
     parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", dest="overrides")
     options = parser.parse_args(arguments)
     arms = list(dict.fromkeys([BASE, *options.arms]))
-    rows = measure(options.out, options.seeds, arms, options.steps, options.overrides)
+    rows = measure(options.out, options.seeds, arms, options.steps, options.overrides, options.bare)
     write_json(options.out / "reinforce.json", {arm: [vars(one) for one in own] for arm, own in rows.items()})
 
 

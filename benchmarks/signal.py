@@ -177,7 +177,7 @@ def learn(made: Sequence[Made], overrides: Sequence[str], prompts: int) -> tuple
         names = list(stack.enter_context(trainable_parameters(model, config.train.trainable)))
         if config.train.lora.rank:
             names = stack.enter_context(lora.adapted(model, names, config.train.lora))
-        feed = OnlineFeed(model, player, config.train, Processes(), config.updates)
+        feed = OnlineFeed(model, player, config.train, config.seed, Processes(), config.updates)
         trainer = Trainer(model, feed, FlowGrpo().objective(config), config.train, 0, names)
         for number in range(config.train.steps):
             trainer.step(number)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-def sample_advantages(scores: Sequence[float], groups: Sequence[str], offset: float = 0.0) -> list[float]:
+def sample_advantages(scores: Sequence[float], groups: Sequence[int | str], offset: float = 0.0) -> list[float]:
     """Advantage of each candidate among those of its group: N scores -> N float32 numbers in [-1, 1].
 
         A_i = clip((s_i - mean of the group's scores) / (2 std of all scores) + offset, -1, 1)
@@ -17,6 +17,8 @@ def sample_advantages(scores: Sequence[float], groups: Sequence[str], offset: fl
     batch, so a group whose candidates hardly differ is not blown up. Scores that are all equal differ from nothing:
     offset alone.
     """
+    if not scores:
+        return []
     all_scores = torch.tensor(scores, dtype=torch.float64)
     numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
     index = torch.tensor([numbers[group] for group in groups])

@@ -51,14 +51,16 @@ class Objective:
     """The ``terms`` of a method with its ``settings``.
 
     ``old_decay``: where it compares with old weights, how these follow the trained ones after each step; at 1 they are
-    those that entered. None: it does not compare. ``figures``: what is written down beside the terms, per token.
-    ``stop``: why training ends after these rows of metrics; empty where it goes on.
+    those that entered. None: it does not compare. ``old_every``: before each of so many steps, from the first on, the
+    old weights are taken anew, as they are at that moment; 0: never. ``figures``: what is written down beside the
+    terms, per token. ``stop``: why training ends after these rows of metrics; empty where it goes on.
     """
 
     name: str
     terms: Callable[[Tokens], Terms]
     settings: Mapping[str, Any]
     old_decay: float | None = None
+    old_every: int = 0
     figures: Callable[[Tokens], Terms] | None = None
     stop: Callable[[Sequence[Mapping[str, Any]]], str] | None = None
 

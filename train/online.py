@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -18,9 +18,9 @@ from srum.config import TrainConfig
 from srum.models.base import Generated, Segment, UnifiedModel, Written
 from srum.processes import Processes
 from srum.records import Prompt
-from srum.train.examples import Example, Sampled
+from srum.train.examples import Example, Sampled, generator_for
 from srum.train.feed import Step, own_packs, packed_step
-from srum.train.packs import Sample
+from srum.train.packs import UNSAMPLED, Sample, draw
 
 
 @dataclass(frozen=True)
@@ -61,18 +61,25 @@ class OnlineSource:
 
     def feed(self, model: UnifiedModel, config: TrainConfig, seed: int, processes: Processes) -> OnlineFeed:
         """The steps."""
-        return OnlineFeed(model, self.make(model), config, processes, self.updates)
+        return OnlineFeed(model, self.make(model), config, seed, processes, self.updates)
 
 
 class OnlineFeed:
-    """Plays a step and packs what it has drawn, as it was drawn: nothing is dropped, nothing is noised."""
+    """Plays a step and packs what it has drawn: what has a log-probability as it was drawn, other images noised by
+    ``seed``, the step and their id, so that each update sees other noise."""
 
     draws = True
 
     def __init__(
-        self, model: UnifiedModel, player: Player, config: TrainConfig, processes: Processes, updates: int
+        self,
+        model: UnifiedModel,
+        player: Player,
+        config: TrainConfig,
+        seed: int,
+        processes: Processes,
+        updates: int,
     ) -> None:
-        self.model, self.player, self.config = model, player, config
+        self.model, self.player, self.config, self.seed = model, player, config, seed
         self.processes, self.updates = processes, updates
         self._played: tuple[int, Played] | None = None
 
@@ -82,11 +89,16 @@ class OnlineFeed:
         if self._played is None or self._played[0] != rollout:
             self._played = rollout, self.player.play(rollout)
         played = self._played[1]
-        samples = [Sample(example, example.segments, []) for example in played.examples]
-        lengths = [self.model.length(sample.segments) for sample in samples]
+        lengths = [self.model.length(example.segments) for example in played.examples]
         packs = own_packs(lengths, self.config.memory.pack_tokens, self.processes)
-        own = [([samples[place] for place in members], counted) for members, counted in packs]
+        own = [
+            ([self.draw(number, played.examples[place]) for place in members], counted) for members, counted in packs
+        ]
         return packed_step(self.model, own, played.examples, self.processes, played.facts)
+
+    def draw(self, number: int, example: Example) -> Sample:
+        """With its dropout, timesteps and noise of update ``number``."""
+        return draw(self.model, example, self.config, generator_for(self.seed, number, example.id))
 
     def compared(self) -> Mapping[str, Iterator[Step]]:
         """Nothing."""
@@ -133,8 +145,16 @@ def learned_steps(model: UnifiedModel, made: Generated, credit: Tensor) -> Learn
     return Learned(segments, [credit] * len(segments), sampled)
 
 
+def learned_noised(made: Generated, credit: Tensor) -> Learned:
+    """The image itself, to be noised, with its ``credit``: A in [-1, 1], (1,) or one per cell (h, w)."""
+    return Learned([Segment("noisy", latent=made.latent, loss=True)], [credit], [UNSAMPLED])
+
+
 def example_of(name: str, context: Sequence[Segment], *learned: Learned) -> Example:
-    """An example of a context and what was drawn after it, in order."""
+    """An example of a context and what was drawn after it, in order. A context after which something has a
+    log-probability is never dropped: it was drawn after all of it."""
+    if any(bool(how.precision.any()) for one in learned for how in one.sampled):
+        context = [replace(segment, droppable=False) for segment in context]
     return Example(
         id=name,
         segments=[*context, *(segment for one in learned for segment in one.segments)],

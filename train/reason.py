@@ -10,14 +10,33 @@ import torch
 from torch import Tensor
 
 from srum.chains import asked, planned
-from srum.models.base import Decoding, Exploration, Generated, Sampling, Segment, UnifiedModel, Written, require
+from srum.models.base import (
+    Ability,
+    Decoding,
+    Exploration,
+    Generated,
+    Sampling,
+    Segment,
+    UnifiedModel,
+    Written,
+    require,
+)
 from srum.records import Prompt
 from srum.rollout import round_prompts
 from srum.run import Run
 from srum.seeding import seed_for
-from srum.train.advantages import spread_by_blame
+from srum.train.advantages import sample_advantages, spread_by_blame
 from srum.train.examples import Example, draw_order, generator_for
-from srum.train.online import OnlineSource, Played, Player, example_of, learned_steps, learned_text
+from srum.train.online import (
+    Learned,
+    OnlineSource,
+    Played,
+    Player,
+    example_of,
+    learned_noised,
+    learned_steps,
+    learned_text,
+)
 from srum.train.policy import group_advantages, zero_spread
 from srum.train.reinforced import PolicyConfig
 from srum.train.rewards import Reward, Value, reward_of
@@ -31,7 +50,8 @@ def source_of(run: Run, k: int, config: PolicyConfig, player: Callable[..., Play
     prompts = round_prompts(run.config, k)
 
     def make(model: UnifiedModel) -> Player:
-        require(model, {"explore"} | ({"plan"} if config.rollout.plan else set()), f"the method {config.method}")
+        needs = {"explore"} if config.images_by == "steps" else set[Ability]()
+        require(model, needs | ({"plan"} if config.rollout.plan else set()), f"the method {config.method}")
         reward = reward_of(config.value, run, k, config)
         second = None if config.second == "none" else reward_of(config.second, run, k, config)
         return player(model, reward, prompts, config, run.seed(k, "online"), second)
@@ -52,8 +72,9 @@ class Drawn:
 class Groups:
     """Draws the groups of a policy's steps: ``candidates_per_prompt`` texts or images after one state, side by side.
 
-    What a group shares: the noise that its images begin with, and which of their steps are random. Everything has a
-    seed of ``seed``, the step, the purpose and its place.
+    What a group shares: the noise that its images begin with, and which of their steps are random; with
+    ``images_by: forward`` neither, or its images were all the same. Everything has a seed of ``seed``, the step, the
+    purpose and its place.
     """
 
     def __init__(self, model: UnifiedModel, config: PolicyConfig, seed: int) -> None:
@@ -81,11 +102,17 @@ class Groups:
         span: tuple[float, float],
         places: Sequence[int] | None = None,
     ) -> list[Generated]:
-        """An image after each context, with random steps of ``level`` in the ``span`` of its steps, as fractions.
+        """An image after each context, with random steps of ``level`` in the ``span`` of its steps, as fractions; with
+        ``images_by: forward`` without.
 
         ``places`` of the contexts in their groups, where there is not one for each.
         """
         places = range(len(contexts)) if places is None else places
+        if self.config.images_by == "forward":
+            own = self.seeds(number, purpose, max(places) + 1)
+            seeds = [own[place] for place in places]
+            batches = self.batches(len(contexts))
+            return [made for some in batches for made in self.model.draw(contexts[some], sampling, seeds[some])]
         noise, of_steps = (self.seeds(number, name, max(places) + 1) for name in (purpose, f"{purpose} steps"))
         first = [place - place % self.size if self.config.same_noise else place for place in places]
         made = list[Generated]()
@@ -166,7 +193,7 @@ class Reason:
         values = [value.value for value in drawn.values]
         formed = [plan is None or (plan.ended and bool(plan.text.strip())) for plan in drawn.plans]
         worth = [None if v is None else f * (v + config.format_weight) for v, f in zip(values, formed, strict=True)]
-        of_images = group_advantages(values, owners, config.advantage)
+        of_images = image_advantages(values, owners, config)
         of_texts = group_advantages(worth, owners, config.advantage)
         examples = [
             self.example(f"{number}-{place}", drawn, place, of_images[place], of_texts[place])
@@ -197,11 +224,30 @@ class Reason:
     def example(self, name: str, drawn: Drawn, place: int, of_image: float, of_text: float) -> Example:
         """One plan and image, with their advantages."""
         prompt, plan = drawn.prompts[place].text, drawn.plans[place]
-        steps = learned_steps(self.model, drawn.images[place], cells(of_image, drawn.values[place], self.config))
+        image = self.learned_image(drawn.images[place], drawn.values[place], of_image)
         if plan is None or not self.config.learns_text:
-            return example_of(name, planned(self.model, prompt, plan), steps)
+            return example_of(name, planned(self.model, prompt, plan), image)
         text = learned_text(plan, of_text, Segment("text", ids=plan.ids, loss=True))
-        return example_of(name, asked(self.model, prompt), text, steps)
+        return example_of(name, asked(self.model, prompt), text, image)
+
+    def learned_image(self, made: Generated, value: Value, advantage: float) -> Learned:
+        """What is learned of an image, as the config has it."""
+        credit = cells(advantage, value, self.config)
+        return (
+            learned_steps(self.model, made, credit)
+            if self.config.images_by == "steps"
+            else learned_noised(made, credit)
+        )
+
+
+def image_advantages(rewards: Sequence[float | None], owners: Sequence[int], config: PolicyConfig) -> list[float]:
+    """Of images in groups, as they are learned from: ``group_advantages``, or with ``images_by: forward`` those of
+    region-NFT in [-1, 1]; 0 where there is no reward."""
+    if config.images_by == "steps":
+        return group_advantages(rewards, owners, config.advantage)
+    known = {place: reward for place, reward in enumerate(rewards) if reward is not None}
+    scaled = sample_advantages(list(known.values()), [owners[place] for place in known])
+    return [dict(zip(known, scaled, strict=True)).get(place, 0.0) for place in range(len(rewards))]
 
 
 def cells(advantage: float, value: Value, config: PolicyConfig) -> Tensor:

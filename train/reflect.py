@@ -25,9 +25,9 @@ from srum.models.base import Decoding, Generated, Sampling, Segment, UnifiedMode
 from srum.records import Prompt
 from srum.train.examples import Example, generator_for
 from srum.train.methods.r3 import R3Config
-from srum.train.online import Played, example_of, learned_steps, learned_text
+from srum.train.online import Played, example_of, learned_text
 from srum.train.policy import group_advantages, stage_rewards, state_probabilities
-from srum.train.reason import Drawn, Reason, cells, figures, mean, spread
+from srum.train.reason import Drawn, Reason, figures, image_advantages, mean, spread
 from srum.train.rewards import Reward, Value
 
 
@@ -118,10 +118,8 @@ class Refine(Reason):
             examples.append(example_of(f"{name}-reply", refined.contexts[place], text))
         if place in refined.images:
             context = to_change(refined.states[place].made, refined.replies[place].instruction or "")
-            credit = cells(of_image, refined.values[place], self.config)
-            examples.append(
-                example_of(f"{name}-image", context, learned_steps(self.model, refined.images[place], credit))
-            )
+            image = self.learned_image(refined.images[place], refined.values[place], of_image)
+            examples.append(example_of(f"{name}-image", context, image))
         return examples
 
 
@@ -171,7 +169,8 @@ class Tree(Refine):
             )
             of_texts.append(worth[1] if worth else None)
             of_images.append(worth[0] if worth and place in refined.images else None)
-        texts, images = (group_advantages(r, owners, config.advantage) for r in (of_texts, of_images))
+        texts = group_advantages(of_texts, owners, config.advantage)
+        images = image_advantages(of_images, owners, config)
         examples = [
             example
             for place in range(count)
@@ -201,11 +200,11 @@ class Trajectories(Refine):
             places = {i: place for place, i in enumerate(turns[-1][0])}
             states = {i: replace(states[i], made=refined.images[places[i]], value=last[i] or 0.0) for i in open_}
         owners = [place // self.groups.size for place in range(len(last))]
-        advantages = group_advantages(last, owners, config.advantage)
-        examples = [self.example(f"{number}-{i}", drawn, i, a, a) for i, a in enumerate(advantages)]
+        texts, images = group_advantages(last, owners, config.advantage), image_advantages(last, owners, config)
+        examples = [self.example(f"{number}-{i}", drawn, i, images[i], texts[i]) for i in range(len(last))]
         for turn, (places_, refined) in enumerate(turns):
             for place, i in enumerate(places_):
-                examples += self.learned(f"{number}-{i}-{turn}", refined, place, advantages[i], advantages[i])
+                examples += self.learned(f"{number}-{i}-{turn}", refined, place, texts[i], images[i])
         facts = chain_figures(turns[-1][1]) if turns else {}
         facts |= figures([Value(value) for value in last], owners) | self.looked_again(number, drawn)
         return Played(examples, facts)

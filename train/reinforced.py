@@ -5,6 +5,11 @@
     loss      max(-A rho, -A clip(rho)) + kl KL(new || entered)      rho = p / p when drawn
 
 An image's step has one ratio, a text one per token. KL of a step is w |v - v_entered|^2, exact; of a text k3.
+
+With ``images_by: forward`` an image is learned as region-NFT learns a candidate, noised anew at every update, without a
+log-probability and so without random steps: A change + beta drift (``train.methods.region_nft``; DiffusionNFT). v_old
+are the weights that drew the image, taken anew at every draw: exact, where DiffusionNFT draws with a v_old that follows
+slowly. Texts are learned as ever, and held to the same weights.
 """
 
 from __future__ import annotations
@@ -50,6 +55,8 @@ class PolicyConfig(RunConfig):
     candidates_per_prompt: Count = 8
     rollout: PolicyRollout = PolicyRollout()
     train: PolicyTrain = PolicyTrain()
+    images_by: Literal["steps", "forward"] = "steps"  # what teaches of an image: its random steps, by log-probability;
+    # or the image itself, noised anew at every update
     value: Literal["judge", "questions"] = "judge"  # who says what an image is worth
     hard: bool = False  # of questions: the likelier answer, right or wrong, not its probability
     second: Opinion | Literal["none"] = "none"  # another opinion of the same images, watched and never a reward;
@@ -59,20 +66,23 @@ class PolicyConfig(RunConfig):
     right_at: Fraction = 0.9  # V from which an image counts as right, and as 1
     noise_rule: Rule = "flow"  # of a random step (srum.flow.transition)
     noise_level: Positive = 0.7  # of a random step, as its rule scales it
-    random_steps: Count = 1  # of an image, the same for its group
+    random_steps: Count = 1  # of an image, the same for its group; with images_by=forward none
     random_range: tuple[Fraction, Fraction] = (0.0, 0.5)  # among which of its steps they are: the first half
-    same_noise: bool = True  # the images of a group begin with the same
+    same_noise: bool = True  # the images of a group begin with the same; with images_by=forward each with its own
     advantage: Literal["centred", "group_std", "batch_std"] = "centred"
-    # of a reward: less its group's mean; and over the deviation of the group, or of the batch
+    # of a reward: less its group's mean; and over the deviation of the group, or of the batch; with
+    # images_by=forward an image's is always half of the latter, in [-1, 1]
     credit: Literal["sample", "region"] = "sample"  # where an image's advantage lands: evenly, or by blame
     image_weight: NotNegative = 2.0  # of the images' loss beside train.text_weight of the texts'
     image_clip: Positive = 1e-4  # of an image's ratio, which is a mean over its elements
+    beta: Positive = 0.3  # of images_by=forward: width of the trust region around the weights that drew
     text_clip: tuple[Positive, Positive] = (0.2, 0.2)  # of a token's ratio, below and above 1
     sequence_ratio: bool = False  # one ratio for a text (GSPO), not one per token
-    kl: NotNegative = 0.001  # weight of the distance from the weights that entered; 0 needs no second forward pass
+    kl: NotNegative = 0.001  # weight of the distance from the weights that entered; 0 needs no second forward pass;
+    # with images_by=forward of texts alone, from the weights that drew
     format_weight: NotNegative = 1.0  # of a text's form beside the value of what came of it
     text_limit: Count = 64  # tokens of a plan
-    updates: Count = 1  # of what was drawn
+    updates: Count = 1  # of what was drawn; with images_by=forward about 10, each with noise of its own
 
     @model_validator(mode="after")
     def _acts_as_it_is_trained(self) -> PolicyConfig:
@@ -121,16 +131,23 @@ class PolicyMethod(Method):
     """What policy gradients of texts and images have in common: the terms."""
 
     stages: ClassVar[Sequence[Stage]] = ()
-    needs = frozenset({"train", "velocity", "explore"})
+
+    def needs_of(self, config: Any) -> frozenset[str]:
+        """Random steps where images are learned by them."""
+        return self.needs | ({"velocity", "explore"} if config.images_by == "steps" else set())
 
     def terms(self, tokens: Tokens, config: Any) -> Terms:
-        """The clipped ratio, and the distance from the weights that entered."""
-        return _image_terms(tokens, config) if tokens.kind == "image" else _text_terms(tokens, config)
+        """The clipped ratio, and the distance from the weights that entered; or region-NFT's terms of an image."""
+        if tokens.kind == "text":
+            return _text_terms(tokens, config)
+        return _image_terms(tokens, config) if config.images_by == "steps" else _noised_terms(tokens, config)
 
     def figures(self, tokens: Tokens, config: Any) -> Terms:
         """How far the policy is from the one that drew, and how much is clipped."""
         from srum.train.policy import clipped
 
+        if tokens.kind == "image" and config.images_by == "forward":
+            return {}
         ratios = _log_ratios(tokens, config).detach()
         low, high = config.text_clip if tokens.kind == "text" else (config.image_clip, config.image_clip)
         return {
@@ -149,8 +166,12 @@ class PolicyMethod(Method):
         return widened(rows, config.stop_gap)
 
     def old_decay(self, config: Any) -> float | None:
-        """The weights that entered, where the distance from them counts."""
-        return 1.0 if config.kl else None
+        """The weights that entered, where the distance from them counts; with images_by=forward those that drew."""
+        return 1.0 if config.kl or config.images_by == "forward" else None
+
+    def old_every(self, config: Any) -> int:
+        """With images_by=forward every draw."""
+        return int(config.updates) if config.images_by == "forward" else 0
 
 
 def _log_ratios(tokens: Tokens, config: PolicyConfig) -> Tensor:
@@ -171,6 +192,12 @@ def _image_terms(tokens: Tokens, config: PolicyConfig) -> Terms:
         assert tokens.draws is not None and tokens.drift is not None
         terms["image_kl"] = config.image_weight * config.kl * tokens.draws.precision * tokens.drift
     return terms
+
+
+def _noised_terms(tokens: Tokens, config: PolicyConfig) -> Terms:
+    from srum.train.methods.region_nft import bounded_push
+
+    return {name: config.image_weight * term for name, term in bounded_push(tokens, config.beta).items()}
 
 
 def _text_terms(tokens: Tokens, config: PolicyConfig) -> Terms:

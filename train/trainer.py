@@ -281,7 +281,7 @@ class Trainer:
         self.old: Copy | None = None
         self.as_old: Callable[[], AbstractContextManager[None]] | None = None
         if objective.old_decay is not None:
-            if config.lora.rank and objective.old_decay == 1:
+            if config.lora.rank and objective.old_decay == 1 and not objective.old_every:
                 self.as_old = partial(lora.disabled, model.network)
             else:
                 self.old = Copy(self.parameters)
@@ -324,6 +324,8 @@ class Trainer:
         """
         config, feed = self.config, self.feed
         step = self.run(lambda: feed.step(number)) if feed.draws else feed.step(number)
+        if self.objective.old_every and number % self.objective.old_every == 0 and self.old is not None:
+            self.old.follow(0.0)
         lr = config.lr * lr_factor(number, config)
         set_rate(self.optimizer, lr)
         self.optimizer.zero_grad()

@@ -21,13 +21,15 @@ from srum.run import find_method
 from srum.train.checkpoint import list_checkpoints
 from srum.train.metrics import keep_rows
 from srum.train.online import OnlineSource
-from srum.train.reason import Reason
+from srum.train.packs import at_timestep, make_pack
+from srum.train.reason import Reason, image_advantages
 from srum.train.rewards import Value
 from srum.train.trainer import Trainer, TrainResult, train
 from srum.train.weights import trainable_parameters
 
 SMALL = ("method=flow_grpo", "candidates_per_prompt=2", "train.batch_size=4", "rollout.timesteps=5", "text_limit=24")
 PROMPTS = choose_prompts("train", 4, 0)
+FORWARD = ("images_by=forward", "updates=2", "rollout.plan=false")
 BLIP3O = Path(__file__).parents[1] / "golden" / "blip3o" / "checkpoint"
 
 
@@ -104,9 +106,10 @@ def test_what_is_explored_does_not_depend_on_the_batch() -> None:
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
 
-def test_equal_rewards_change_no_weight(tmp_path: Path) -> None:
+@pytest.mark.parametrize("overrides", [(), FORWARD])
+def test_equal_rewards_change_no_weight(overrides: Sequence[str], tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="changed no weight"):
-        learn(tmp_path, "kl=0", reward=same, steps=1)
+        learn(tmp_path, "kl=0", *overrides, reward=same, steps=1)
 
 
 def test_an_update_makes_what_beat_its_group_likelier() -> None:
@@ -121,8 +124,48 @@ def test_an_update_makes_what_beat_its_group_likelier() -> None:
     assert second["parts"]["image_policy"] < -1e-6 and second["parts"]["text_policy"] < -1e-4
 
 
-def test_killed_and_resumed_it_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, _ = learn(tmp_path / "whole", "train.checkpoint_every=1")
+def test_what_beat_its_group_is_predicted_better_by_the_forward_process() -> None:
+    """Two draws of two groups, each learned from twice, with other noise; v_old is what drew."""
+    config = load_config(None, [*SMALL, *FORWARD, "train.precision=fp32", "train.lr=1e-4"])
+    model = tiny()
+    feed = source(config).feed(model, config.train, 5, Processes())
+    names = [name for name, _ in model.generation_parameters()]
+    trainer = Trainer(model, feed, find_method("flow_grpo").objective(config), config.train, 5, names)
+    examples = feed.player.play(0).examples
+    samples = [at_timestep(model, example, config.train, 7, number) for example in examples for number in (1, 2, 3)]
+    advantages = torch.cat([example.credit[0] for example in examples for _ in range(3)])
+    pack = make_pack(model, samples)
+
+    @torch.no_grad()
+    def errors() -> torch.Tensor:
+        """Of noise that is not trained on."""
+        forward = trainer.forward(pack.packed)
+        return torch.stack([forward.image_error[forward.image_segment == n].mean() for n in range(len(samples))])
+
+    before = errors()
+    rows = [trainer.step(0), trainer.step(1)]
+    gained = before - errors()
+    rows.append(trainer.step(2))
+    assert advantages.abs().max() <= 1 and (advantages * gained).sum() > 1e-5
+    parts = [row["parts"] for row in rows]
+    assert parts[0]["trust"] == parts[2]["trust"] == 0 < parts[1]["trust"] and parts[1]["push"] < 0
+    assert len({one["error"] for one in parts}) == 3 and rows[0]["value"] == rows[1]["value"] != rows[2]["value"]
+
+
+def test_advantages_of_noised_images_are_those_of_region_nft() -> None:
+    """Known rewards 1, 0, 0.5, 0.5 have a deviation of sqrt(1 / 8), and 0.5 / (2 sqrt(1 / 8)) = sqrt(1 / 2)."""
+    config = load_config(None, [*SMALL, *FORWARD])
+    advantages = image_advantages([None, 1.0, 0.0, 0.5, 0.5, None], [0, 0, 0, 1, 1, 1], config)  # type: ignore[arg-type]
+    assert advantages == pytest.approx([0, 0.5**0.5, -(0.5**0.5), 0, 0, 0])
+    assert image_advantages([None, None], [0, 0], config) == [0, 0]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("overrides", [("train.checkpoint_every=1",), (*FORWARD, "train.checkpoint_every=2")])
+def test_killed_and_resumed_it_is_the_same(
+    overrides: Sequence[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before the third step; of images that are noised, after what was learned from the first draw."""
+    whole, _ = learn(tmp_path / "whole", *overrides, steps=3)
     step = Trainer.step
 
     def stumbling(self: Trainer, number: int) -> dict[str, object]:
@@ -132,9 +175,10 @@ def test_killed_and_resumed_it_is_the_same(tmp_path: Path, monkeypatch: pytest.M
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Trainer, "step", stumbling)
-        learn(tmp_path / "killed", "train.checkpoint_every=1")
-    assert len(list_checkpoints(tmp_path / "killed" / "checkpoints")) == 2
-    resumed, _ = learn(tmp_path / "killed", "train.checkpoint_every=1")
+        learn(tmp_path / "killed", *overrides, steps=3)
+    assert list_checkpoints(tmp_path / "killed" / "checkpoints")
+    resumed, result = learn(tmp_path / "killed", *overrides, steps=3)
+    assert result.start == 2
     for (name, one), (_, other) in zip(whole.named_parameters(), resumed.named_parameters(), strict=True):
         assert torch.equal(one, other), name
 

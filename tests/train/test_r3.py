@@ -13,6 +13,7 @@ from PIL.Image import Image
 from srum.chains import Failure, parse_reflection, template
 from srum.config import ConfigError, load_config
 from srum.errors import TrainingError
+from srum.loop import require_abilities
 from srum.models.base import Generated, MissingAbility, Written
 from srum.records import Prompt
 from srum.run import Run, find_method
@@ -36,10 +37,14 @@ SMALL = (
 )
 
 
-@pytest.mark.parametrize("kind", [Tree, Trajectories])
-def test_before_the_first_update_every_turn_has_the_ratio_one(kind: type, tmp_path: Path) -> None:
-    """lr is next to nothing, so that the second step, which refines what the first drew, has the first's weights."""
-    config = load_config(None, [*SMALL, "train.lr=1e-12", f"tree={kind is Tree}"])
+@pytest.mark.parametrize(
+    ("kind", "images_by"), [(Tree, "steps"), (Trajectories, "steps"), (Tree, "forward"), (Trajectories, "forward")]
+)
+def test_before_the_first_update_every_turn_has_the_ratio_one(kind: type, images_by: str, tmp_path: Path) -> None:
+    """lr is next to nothing, so that the second step, which refines what the first drew, has the first's weights. Texts
+    have it, too, before images that are noised: nothing before them is dropped."""
+    dropping = ("train.text_dropout=1", "train.image_dropout=1")
+    config = load_config(None, [*SMALL, *dropping, "train.lr=1e-12", f"tree={kind is Tree}", f"images_by={images_by}"])
     model = tiny()
     source = OnlineSource(lambda m: kind(m, brightness, PROMPTS, config, 3), PROMPTS, "")
     train(model, source, find_method("r3").objective(config), config.train, tmp_path, seed=5, progress=False)
@@ -117,6 +122,15 @@ def test_judgements_that_all_fail_teach_nothing(tmp_path: Path) -> None:
 def test_a_cycle_is_resumed_whole() -> None:
     with pytest.raises(ConfigError, match="multiple of 3"):
         load_config(None, [*SMALL, "refinements=2", "train.checkpoint_every=4"])
+
+
+def test_without_random_steps_a_model_need_not_explore(tmp_path: Path) -> None:
+    model, drawn = tiny(), load_config(None, [*SMALL, "images_by=forward"])
+    model.abilities = model.abilities - {"explore"}  # type: ignore[operator]
+    require_abilities(drawn, model)
+    source_of(Run(tmp_path, drawn), 0, drawn, Tree).make(model).play(0)  # type: ignore[arg-type]
+    with pytest.raises(MissingAbility, match="explore"):
+        require_abilities(load_config(None, list(SMALL)), model)
 
 
 @pytest.mark.parametrize("missing", ["edit", "explore"])

@@ -42,6 +42,10 @@ class Method:
         """The stages where they depend on the config."""
         return self.stages
 
+    def needs_of(self, config: Any) -> frozenset[str]:
+        """The abilities where they depend on the config."""
+        return self.needs
+
     def examples(self, run: Run, k: int, config: Any) -> Source:
         """What is learned in round ``k``: examples (a ``Mix``), or a source that draws them as it goes."""
         raise NotImplementedError
@@ -53,6 +57,10 @@ class Method:
     def old_decay(self, config: Any) -> float | None:
         """How the old weights follow (``Objective``); None where none are wanted."""
         return None
+
+    def old_every(self, config: Any) -> int:
+        """After how many steps the old weights are taken anew (``Objective``); 0: never."""
+        return 0
 
     def figures(self, tokens: Tokens, config: Any) -> Terms:
         """What is written down beside the terms, per token: their means are in the metrics."""
@@ -78,7 +86,8 @@ class Method:
         """What the trainer asks for."""
         own = config.model_dump(mode="json", exclude=set(RunConfig.model_fields))
         terms, figures = (partial(of, config=config) for of in (self.terms, self.figures))
-        return Objective(self.name, terms, own, self.old_decay(config), figures, stop=partial(self.stop, config=config))
+        stop = partial(self.stop, config=config)
+        return Objective(self.name, terms, own, self.old_decay(config), self.old_every(config), figures, stop)
 
 
 class CandidateMethod(Method):

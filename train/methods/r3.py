@@ -57,7 +57,7 @@ class R3(PolicyMethod):
 
     name, label, colour = "r3", "R3", "#d55e00"
     Config = R3Config
-    needs = frozenset({"train", "velocity", "explore", "seen", "edit"})
+    needs = frozenset({"train", "seen", "edit"})
 
     def examples(self, run: Run, k: int, config: R3Config) -> OnlineSource:
         """Steps that are drawn as training goes on."""

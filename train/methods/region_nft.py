@@ -82,16 +82,21 @@ class RegionNft(CandidateMethod):
         """The three terms above; ``credit`` is A."""
         if tokens.kind == "text":
             return cross_entropy(tokens, config)
-        assert tokens.old_error is not None and tokens.change is not None and tokens.drift is not None
-        return {
-            "error": tokens.old_error / config.beta,
-            "push": tokens.credit * tokens.change,
-            "trust": config.beta * tokens.drift,
-        }
+        return bounded_push(tokens, config.beta)
 
     def old_decay(self, config: RegionNftConfig) -> float:
         """v_old is wanted."""
         return config.old_decay
+
+
+def bounded_push(tokens: Tokens, beta: float) -> Terms:
+    """The three terms of image tokens with credit A in [-1, 1] and old weights to compare with."""
+    assert tokens.old_error is not None and tokens.change is not None and tokens.drift is not None
+    return {
+        "error": tokens.old_error / beta,
+        "push": tokens.credit * tokens.change,
+        "trust": beta * tokens.drift,
+    }
 
 
 def nothing_to_prefer(records: Sequence[TrainingRecord]) -> str:
