@@ -8,7 +8,8 @@ An arm of a seed is a training from ``srum-tiny`` with as many images drawn as e
     base         the weights that enter       flow_grpo   Flow-GRPO: images alone, the generation expert
     reason       plans and images, all weights: R3's first stage alone
     r3           images, then replies about them and refined images, all weights, in turn: one refinement
-    flow_grpo_forward, r3_forward  the same, images learned by the forward process: draws of 64, each learned 10 times
+    flow_grpo_forward, r3_forward  the same, images learned by the forward process: two draws, of which 64 are learned
+                 from in an update, each image 10 times
     flow_region  flow_grpo, each advantage spread by blame      region_nft  region-NFT on a round of candidates
     best_of      no training: of two images of the base model the one that its judge prefers, beside what refining once
                  gives at no more passes
@@ -67,8 +68,8 @@ SMALL = (
 # a weight of the KL near that of an advantage: at 0.001 noise moves the velocity away within a few steps
 POLICY = ("train.lr=1e-4", "train.warmup_steps=2", "train.checkpoint_every=4", "random_steps=3", "kl=1")
 IMAGES = (*POLICY, "train.trainable=generation")
-FORWARD_BATCH, VISITS = 64, 10  # images drawn at a time where they are learned by the forward process, and how often
-FORWARD = ("images_by=forward", f"updates={VISITS}", f"train.batch_size={FORWARD_BATCH}", "train.checkpoint_every=20")
+VISITS, MINIBATCH = 10, 64  # how often an image is learned by the forward process, beside how many others
+FORWARD = ("images_by=forward", "train.schedule=linear")
 ARMS: dict[str, Sequence[str]] = {
     BASE: ("method=flow_grpo",),
     "flow_grpo": ("method=flow_grpo", *IMAGES),
@@ -200,12 +201,14 @@ def measure(
     folder: Path, seeds: Sequence[int], arms: Sequence[str], steps: int, overrides: Sequence[str], more: int = 0
 ) -> dict[str, list[Outcome]]:
     """The outcomes seed by seed; what is finished is read. The tables of what there is after each seed."""
+    counts = f"prompt_count={steps * BATCH // GROUP}", f"train.steps={steps}"
     rows, drawn_once = dict[str, list[Outcome]](), dict[str, list[list[bool]]]()
     for seed in seeds:
         ours = folder / f"seed-{seed}"
         for arm in arms:
             path = ours / arm / "outcome.json"
-            config = load_config(None, [*SMALL, *counts(arm, steps), *ARMS[arm], *overrides, f"seed={seed}"])
+            ours_alone = *ARMS[arm], *halves(arm, steps)
+            config = load_config(None, [*SMALL, *counts, *ours_alone, *overrides, f"seed={seed}"])
             if not path.exists():
                 outcome = chosen(rows[BASE][-1], config) if arm == BEST else measured(ours, arm, config)
                 write_json(path, vars(outcome))
@@ -218,10 +221,15 @@ def measure(
     return rows
 
 
-def counts(arm: str, steps: int) -> tuple[str, str]:
-    """Prompts and updates of an arm that draws ``steps`` times BATCH images."""
-    updates = steps * BATCH // FORWARD_BATCH * VISITS if FORWARD[0] in ARMS[arm] else steps
-    return f"prompt_count={steps * BATCH // GROUP}", f"train.steps={updates}"
+def halves(arm: str, steps: int) -> tuple[str, ...]:
+    """How ``steps`` times BATCH images are drawn and learned by the forward process: half and half."""
+    if FORWARD[0] not in ARMS[arm]:
+        return ()
+    drawn = steps * BATCH // 2
+    minibatches = max(1, drawn // MINIBATCH)
+    updates = minibatches * VISITS
+    learned = f"updates={updates}", f"minibatches={minibatches}", f"train.steps={2 * updates}"
+    return *learned, f"train.batch_size={drawn // minibatches}", f"train.checkpoint_every={2 * updates}"
 
 
 def drawing_table(rows: Mapping[str, Sequence[Outcome]]) -> Table:

@@ -178,7 +178,8 @@ def require_abilities(config: RunConfig, model: UnifiedModel) -> None:
     """MissingAbility for a model that cannot do what a method needs."""
     for name in dict.fromkeys((*config.compare, config.method)):
         method = find_method(name)
-        require(model, method.needs_of(config_of(name, config)), f"method {method.name}")
+        own = config if name == config.method else config_of(name, config)
+        require(model, method.needs_of(own), f"method {method.name}")
 
 
 def require_sizes(config: RunConfig, model: UnifiedModel) -> None:

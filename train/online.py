@@ -18,7 +18,7 @@ from srum.config import TrainConfig
 from srum.models.base import Generated, Segment, UnifiedModel, Written
 from srum.processes import Processes
 from srum.records import Prompt
-from srum.train.examples import Example, Sampled, generator_for
+from srum.train.examples import Example, Sampled, draw_order, generator_for
 from srum.train.feed import Step, own_packs, packed_step
 from srum.train.packs import UNSAMPLED, Sample, draw
 
@@ -41,7 +41,8 @@ class Player(Protocol):
 
 @dataclass(frozen=True)
 class OnlineSource:
-    """Steps played by what ``make`` makes for the model; each is learned from ``updates`` times.
+    """Steps played by what ``make`` makes for the model; each is learned from ``updates`` times, one of its
+    ``minibatches`` at a time.
 
     ``prompts`` and ``settings`` are what they depend on, beside the weights.
     """
@@ -50,6 +51,7 @@ class OnlineSource:
     prompts: Sequence[Prompt]
     settings: str
     updates: int = 1
+    minibatches: int = 1
 
     def __str__(self) -> str:
         return f"what is drawn meanwhile of {len(self.prompts)} prompts"
@@ -57,11 +59,11 @@ class OnlineSource:
     def digest(self) -> str:
         """Of the prompts and the settings."""
         texts = [(prompt.id, prompt.text) for prompt in self.prompts]
-        return hashlib.sha256(repr((texts, self.settings, self.updates)).encode()).hexdigest()
+        return hashlib.sha256(repr((texts, self.settings, self.updates, self.minibatches)).encode()).hexdigest()
 
     def feed(self, model: UnifiedModel, config: TrainConfig, seed: int, processes: Processes) -> OnlineFeed:
         """The steps."""
-        return OnlineFeed(model, self.make(model), config, seed, processes, self.updates)
+        return OnlineFeed(model, self.make(model), config, seed, processes, self.updates, self.minibatches)
 
 
 class OnlineFeed:
@@ -78,23 +80,34 @@ class OnlineFeed:
         seed: int,
         processes: Processes,
         updates: int,
+        minibatches: int = 1,
     ) -> None:
         self.model, self.player, self.config, self.seed = model, player, config, seed
-        self.processes, self.updates = processes, updates
+        self.processes, self.updates, self.minibatches = processes, updates, minibatches
         self._played: tuple[int, Played] | None = None
 
     def step(self, number: int) -> Step:
-        """Step ``number``; every ``updates``-th is played, those after it learn from the same."""
+        """Step ``number``; every ``updates``-th is played, those after it learn from the same, a minibatch each."""
         rollout = number // self.updates
         if self._played is None or self._played[0] != rollout:
             self._played = rollout, self.player.play(rollout)
-        played = self._played[1]
-        lengths = [self.model.length(example.segments) for example in played.examples]
+        played, examples = self._played[1], self.minibatch(number)
+        lengths = [self.model.length(example.segments) for example in examples]
         packs = own_packs(lengths, self.config.memory.pack_tokens, self.processes)
-        own = [
-            ([self.draw(number, played.examples[place]) for place in members], counted) for members, counted in packs
-        ]
-        return packed_step(self.model, own, played.examples, self.processes, played.facts)
+        own = [([self.draw(number, examples[place]) for place in members], counted) for members, counted in packs]
+        return packed_step(self.model, own, examples, self.processes, played.facts)
+
+    def minibatch(self, number: int) -> Sequence[Example]:
+        """The examples of step ``number``: all in turn, shuffled anew each time round."""
+        assert self._played is not None
+        rollout, played = self._played
+        count, part = len(played.examples), number % self.updates
+        parts = min(self.minibatches, count)
+        if parts < 2:
+            return played.examples
+        start, stop = part * count // parts, (part + 1) * count // parts
+        order = draw_order(count, start, stop, self.seed, f"minibatches {rollout}")
+        return [played.examples[place] for _, place in order]
 
     def draw(self, number: int, example: Example) -> Sample:
         """With its dropout, timesteps and noise of update ``number``."""

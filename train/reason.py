@@ -56,7 +56,7 @@ def source_of(run: Run, k: int, config: PolicyConfig, player: Callable[..., Play
         second = None if config.second == "none" else reward_of(config.second, run, k, config)
         return player(model, reward, prompts, config, run.seed(k, "online"), second)
 
-    return OnlineSource(make, prompts, config.model_dump_json(), config.updates)
+    return OnlineSource(make, prompts, config.model_dump_json(), config.updates, config.minibatches)
 
 
 @dataclass(frozen=True)

@@ -48,8 +48,8 @@ class PolicyTrain(TrainConfig):
 
 
 class PolicyConfig(RunConfig):
-    """How the policy acts, is rewarded and is held back. ``train.batch_size`` images are drawn in a step, in groups of
-    ``candidates_per_prompt``."""
+    """How the policy acts, is rewarded and is held back. ``minibatches`` of ``train.batch_size`` images are drawn at a
+    time, in groups of ``candidates_per_prompt``."""
 
     compare: tuple[str, ...] = ()
     candidates_per_prompt: Count = 8
@@ -82,7 +82,8 @@ class PolicyConfig(RunConfig):
     # with images_by=forward of texts alone, from the weights that drew
     format_weight: NotNegative = 1.0  # of a text's form beside the value of what came of it
     text_limit: Count = 64  # tokens of a plan
-    updates: Count = 1  # of what was drawn; with images_by=forward about 10, each with noise of its own
+    updates: Count = 1  # of what was drawn; with images_by=forward so many that an image is learned about 10 times
+    minibatches: Count = 1  # of train.batch_size images, drawn at a time; an update learns from one of them, shuffled
 
     @model_validator(mode="after")
     def _acts_as_it_is_trained(self) -> PolicyConfig:
@@ -108,8 +109,8 @@ class PolicyConfig(RunConfig):
     def _has_groups(self) -> PolicyConfig:
         if self.candidates_per_prompt < 2:
             raise ValueError("candidates_per_prompt: a group has at least 2")
-        if self.train.batch_size % self.candidates_per_prompt:
-            raise ValueError(f"train.batch_size: {self.train.batch_size} images are no whole number of groups")
+        if (images := self.minibatches * self.train.batch_size) % self.candidates_per_prompt:
+            raise ValueError(f"train.batch_size: {images} images are no whole number of groups")
         if self.train.checkpoint_every % self.updates:
             raise ValueError("train.checkpoint_every: a multiple of updates, after which the next are drawn")
         if self.credit == "region" and self.advantage != "centred":
@@ -118,8 +119,8 @@ class PolicyConfig(RunConfig):
 
     @property
     def groups(self) -> int:
-        """Of a step."""
-        return self.train.batch_size // self.candidates_per_prompt
+        """Of a draw."""
+        return self.minibatches * self.train.batch_size // self.candidates_per_prompt
 
     @property
     def learns_text(self) -> bool:
@@ -156,8 +157,8 @@ class PolicyMethod(Method):
         }
 
     def drawn(self, config: Any) -> int:
-        """A batch, in each step that does not learn from the images of the one before."""
-        return int(config.train.steps * config.train.batch_size // config.updates)
+        """Its minibatches, in each step that does not learn from the images of the one before."""
+        return int(-(-config.train.steps // config.updates) * config.minibatches * config.train.batch_size)
 
     def stop(self, rows: Sequence[Mapping[str, Any]], config: Any) -> str:
         """Once the reward has left the second opinion behind."""

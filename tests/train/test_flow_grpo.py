@@ -47,7 +47,9 @@ def tiny() -> Bagel:
 
 
 def source(config, reward=brightness) -> OnlineSource:  # type: ignore[no-untyped-def]
-    return OnlineSource(lambda model: Reason(model, reward, PROMPTS, config, 3), PROMPTS, "", config.updates)
+    return OnlineSource(
+        lambda model: Reason(model, reward, PROMPTS, config, 3), PROMPTS, "", config.updates, config.minibatches
+    )
 
 
 def learn(folder: Path, *overrides: str, reward=brightness, steps: int = 3) -> tuple[Bagel, TrainResult]:  # type: ignore[no-untyped-def]
@@ -150,6 +152,17 @@ def test_what_beat_its_group_is_predicted_better_by_the_forward_process() -> Non
     parts = [row["parts"] for row in rows]
     assert parts[0]["trust"] == parts[2]["trust"] == 0 < parts[1]["trust"] and parts[1]["push"] < 0
     assert len({one["error"] for one in parts}) == 3 and rows[0]["value"] == rows[1]["value"] != rows[2]["value"]
+
+
+def test_minibatches_are_all_of_what_was_drawn_each_time_round() -> None:
+    config = load_config(
+        None, [*SMALL, *FORWARD, "updates=4", "minibatches=2", "train.batch_size=2", "train.checkpoint_every=4"]
+    )
+    feed = source(config).feed(tiny(), config.train, 5, Processes())
+    ids = [set(feed.step(number).ids) for number in range(5)]
+    assert all(len(own) == 2 for own in ids)
+    assert ids[0] | ids[1] == ids[2] | ids[3] == {f"0-{place}" for place in range(4)}
+    assert all(name.startswith("1-") for name in ids[4])
 
 
 def test_advantages_of_noised_images_are_those_of_region_nft() -> None:

@@ -50,6 +50,7 @@ def test_before_the_first_update_every_turn_has_the_ratio_one(kind: type, images
     train(model, source, find_method("r3").objective(config), config.train, tmp_path, seed=5, progress=False)
     rows = keep_rows(tmp_path / "metrics.jsonl", 2)
     assert all(row["text_log_ratio"] < 1e-4 and row.get("image_log_ratio", 0) < 1e-5 for row in rows)
+    assert all(row["parts"].get("trust", 0) < 1e-9 for row in rows)  # old and present weights are the same
     assert "stops" in rows[1] and ("stops" in rows[0]) == (kind is Trajectories)
 
 
