@@ -36,7 +36,7 @@ PROMPTS = [Prompt(id=f"p{number}", text=f"prompt {number}") for number in range(
 
 def config(*overrides: str) -> RunConfig:
     return load_config(
-        None, ["candidates_per_prompt=2", "rollout.batch_size=4", "rollout.planned_share=1.0", *overrides]
+        None, ["candidates_per_prompt=2", "rollout.batch_size=4", "rollout.plan=true", "rollout.planned_share=1.0", *overrides]
     )
 
 
