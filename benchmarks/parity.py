@@ -298,7 +298,7 @@ def packed_batch(model: Bagel, samples: Sequence[Sequence[Split]], cache: Cache 
         patch_side=config.vit_max_num_patch_per_side,
         latent_side=config.max_latent_size,
         dims=(3 * config.vit.patch_size**2, config.latent_dim),
-        cache=cache,
+        begun=cache,
         device=model.device,
     )
 

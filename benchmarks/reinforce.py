@@ -9,8 +9,11 @@ An arm of a seed is a training from ``srum-tiny`` with as many images drawn as e
     reason       plans and images, all weights: R3's first stage alone
     r3           images, then replies about them and refined images, all weights, in turn: one refinement
     flow_region  flow_grpo, each advantage spread by blame      region_nft  region-NFT on a round of candidates
+    best_of      no training: of two images of the base model the one that its judge prefers, beside what refining once
+                 gives at no more passes
 
-Then all draw the same prompts, bare and after a plan, and say once what must change (``once``, ``refined``; ``said``).
+Then all draw the same prompts, bare and after a plan, and say once what must change (``once``, ``refined``; ``said``);
+``passes`` of the network for a refined image, of text guidance two a step.
 ``fixed``: their judgements of the base model's bare images (ITA), ``answers``: to questions about these (VQA); ``own``
 and ``own_answers`` of the bare images that they draw themselves. Percent, 95%, by the exact checker, bootstrap crossed
 over seeds and prompts; counts over all seeds. What is finished is kept in ``OUT/seed-K/ARM/outcome.json``.
@@ -31,18 +34,21 @@ from rich.table import Table
 
 from benchmarks.refine import estimate_cell, right
 from srum.chains import ChainSettings, ChainState, run_chains, template
-from srum.config import RunConfig, load_config
+from srum.config import EvalConfig, RunConfig, load_config
 from srum.evaluation.accuracy import drawn
+from srum.evaluation.compute import passes_of
 from srum.evaluation.statistics import crossed, difference
 from srum.evaluation.understanding import alignment, answered
 from srum.loop import perform
-from srum.models.base import Decoding, Sampling, TrainableModel
+from srum.models.base import Decoding, Generated, Sampling, TrainableModel
 from srum.records import Prompt
 from srum.rollout import choose_prompts
 from srum.run import BASE, Run, console, load_model
 from srum.run_dir import claim_run, open_image, save_image, write_json
+from srum.seeding import seed_for
 from srum.train.refining import score_and_blame
 
+BEST, DRAWINGS = "best_of", 2
 MODES = {"bare": False, "planned": True}
 GROUP, BATCH = 8, 32  # images of a prompt, and of a policy's step
 EDIT_GUIDANCE = 1.5
@@ -66,14 +72,15 @@ ARMS: dict[str, Sequence[str]] = {
     "reason": ("method=flow_grpo", *POLICY, "rollout.plan=true"),
     "flow_region": ("method=flow_grpo", *IMAGES, "credit=region"),
     "region_nft": ("method=region_nft", "train.steps=60"),
+    BEST: ("method=flow_grpo",),
 }
 
 
 @dataclass(frozen=True)
 class Outcome:
     """An arm on a seed. Of every mode and prompt: right when drawn ``once``, right when ``refined``, and what was
-    ``said`` between: stop, edit or failure. Judgements in [-1, 1] and whether answers are right. ``value``: the mean
-    reward in [0, 1] of each step that drew from prompts."""
+    ``said`` between: stop, edit or failure; ``again`` where another was drawn and the better one chosen. Judgements in
+    [-1, 1] and whether answers are right. ``value``: the mean reward in [0, 1] of each step that drew from prompts."""
 
     once: dict[str, list[bool]]
     refined: dict[str, list[bool]]
@@ -118,7 +125,7 @@ def measured(folder: Path, arm: str, config: RunConfig) -> Outcome:
 def chained(model: TrainableModel, prompts: Sequence[Prompt], config: RunConfig, plan: bool) -> list[ChainState]:
     """Drawn as the evaluation draws, and refined once where the model wants to."""
     wanted = config.eval.model_copy(update={"plan": plan})
-    drawing, chains = Sampling(**wanted.sampling()), list[ChainState]()
+    drawing = Sampling(**wanted.sampling())
     settings = ChainSettings(
         drawing=drawing,
         changing=replace(drawing, guidance=EDIT_GUIDANCE),
@@ -126,12 +133,34 @@ def chained(model: TrainableModel, prompts: Sequence[Prompt], config: RunConfig,
         max_refinements=1,
         decoding=Decoding(max_tokens=96),
     )
-    for start in range(0, len(prompts), wanted.batch_size):
-        some = {prompt.id: prompt for prompt in prompts[start : start + wanted.batch_size]}
-        firsts = drawn(model, some, wanted, config.seed)
-        texts = [prompt.text for prompt in some.values()]
-        chains += run_chains(model, texts, list(some), settings, config.seed, firsts)
-    return chains
+    firsts, names = all_drawn(model, prompts, wanted, config.seed), [prompt.id for prompt in prompts]
+    texts, size = [prompt.text for prompt in prompts], wanted.batch_size
+    some = [slice(start, start + size) for start in range(0, len(prompts), size)]
+    return [
+        chain for one in some for chain in run_chains(model, texts[one], names[one], settings, config.seed, firsts[one])
+    ]
+
+
+def chosen(base: Outcome, config: RunConfig) -> Outcome:
+    """The base model's, but refined is the best of ``DRAWINGS`` by its judge; the first image is that of the base."""
+    model = load_model(config, config.model)
+    prompts = choose_prompts(config.eval.prompts, config.eval.count, seed=0)
+    (score, _), best = score_and_blame(model, config, config.seed), dict[str, list[bool]]()
+    for mode, plan in MODES.items():
+        wanted = config.eval.model_copy(update={"plan": plan})
+        seeds = [config.seed, *(seed_for(config.seed, BEST, number) for number in range(1, DRAWINGS))]
+        tries = [[made.image for made in all_drawn(model, prompts, wanted, seed)] for seed in seeds]
+        scores = [score(images, [prompt.text for prompt in prompts]) for images in tries]
+        picked = [np.argmax([-2.0 if one is None else one for one in own]) for own in zip(*scores, strict=True)]
+        best[mode] = [right(p, tries[int(k)][i]) for i, (p, k) in enumerate(zip(prompts, picked, strict=True))]
+    return replace(base, refined=best, said={mode: ["again"] * len(prompts) for mode in MODES}, value=[])
+
+
+def all_drawn(model: TrainableModel, prompts: Sequence[Prompt], wanted: EvalConfig, seed: int) -> list[Generated]:
+    """An image of each prompt, by batches."""
+    starts = range(0, len(prompts), wanted.batch_size)
+    batches = [{p.id: p for p in prompts[start : start + wanted.batch_size]} for start in starts]
+    return [made for batch in batches for made in drawn(model, batch, wanted, seed)]
 
 
 def verdicts(prompts: Sequence[Prompt], chains: Sequence[ChainState], refinements: int) -> list[bool]:
@@ -161,7 +190,9 @@ def measure(
             path = folder / f"seed-{seed}" / arm / "outcome.json"
             if not path.exists():
                 config = load_config(None, [*SMALL, *counts, *ARMS[arm], *overrides, f"seed={seed}"])
-                write_json(path, vars(measured(folder / f"seed-{seed}", arm, config)))
+                ours = folder / f"seed-{seed}"
+                outcome = chosen(rows[BASE][-1], config) if arm == BEST else measured(ours, arm, config)
+                write_json(path, vars(outcome))
             rows.setdefault(arm, []).append(Outcome(**json.loads(path.read_text())))
         console.print(drawing_table(rows), understanding_table(rows))
     return rows
@@ -180,6 +211,7 @@ def drawing_table(rows: Mapping[str, Sequence[Outcome]]) -> Table:
         "broken",
         "edits",
         "of right",
+        "passes",
         "seeds",
     )
     table = Table(*named)
@@ -192,7 +224,9 @@ def drawing_table(rows: Mapping[str, Sequence[Outcome]]) -> Table:
                 theirs = np.array([getattr(o, name)[mode] for o in rows[BASE][: len(ours)]])
                 cells += [estimate_cell(crossed(ours)), estimate_cell(difference(ours, theirs), "+")]
             counts = [int(one.sum()) for one in (refined & ~once, once & ~refined, edits, edits & once)]
-            table.add_row(arm, mode, *cells, *map(str, counts), str(len(outcomes)))
+            more = np.mean([[said in ("edit", "again") for said in o.said[mode]] for o in outcomes])
+            passes = f"{(1 + more) * passes_of(EvalConfig()):.0f}"
+            table.add_row(arm, mode, *cells, *map(str, counts), passes, str(len(outcomes)))
     return table
 
 

@@ -1,6 +1,6 @@
 """A training step in packs from cached latents against the plain way of the released code, in the same run.
 
-    python -m benchmarks.training [--images 8] [--repeats 3]
+    python -m benchmarks.training [--images 8] [--repeats 3] [--beginnings]
 
 The plain way pads every image of the batch to the largest, encodes both images of a sample (in practice the same file)
 in every step, and brings full-resolution reward maps to the latent grid. Its parts are taken away one after the other,
@@ -9,6 +9,9 @@ down to our trainer, so that the table says where the time goes. Eq. 1-3, the ge
 
 Times are medians, the ways taking turns. Memory is the peak of a process of its own for each way, above what it had
 before the model was built. The floor is the time that our matrix products would take at the rate of the machine.
+
+``--beginnings``: instead, a step in which what rows begin with, texts and seen images, runs once and without gradients,
+against one in which it runs with the rest. Times are seconds of the processor there.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -30,15 +34,22 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks.medium import medium_model
-from benchmarks.stages import make_items, matmul_rate, operations, trainer_of
+from benchmarks.stages import Work, make_items, matmul_rate, medians, operations, trainer_of
+from srum import models
 from srum.config import parse_config
 from srum.flow import FlowNoise, sample_timesteps, velocity_target
 from srum.models import native_bfloat16
 from srum.models.bagel import Bagel
 from srum.models.bagel.autoencoder import encode_mean
+from srum.models.bagel.network import BagelNetwork
 from srum.models.base import Segment
+from srum.processes import Processes
 from srum.records import Candidate
+from srum.run import find_method
 from srum.train.data import TrainingRecord
+from srum.train.examples import Example
+from srum.train.feed import Mix, Part
+from srum.train.trainer import Trainer
 from srum.train.weights import trainable_parameters
 
 SIZES = ((256, 256), (128, 256), (192, 192), (256, 128), (128, 128))  # (H, W) in pixels
@@ -146,6 +157,63 @@ def ways(model: Bagel, images: int) -> dict[str, Callable[[], object]]:
     return {name: alone(step) for name, step in steps.items()}
 
 
+# --- what rows begin with
+
+
+def examples(model: Bagel, count: int, seen: bool) -> list[Example]:
+    """Images after their prompts, every other one to be avoided; ``seen``: after another image and RvR's texts."""
+    generator, (before, after) = torch.Generator().manual_seed(0), model.refine_texts
+    made = []
+    for number, item in enumerate(make_items(count)):
+        image = model.resized(item.image)
+        h, w = (cells * model.config.latent_patch_size for cells in model.latent_grid(image.size[::-1]))
+        latent = torch.randn(model.config.autoencoder.z_channels, h, w, generator=generator)
+        looked = [Segment("text", text=before), Segment("seen", image=image)]
+        text = Segment("text", text=after.format(prompt=item.prompt) if seen else item.prompt)
+        segments = [*(looked if seen else []), text, Segment("noisy", latent=latent, loss=True)]
+        made.append(Example(id=str(number), segments=segments, credit=(torch.full((1,), 1.0 - 2.0 * (number % 2)),)))
+    return made
+
+
+def step_of(model: Bagel, method: str, learned: Sequence[Example]) -> tuple[Work, Work]:
+    """A step of a method on all of these examples: (everything together, what rows begin with apart)."""
+    train = TRAIN | {"batch_size": len(learned), "steps": 10**6, "precision": PRECISION}
+    config = parse_config({"method": method, "train": train})
+    feed = Mix([Part("", learned, len(learned))]).feed(model, config.train, 0, Processes())
+    with trainable_parameters(model, "generation") as chosen:
+        trainer = Trainer(model, feed, find_method(method).objective(config), config.train, 0, list(chosen))
+
+    def apart() -> None:
+        with trainable_parameters(model, "generation"):
+            trainer.step(0)
+
+    def together() -> None:
+        with patch.object(BagelNetwork, "only_draws", lambda _: False):
+            apart()
+
+    return together, apart
+
+
+def beginnings(images: int, repeats: int) -> Table:
+    """Two methods, of which the first compares with old weights, on two kinds of examples."""
+    table = Table("model", "method", "after", "together, s", "apart, s", "ratio", "of operations", "share of the rate")
+    shipped = models.load("srum-tiny", device="cpu")
+    assert isinstance(shipped, Bagel)
+    for name, model, count in (("srum-tiny", shipped, 8 * images), ("medium", medium_model("fp32"), images)):
+        for method, seen in (("region_nft", False), ("region_nft", True), ("rvr", True)):
+            together, apart = step_of(model, method, examples(model, count, seen))
+            before, after = operations(together), operations(apart)
+            plain, ours = medians(together, apart, repeats)
+            share = after / matmul_rate(PRECISION) / ours
+            ratios = (f"{plain / ours:.2f}", f"{before / after:.2f}", f"{share:.0%}")
+            what = "an image and texts" if seen else "a prompt"
+            table.add_row(f"{name}, {count} images", method, what, f"{plain:.2f}", f"{ours:.2f}", *ratios)
+    return table
+
+
+# --- the clock
+
+
 def seconds(work: Callable[[], object]) -> float:
     """Of one call."""
     start = time.perf_counter()
@@ -163,6 +231,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--beginnings", action="store_true")
     parser.add_argument("--way", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.way is not None:
@@ -171,6 +240,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         for _ in range(2):  # in the second the optimiser has its state
             work()
         print(peak() - before)
+        return
+    if args.beginnings:
+        table = beginnings(args.images, args.repeats)
+        Console(width=140).print(table, f"{torch.get_num_threads()} threads, {PRECISION}")
         return
     command = [sys.executable, "-m", "benchmarks.training", "--images", str(args.images), "--way"]
     taken = [  # first, since a process starts with the peak of the one that it came from

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from srum import cores
 from srum.errors import SrumError
 from srum.stages import SHIPPED, Stage
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from srum.config import RunConfig
+    from srum.processes import Processes
     from srum.run import Run
 
 
@@ -69,6 +71,12 @@ class OneLineErrors(TyperGroup):
             raise typer.Exit(2) from None
 
 
+def main() -> None:
+    """The command ``srum``."""
+    cores.command_line()
+    app()
+
+
 app = typer.Typer(
     cls=OneLineErrors,
     no_args_is_help=True,
@@ -76,6 +84,7 @@ app = typer.Typer(
     help="Self-rewarding post-training for unified multimodal models, region by region.",
 )
 
+AT_ONCE = ("rasterize", "pair")  # stages that are done before another process would have begun
 BEGIN = ("rollout", "images")  # stages that make the run where there is none
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")]
 Round = Annotated[int, typer.Option("--round", min=0, help="Round, from 0.")]
@@ -132,12 +141,14 @@ def _stage_command(stage: Stage) -> Callable[..., None]:
     """The command of a stage. That of the first makes the run where there is none."""
 
     def command(run: RunFolder, round_: Round = 0, config: ConfigFile = None, overrides: Overrides = None) -> None:
-        _check_config(run, config, overrides or [])
+        wanted = _check_config(run, config, overrides or [])
 
         from srum.loop import next_command, perform
-        from srum.processes import connected
 
-        with connected() as processes, _opened(run, config, overrides, new=stage.name in BEGIN) as opened:
+        with (
+            _sharing(None if stage.name in AT_ONCE else wanted) as processes,
+            _opened(run, config, overrides, new=stage.name in BEGIN) as opened,
+        ):
             perform(opened, stage.name, round_)
             if processes.rank == 0:
                 typer.echo(f"next: {next_command(opened, stage.name, round_)}")
@@ -160,12 +171,13 @@ def eval_(
 
     After the last round this writes summary.json and the report; with --round, the folder eval/ of that round.
     """
+    wanted = _check_config(run, config, overrides or [])
+
     from srum import loop
-    from srum.processes import connected
     from srum.rollout import own_prompts
     from srum.run_dir import RunError
 
-    with connected() as processes, _opened(run, config, overrides) as opened:
+    with _sharing(wanted) as processes, _opened(run, config, overrides) as opened:
         if not (opened.config.eval.count or (round_ is None and own_prompts(opened.config))):
             raise RunError(f"{run} has no evaluation: eval.count is 0")
         if round_ is None:
@@ -438,12 +450,11 @@ def run_(
     """Run all rounds, compare the method with the base model and others; end in a table and a report."""
     named = {"ground.grounder": grounder, "method": method}
     flags = [f"{name}={value}" for name, value in named.items() if value is not None]
-    _check_config(out, config, [*(overrides or []), *flags])
+    checked = _check_config(out, config, [*(overrides or []), *flags])
 
     from srum.loop import run_loop
-    from srum.processes import connected
 
-    with connected() as processes:
+    with _sharing(checked) as processes:
         wanted = processes.once(lambda: _config(out, config, [*(overrides or []), *flags]))
         run_loop(wanted, out, resume, command=shlex.join(["srum", *sys.argv[1:]]), foretell=True)
         if processes.rank == 0:
@@ -469,7 +480,11 @@ def plan(
     from srum.loop import check_inputs, show_plan
     from srum.plan import foresee
 
-    show_plan(foresee(check_inputs(wanted), out, always=True))
+    with _sharing(wanted) as processes:
+        settled = processes.once(lambda: check_inputs(wanted))
+        foretold = foresee(settled, out, always=True)
+        if processes.rank == 0:
+            show_plan(foretold)
 
 
 @app.command("config")
@@ -575,11 +590,10 @@ def sweep(
     wanted = load_config(config, overrides or [])
 
     from srum.loop import console
-    from srum.processes import connected
     from srum.sweep import sweep as sweep_runs
     from srum.sweep import sweep_table
 
-    with connected() as processes:
+    with _sharing(wanted) as processes:
         numbers = range(wanted.seed, wanted.seed + seeds)
         rows = sweep_runs(wanted, vary or [], numbers, out, shlex.join(["srum", *sys.argv[1:]]))
         if processes.rank == 0:
@@ -626,7 +640,6 @@ def refine(
     """
     from srum.config import CONFIG, changed, load_config
     from srum.loop import console
-    from srum.processes import connected
     from srum.run import Run, newest_weights
     from srum.run_dir import RunError, alone_in
 
@@ -639,7 +652,7 @@ def refine(
     from srum.show import rows_table
     from srum.train.refining import items_of, refine_run, refinement_rows
 
-    with connected() as processes, alone_in(run):
+    with _sharing(wanted) as processes, alone_in(run):
         opened = Run(run, load_config(run / CONFIG))
         place = run / "eval" / arm if arm is not None else opened.round(round_ or 0)
         made = refine_run(opened, place, model or newest_weights(opened), wanted)
@@ -659,7 +672,6 @@ def reconstruct(
 ) -> None:
     """Have a model draw the images that it sees (RecA): pictures before and after, and how many scenes are the same."""
     from srum.config import CONFIG, changed, load_config
-    from srum.processes import connected
 
     run = Path(source) if (Path(source) / CONFIG).exists() else None
     wanted = load_config(config or (run and run / CONFIG), () if run else [f"images.source={source}"])
@@ -667,7 +679,7 @@ def reconstruct(
 
     from srum.train.reconstructing import reconstruct_images
 
-    with connected() as processes:
+    with _sharing(wanted) as processes:
         line = reconstruct_images(wanted, out, run, model)
         if processes.rank == 0:
             typer.echo(line)
@@ -700,10 +712,9 @@ def chain(
     from srum.loop import console, eval_prompts
     from srum.models.base import Decoding, Sampling
     from srum.plots import strips_figure
-    from srum.processes import connected
     from srum.run import load_model
 
-    with connected() as processes:
+    with _sharing(_check_config(out, config, overrides or [])) as processes:
         wanted = processes.once(lambda: _config(out, config, overrides or []))
         drawing, prompts = Sampling(**wanted.eval.sampling()), eval_prompts(wanted)
         settings = ChainSettings(
@@ -735,6 +746,7 @@ def strokes(
     refinements: Annotated[int, typer.Option(min=0, help="At most so many corrections of a stroke.")] = 1,
     budget: Annotated[int, typer.Option(min=1, help="At most so many images; 1 is the planning pass.")] = 4,
     edit_guidance: Annotated[float, typer.Option(help="Text guidance of later images; <= 1 is off.")] = 1.5,
+    long: Annotated[bool, typer.Option("--long", help="Each stage sees all before it (docs/process.md).")] = False,
     image: Annotated[Path | None, typer.Option(help="Save the first eight as strips, .png, .svg or .pdf.")] = None,
 ) -> None:
     """Draw the evaluation's prompts in strokes: plan, draft, inspect, correct; print what the checker says of each."""
@@ -745,16 +757,20 @@ def strokes(
     from srum.loop import console, eval_prompts
     from srum.models.base import Sampling
     from srum.plots import strips_figure
-    from srum.processes import connected
     from srum.run import load_model
     from srum.strokes import StrokeSettings
 
-    with connected() as processes:
+    with _sharing(_check_config(out, config, overrides or [])) as processes:
         wanted = processes.once(lambda: _config(out, config, overrides or []))
         drawing, prompts = Sampling(**wanted.eval.sampling()), eval_prompts(wanted)
         changing = replace(drawing, guidance=edit_guidance, guidance_interval=(0.0, 1.0))
         settings = StrokeSettings(
-            drawing=drawing, changing=changing, max_strokes=max_strokes, max_refinements=refinements, budget=budget
+            drawing=drawing,
+            changing=changing,
+            layout="long" if long else "short",
+            max_strokes=max_strokes,
+            max_refinements=refinements,
+            budget=budget,
         )
         claim(out, wanted.model, prompts, settings, wanted.seed)
         model = load_model(wanted, wanted.model)
@@ -905,10 +921,21 @@ def _config(folder: Path, config: Path | None, overrides: list[str]) -> RunConfi
     return load_config(config, overrides)
 
 
-def _check_config(folder: Path, config: Path | None, overrides: list[str]) -> None:
-    """Raise ConfigError now, before the imports of weight; in process 0, which alone reads files."""
-    if int(os.environ.get("RANK", "0")) == 0:
-        _config(folder, config, overrides)
+def _check_config(folder: Path, config: Path | None, overrides: list[str]) -> RunConfig | None:
+    """The config, or ConfigError now, before the imports of weight; of process 0, which alone reads files."""
+    return _config(folder, config, overrides) if int(os.environ.get("RANK", "0")) == 0 else None
+
+
+@contextmanager
+def _sharing(config: RunConfig | None) -> Iterator[Processes]:
+    """The processes of this launch: on a CPU, where none were started with this one, as many as pay for this config
+    (``srum.plan``)."""
+    from srum.plan import sharing
+    from srum.processes import connected
+
+    count = 1 if config is None or "WORLD_SIZE" in os.environ else sharing(config)
+    with connected(count) as processes:
+        yield processes
 
 
 def _save_figure(figure: Figure, path: Path) -> None:

@@ -345,6 +345,7 @@ class RunConfig(Section):
     method: str = METHOD  # what is trained, on what: a shipped name, or my_module:MyMethod (train/methods)
     model: str = "srum-tiny"  # a shipped name, or a folder in the official layout
     device: str = "auto"  # cpu, cuda, cuda:1, mps; auto: CUDA or else cpu; spread: the layers over GPUs, host, disk
+    processes: Literal["auto"] | Count = "auto"  # that share a CPU's cores (docs/performance.md); auto: as many as pay
     compile: bool = False  # the model's layers, by torch.compile (docs/performance.md); needs a C++ compiler
     seed: Annotated[int, Field(ge=0)] = 0  # of everything random: prompts, noise, replies, dropout
     rounds: Count = 4  # of drawing, judging and training, each with the weights of the one before
@@ -377,7 +378,7 @@ class RunConfig(Section):
         return self
 
 
-FREE = ("device", "compile", "train.keep_checkpoints")
+FREE = ("device", "processes", "compile", "train.keep_checkpoints")
 # fields that may change while a run goes on: they say where and how fast it works, not what comes out
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from srum.models.base import FlowForward, Sampling, Segment, UnifiedModel, requi
 from srum.models.needs import BFLOAT, FLOAT, Need, Recipe
 
 GIGABYTE = 1e9
+CONTAINER = Path("/sys/fs/cgroup/memory.max")  # how much it may have in all
 PROCESSES = [2**n for n in range(7)]  # that may share a training
 CHECKED = frozenset({"velocity", "path"})  # abilities of models that can be asked
 CHECK = Sampling(timesteps=2, guidance=1.0)  # a single step from noise
@@ -45,9 +47,11 @@ class Machine:
 
 
 def _available_memory() -> int:
-    """What the system says a new process can have, in bytes."""
+    """What the system says a new process can have, in bytes, at most what a container may; 0 where it says nothing."""
     lines = Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []
     found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    with suppress(OSError, ValueError):  # no such file; "max" is no limit
+        found = [min(size, int(CONTAINER.read_text())) for size in found]
     return found[0] if found else 0
 
 

@@ -72,7 +72,7 @@ def run_loop(
     """All rounds, then every arm on the held-out prompts: ``summary.json`` (returned) and ``report.html``.
 
     ``command`` is what the report says the run was made with. ``foretell``: print first what a new run will cost
-    (``srum.plan``), and on the way the time that is left in all; one process alone does.
+    (``srum.plan``), and on the way the time that is left in all; processes of several machines do not.
 
     An interrupted run with ``resume`` ends in the same ``summary.json``, bit for bit. Raises ConfigError, RunError,
     GrounderError, TrainingError and ValueError for inputs that cannot work, before anything is written, and RunError
@@ -90,9 +90,10 @@ def run_loop(
         processes.once(begin)
         run = Run(folder, config)
         processes.once(lambda: announce(run))
-        plan = foresee(config, folder) if foretell and not resume and processes.count == 1 else None
+        measurable = processes.whole or processes.count == 1
+        plan = foresee(config, folder) if foretell and not resume and measurable else None
         with _ending(run), expecting({} if plan is None else plan.seconds):
-            if plan is not None:
+            if plan is not None and processes.rank == 0:
                 show_plan(plan)
             for k in range(config.rounds):
                 for stage in run.stages.values():

@@ -7,6 +7,9 @@ what first calls take, and for batches that the first did not fill. Memory is th
 with what the images take that a batch of the run has more: what the architecture says (``srum doctor``), or what the
 second miniature took beyond the first.
 
+Of processes that share the cores each makes its miniature, all at the same time, and none waits for another: how fast a
+process is beside the others is measured, how much of the work is the first one's is counted.
+
 A forward pass is one of the network over one image, or over one question about one: of drawing, every denoising step of
 an image, twice where it is guided; of judging, every question about a region or a layout; of training, every example of
 a step, twice where it is compared with the weights that entered. Tokens that are written one by one are not counted.
@@ -27,21 +30,23 @@ import torch
 from rich.table import Table
 
 from srum.config import RunConfig, changed
+from srum.cores import can_be_started_again, quota
 from srum.disk import GIGABYTE, free
 from srum.doctor import Machine, asked
 from srum.errors import SrumError
 from srum.evaluation.comparison import EVAL, evaluate_arm
 from srum.evaluation.compute import BACKWARD, passes_of
-from srum.models import find
+from srum.models import find, find_device
 from srum.models.needs import BFLOAT, FLOAT, Need, Recipe
 from srum.plugins import resolve
+from srum.processes import Processes, alone
 from srum.progress import Timed, in_words, part, timing
 from srum.records import Judgement
 from srum.report import write_report
 from srum.rollout import choose_prompts, own_prompts, round_prompts
 from srum.run import BASE, Arm, Run, console
-from srum.run_dir import claim_run, read_records
-from srum.stages import IMAGES, JUDGE, ROLLOUT, TRAIN
+from srum.run_dir import RunError, claim_run, read_records
+from srum.stages import GROUND, IMAGES, JUDGE, ROLLOUT, TRAIN
 
 FEW = 4  # candidates of the first miniature, at least
 STEPS = 3  # of a training in a miniature; the first is warming up
@@ -143,20 +148,27 @@ def foresee(config: RunConfig, folder: Path, always: bool = False) -> Plan:
     worth = always or size.images > WORTH * few * config.candidates_per_prompt
     if any(warning.startswith("memory") for warning in warnings) or not worth:
         return Plan(list(size.costs(None)), warnings)
-    small = miniature(config, few)
+    few_of_each = _of_each(config)
+    small = miniature(few_of_each, few)
     foretold = sum(cost.seconds or 0.0 for cost in size.costs(small))
     spent = sum(timed.seconds for timed in small.times.values())
     largest = -(-config.rollout.batch_size // config.candidates_per_prompt)
     smaller = small
     if spent < min(SHARE * foretold, LONGEST):
-        small = miniature(config, max(few, min(LARGER * few, largest, size.prompts)))
-    memory, disk = size.memory(small, smaller), size.disk(small)
-    available = Machine.here(config.device).memory + (0 if torch.cuda.is_available() else held())
+        small = miniature(few_of_each, max(few, min(LARGER * few, largest, size.prompts)))
+    count = Processes.here().count
+    memory, disk = count * size.memory(small, smaller), size.disk(small)
+    available = Machine.here(config.device).memory + (0 if torch.cuda.is_available() else count * held())
     if available and memory > available:
         warnings.append(f"memory: {memory / GIGABYTE:.2f} GB are wanted, {available / GIGABYTE:.2f} GB are there")
     if disk > free(folder):
         warnings.append(f"disk: {disk / GIGABYTE:.2f} GB are wanted, {free(folder) / GIGABYTE:.2f} GB are free")
     return Plan(list(size.costs(small)), [*warnings, *small.notes], memory, disk)
+
+
+def _of_each(config: RunConfig) -> RunConfig:
+    """The config as one of the processes meets it: with its part of a step's examples."""
+    return changed(config, [f"train.batch_size={-(-config.train.batch_size // Processes.here().count)}"])
 
 
 # --- what is counted
@@ -205,7 +217,7 @@ class Size:
                     yield self._stage(k, stage, small)
         passes = self.tested * passes_of(self.config.eval)
         for arm in (BASE, *self.run.arms) if self.tested else ():
-            share = self.tested / small.run.config.eval.count if small else 1.0
+            share = own_items(self.tested, self.config.eval.batch_size) / small.run.config.eval.count if small else 1.0
             seconds = _scaled(small.of(f"eval {arm}"), share) if small else None
             yield Cost(EVAL.format(arm), self.tested, passes, seconds)
         yield from self._own(small)
@@ -227,7 +239,7 @@ class Size:
             return
         rollout, judge = (small.of(stage.name) if small else None for stage in (ROLLOUT, JUDGE))
         slower = passes / passes_of(self.config.rollout)
-        share = count / small.candidates if small else 1.0
+        share = own_items(count, self.config.eval.batch_size) / small.candidates if small else 1.0
         questions = round(count * small.questions) if small else 0
         for arm in (BASE, *self.run.arms):
             yield Cost(f"own prompts - draw {arm}", count, count * passes, _scaled(rollout, share * slower))
@@ -243,8 +255,9 @@ class Size:
 
     def _share(self, stage: str, small: Miniature) -> float:
         if stage == IMAGES.name:
-            return self.config.images.count / small.run.config.images.count
-        return self.candidates / small.candidates
+            return own_items(self.config.images.count, self.config.images.batch_size) / small.run.config.images.count
+        sizes = {ROLLOUT.name: self.config.rollout.batch_size, GROUND.name: self.config.ground.batch_size}
+        return own_items(self.candidates, sizes.get(stage, self.config.judge.batch_size)) / small.candidates
 
     def _trainings(self, k: int, small: Miniature | None) -> Iterator[Cost]:
         for name, arm in self.run.arms.items():
@@ -273,6 +286,12 @@ class Size:
         tested = small.bytes["eval"] * self.tested // max(1, small.run.config.eval.count)
         of_round = int(share * small.bytes["round"]) + small.bytes["models"]
         return rounds * of_round + kept * (rounds if train.keep_checkpoints else 1) + tested
+
+
+def own_items(count: int, batch_size: int) -> int:
+    """How many of ``count`` items in batches process 0 has, which has the most."""
+    starts = range(0, count, batch_size)[:: Processes.here().count]
+    return sum(min(batch_size, count - start) for start in starts)
 
 
 def _scaled(timed: Timed | None, share: float) -> float | None:
@@ -326,6 +345,58 @@ def _recipe(arm: Arm) -> Recipe:
     )
 
 
+# --- what shares the cores
+
+LIGHT = ("classical", "grid", "native")  # grounders that load no model
+SPARE = 2 * 10**9  # bytes of a process beside what the architecture says: libraries, memory kept for the next tensor
+
+
+def sharing(config: RunConfig) -> int:
+    """How many processes the command starts for the cores of this machine, itself among them (``processes``).
+
+    By itself as many as there are cores, full batches in a stage, and memory for; one where the memory cannot be told
+    because something is loaded that is no part of the model, where a server does the work, and where training draws its
+    images, which every process would. Raises RunError for several on a GPU, which torchrun starts.
+    """
+    if not can_be_started_again():
+        return 1
+    on_cpu = find_device(config.device).type == "cpu"
+    if config.processes != "auto":
+        if config.processes > 1 and not on_cpu:
+            raise RunError("processes: they share the cores of a CPU; several GPUs are used by torchrun")
+        return config.processes
+    if not on_cpu or not _is_known(config):
+        return 1
+    drawn = -(-config.prompt_count * config.candidates_per_prompt // config.rollout.batch_size)
+    tested = -(-config.eval.count // config.eval.batch_size)
+    return max(1, min(int(min(torch.get_num_threads(), quota())), max(drawn, tested), _fitting(config)))
+
+
+def _is_known(config: RunConfig) -> bool:
+    """Whether what a run loads and does is the model's and ours alone."""
+    judge = config.judge
+    try:
+        arms = Run(Path(), config).arms.values()
+    except ValueError:  # a contradiction, which is said where the run begins
+        return False
+    return (
+        not (judge.server.url or config.rollout.server.url or judge.reward)
+        and judge.by == "self"
+        and judge.model in ("self", "start")
+        and config.ground.grounder in LIGHT
+        and not any(":" in name for name in (config.method, *config.compare))
+        and not any(arm.method.drawn(arm.config) for arm in arms)
+    )
+
+
+def _fitting(config: RunConfig) -> int:
+    """How many processes find the memory of their largest stage."""
+    in_a_pack = 1 if config.train.memory.pack_tokens else config.train.batch_size
+    sizes = {"rollout": config.rollout.batch_size, "judging": config.judge.batch_size, "training": in_a_pack}
+    needs = [need.once + need.per_image * sizes[stage] for stage, need in _needs(config).items()]
+    return Machine.here("cpu").memory // (SPARE + max(needs)) if needs else 1
+
+
 # --- what is measured
 
 
@@ -348,7 +419,7 @@ def miniature(config: RunConfig, prompts: int) -> Miniature:
             "train.keep_checkpoints=true",
         ],
     )
-    with tempfile.TemporaryDirectory() as place, _quiet(), timing() as times:
+    with tempfile.TemporaryDirectory() as place, alone(), _quiet(), timing() as times:
         run = Run(Path(place), small)
         claim_run(run.folder, small)
         peaks: dict[str, int] = {}

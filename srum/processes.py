@@ -1,22 +1,26 @@
 """Several processes of one launch: who they are, and what they tell each other.
 
-``torchrun`` starts them; they share the folder of the run. They talk by gloo, over the network and not through files,
-because a shared file system may show a new file to other nodes late.
+``torchrun`` starts them, or on a CPU the command itself (``srum.cores``); they share the folder of the run. They talk
+by gloo, over the network and not through files, because a shared file system may show a new file to other nodes late.
 """
 
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from srum import cores
+from srum.cores import LostProcess
 from srum.errors import SrumError
 
 T = TypeVar("T")
@@ -27,17 +31,17 @@ class LaunchError(SrumError, ValueError):
     """Processes that cannot work on this machine."""
 
 
-class LostProcess(SrumError, RuntimeError):
-    """Another process has ended, or cannot be reached."""
-
-
 @dataclass(frozen=True)
 class Processes:
-    """This process among all of the launch. What it asks of the others, all have to ask, in the same order."""
+    """This process among all of the launch. What it asks of the others, all have to ask, in the same order.
+
+    ``whole``: each has the network whole where it is trained, instead of a share of it.
+    """
 
     rank: int = 0
     count: int = 1
     group: dist.ProcessGroup | None = field(default=None, repr=False)
+    whole: bool = False
 
     @classmethod
     def here(cls) -> Processes:
@@ -88,23 +92,73 @@ _here = Processes()
 
 
 @contextmanager
-def connected() -> Iterator[Processes]:
-    """The processes that ``torchrun`` started, on the GPU of each where there is one; without it, this one alone.
+def alone() -> Iterator[None]:
+    """Within the block this process works as if there were no others."""
+    global _here
+    among, _here = _here, Processes()
+    try:
+        yield
+    finally:
+        _here = among
+
+
+@contextmanager
+def connected(count: int = 1) -> Iterator[Processes]:
+    """The processes that ``torchrun`` started, on the GPU of each where there is one; without it, ``count`` that share
+    the cores of this machine, or this one alone.
 
     Raises LaunchError where a node has fewer GPUs than processes.
     """
-    global _here
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or _here.count > 1:
+    if _here.count > 1:
         yield _here
-        return
+    elif cores.STORE in os.environ:
+        with _among(cores.join(os.environ), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])) as processes:
+            yield processes
+    elif int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        with _launched() as processes:
+            yield processes
+    elif count > 1:
+        before = torch.get_num_threads()
+        threads = max(1, before // count)
+        torch.set_num_threads(threads)
+        try:
+            with cores.helpers(count, threads) as store, _among(store, 0, count) as processes:
+                yield processes
+        finally:
+            torch.set_num_threads(before)
+    else:
+        yield _here
+
+
+@contextmanager
+def _launched() -> Iterator[Processes]:
+    """Those of ``torchrun``."""
     if torch.cuda.is_available():
         number, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if number >= gpus:
             raise LaunchError(f"no GPU for process {number} of this node, which has {gpus}: --nproc-per-node {gpus}")
         torch.cuda.set_device(number)
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    with _ours() as processes:
+        yield processes
+
+
+@contextmanager
+def _among(store: Path, rank: int, count: int) -> Iterator[Processes]:
+    """Those of one machine, which meet by a file and talk through its loopback."""
+    loopback = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]
+    if loopback:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback[0])
+    dist.init_process_group("gloo", store=dist.FileStore(str(store), count), rank=rank, world_size=count)
+    with _ours(whole=True) as processes:
+        yield processes
+
+
+@contextmanager
+def _ours(whole: bool = False) -> Iterator[Processes]:
+    global _here
     group = dist.new_group(backend="gloo", timeout=PATIENCE)
-    _here = Processes(dist.get_rank(), dist.get_world_size(), group)
+    _here = Processes(dist.get_rank(), dist.get_world_size(), group, whole)
     try:
         yield _here
     finally:

@@ -7,25 +7,29 @@
     later     [prompt, clean, seen, description] -> plan            [clean, seen, plan] -> image
     inspect   [prompt, plan, seen] -> inspection                    refine  [clean, seen, correction] -> image
 
-A stage's context is the prompt, the newest description and image, and this stage's own texts; latents are the
-sampler's. Two forms of the texts: ``compact``, parts between bars, of srum-tiny; ``tags``, of the paper.
+A stage's context is the prompt, the newest description and image, and this stage's own texts (layout ``short``), or all
+that was written and drawn before it (``long``, the paper's), of which keys and values are computed once where the model
+can remember; latents are the sampler's. Two forms of the texts: ``compact``, parts between bars, of srum-tiny;
+``tags``, of the paper.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from srum.chains import planned
-from srum.models.base import Decoding, Generated, Sampling, Segment, UnifiedModel, require
+from srum.models.base import Decoding, Generated, Sampling, Segment, UnifiedModel, Written, remembering, require
 from srum.seeding import seed_for
 from srum.shapes.edits import apply, parse_edits
 from srum.shapes.scenes import Scene
 from srum.shapes.wording import listed, parse_things
 
 Form = Literal["compact", "tags"]
+Layout = Literal["short", "long"]
 Verdict = Literal["continue", "done", "refine"]
 FITS = {"compact": ("fits", "fits"), "tags": ("plan: fits", "image: fits")}
 OBJECTS = {"compact": ("conflict, ", ""), "tags": ("plan: conflict, ", "image: mismatch, ")}
@@ -125,6 +129,7 @@ class StrokeSettings:
     drawing: Sampling
     changing: Sampling
     form: Form = "compact"
+    layout: Layout = "short"
     max_strokes: int = 5
     max_refinements: int = 1
     budget: int = 4
@@ -145,12 +150,16 @@ class Stage:
 @dataclass
 class Drawing:
     """A prompt that is drawn in strokes: its ``stages`` so far; ``end`` is None while it is open, then "done", "limit"
-    or how its last plan failed."""
+    or how its last plan failed. ``history``: what the long layout has so far, texts as they were sampled."""
 
     prompt: str
     plan: Plan = field(default_factory=Plan)
     stages: list[Stage] = field(default_factory=list)
     end: str | None = None
+    history: list[Segment] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.history.append(Segment("text", text=self.prompt))
 
     @property
     def images(self) -> list[Generated]:
@@ -162,13 +171,38 @@ class Drawing:
         """The newest."""
         return next(s.read for s in reversed(self.stages) if isinstance(s.read, Inspection))
 
-    def shown(self) -> list[Segment]:
+    def shown(self, droppable: bool = True) -> list[Segment]:
         """The newest image, as a context has it that changes it."""
         made = self.images[-1]
         return [
-            Segment("clean", latent=made.latent, droppable=True),
-            Segment("seen", image=made.image, droppable=True),
+            Segment("clean", latent=made.latent, droppable=droppable),
+            Segment("seen", image=made.image, droppable=droppable),
         ]
+
+    def to_plan(self, layout: Layout) -> list[Segment]:
+        """What the next plan is written after."""
+        if layout == "long":
+            return self.history
+        prompt = Segment("text", text=self.prompt)
+        return [prompt, *self.shown(), Segment("text", text=self.plan.description)] if self.images else [prompt]
+
+    def to_draw(self, layout: Layout) -> list[Segment]:
+        """What the image of the newest plan, or of a correction, is drawn after."""
+        if layout == "long":
+            return [*self.history[:-1], replace(self.history[-1], droppable=True)]
+        before = self.shown() if self.images else [Segment("text", text=self.prompt, droppable=True)]
+        return [*before, Segment("text", text=self.plan.raw, droppable=True)]
+
+    def to_inspect(self, layout: Layout) -> list[Segment]:
+        """What the newest image is inspected after."""
+        if layout == "long":
+            return self.history
+        texts = [Segment("text", text=self.prompt), Segment("text", text=self.plan.raw)]
+        return [*texts, Segment("seen", image=self.images[-1].image)]
+
+    def wrote(self, written: Written) -> None:
+        """A text that was read, at the end of the history."""
+        self.history.append(Segment("text", ids=written.ids))
 
 
 def draw_in_strokes(
@@ -182,19 +216,9 @@ def draw_in_strokes(
     if settings.budget == 1:
         pen.draw_at_once(drawings)
         return list(drawings.values())
-    for stroke in range(1, settings.max_strokes + 1):
-        pen.plan(stroke, pen.open(drawings))
-        pen.draft(stroke, pen.open(drawings))
-        pen.inspect(stroke, 0, pen.open(drawings))
-        for again in range(1, settings.max_refinements + 1):
-            wrong = {n: d for n, d in pen.open(drawings).items() if d.inspection.verdict == "refine"}
-            pen.refine(stroke, again, {n: d for n, d in wrong.items() if len(d.images) < settings.budget})
-            pen.inspect(stroke, again, {n: d for n, d in wrong.items() if d.stages[-1].kind == "refine"})
-        for drawing in pen.open(drawings).values():
-            if drawing.inspection.verdict == "done":
-                drawing.end = "done"
-            elif len(drawing.images) >= settings.budget or stroke == settings.max_strokes:
-                drawing.end = "limit"
+    with remembering(model) if settings.layout == "long" else nullcontext():
+        for stroke in range(1, settings.max_strokes + 1):
+            pen.stroke(stroke, drawings)
     return list(drawings.values())
 
 
@@ -209,6 +233,22 @@ class _Pen:
 
     def seeds(self, drawings: dict[str, Drawing], *stage: int | str) -> list[int]:
         return [seed_for(self.seed, name, *stage) for name in drawings]
+
+    def stroke(self, number: int, drawings: dict[str, Drawing]) -> None:
+        """Plan, draw, inspect and correct those that are open; and close what is done, or has no images left."""
+        settings = self.settings
+        self.plan(number, self.open(drawings))
+        self.draft(number, self.open(drawings))
+        self.inspect(number, 0, self.open(drawings))
+        for again in range(1, settings.max_refinements + 1):
+            wrong = {n: d for n, d in self.open(drawings).items() if d.inspection.verdict == "refine"}
+            self.refine(number, again, {n: d for n, d in wrong.items() if len(d.images) < settings.budget})
+            self.inspect(number, again, {n: d for n, d in wrong.items() if d.stages[-1].kind == "refine"})
+        for drawing in self.open(drawings).values():
+            if drawing.inspection.verdict == "done":
+                drawing.end = "done"
+            elif len(drawing.images) >= settings.budget or number == settings.max_strokes:
+                drawing.end = "limit"
 
     def draw_at_once(self, drawings: dict[str, Drawing]) -> None:
         instruction = Segment("text", text=self.model.plan_instruction)
@@ -228,54 +268,38 @@ class _Pen:
             missing = {n: d for n, d in drawings.items() if attempt == 0 or d.plan.failure}
             if not missing:
                 return
-            contexts = [self._to_plan(drawing) for drawing in missing.values()]
+            contexts = [drawing.to_plan(self.settings.layout) for drawing in missing.values()]
             texts = self.model.write(contexts, decoding, self.seeds(missing, stroke, "plan", attempt))
             for drawing, text in zip(missing.values(), texts, strict=True):
                 drawing.plan = parse_plan(text.text, self.settings.form, text.ended)
                 drawing.stages.append(Stage("plan", stroke, drawing.plan))
                 drawing.end = drawing.plan.failure if attempt else None
-
-    def _to_plan(self, drawing: Drawing) -> list[Segment]:
-        prompt = Segment("text", text=drawing.prompt)
-        if not drawing.images:
-            return [prompt]
-        return [prompt, *drawing.shown(), Segment("text", text=drawing.plan.description)]
+                if not drawing.plan.failure:
+                    drawing.wrote(text)
 
     def draft(self, stroke: int, drawings: dict[str, Drawing]) -> None:
         """The image of each plan."""
         first = {name: drawing for name, drawing in drawings.items() if not drawing.images}
         later = {name: drawing for name, drawing in drawings.items() if drawing.images}
-        starts = [
-            [Segment("text", text=d.prompt, droppable=True), Segment("text", text=d.plan.raw, droppable=True)]
-            for d in first.values()
-        ]
-        changes = [[*d.shown(), Segment("text", text=d.plan.raw, droppable=True)] for d in later.values()]
-        self._draw("draft", stroke, 0, first, starts, self.settings.drawing)
-        self._draw("draft", stroke, 0, later, changes, self.settings.changing)
+        self._draw("draft", stroke, 0, first, self.settings.drawing)
+        self._draw("draft", stroke, 0, later, self.settings.changing)
 
     def inspect(self, stroke: int, again: int, drawings: dict[str, Drawing]) -> None:
         """What is wrong with each plan and its newest image. What cannot be read counts as continue."""
         if not drawings:
             return
-        contexts = [
-            [
-                Segment("text", text=drawing.prompt),
-                Segment("text", text=drawing.plan.raw),
-                Segment("seen", image=drawing.images[-1].image),
-            ]
-            for drawing in drawings.values()
-        ]
+        contexts = [drawing.to_inspect(self.settings.layout) for drawing in drawings.values()]
         texts = self.model.write(contexts, self.settings.decoding, self.seeds(drawings, stroke, "inspect", again))
         for drawing, text in zip(drawings.values(), texts, strict=True):
             read = parse_inspection(text.text, self.settings.form, text.ended)
             drawing.stages.append(Stage("inspect", stroke, read))
+            drawing.wrote(text)
 
     def refine(self, stroke: int, again: int, drawings: dict[str, Drawing]) -> None:
         """The image of each correction; the plan is then that of the scene that it leads to."""
         for drawing in drawings.values():
             drawing.plan = corrected(drawing.plan, drawing.inspection, self.settings.form)
-        contexts = [[*d.shown(), Segment("text", text=d.plan.raw, droppable=True)] for d in drawings.values()]
-        self._draw("refine", stroke, again, drawings, contexts, self.settings.changing)
+        self._draw("refine", stroke, again, drawings, self.settings.changing)
 
     def _draw(
         self,
@@ -283,14 +307,15 @@ class _Pen:
         stroke: int,
         again: int,
         drawings: dict[str, Drawing],
-        contexts: Sequence[Sequence[Segment]],
         sampling: Sampling,
     ) -> None:
         if not drawings:
             return
+        contexts = [drawing.to_draw(self.settings.layout) for drawing in drawings.values()]
         made = self.model.draw(contexts, sampling, self.seeds(drawings, stroke, kind, again))
         for drawing, image in zip(drawings.values(), made, strict=True):
             drawing.stages.append(Stage(kind, stroke, made=image, asked=drawing.plan.raw))
+            drawing.history += drawing.shown(droppable=False)
 
 
 def corrected(plan: Plan, inspection: Inspection, form: Form) -> Plan:

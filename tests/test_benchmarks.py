@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from benchmarks import (
     approximate,
@@ -28,6 +29,7 @@ from benchmarks import (
     real_size,
     reca,
     refine,
+    reinforce,
     report,
     scale,
     stacked,
@@ -39,6 +41,7 @@ from srum.config import load_config
 from srum.evaluation.compute import passes_of
 from srum.evaluation.denoising import JudgedStep, JudgedSteps
 from srum.models.bagel import Bagel
+from srum.models.base import Generated
 from srum.records import Candidate, Prompt
 from srum.run import Run
 from srum.run_dir import RunError, read_records
@@ -357,6 +360,28 @@ def test_arms_of_refinement_begin_with_the_same_images(
     assert all(fewer[name] == found[name] for name in fewer)
     with pytest.raises(RunError, match="is a run of another config"):
         refine.main([*small_arms, "--set", "eval.count=8"])
+
+
+def test_of_two_drawings_the_one_that_the_judge_prefers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a judge that knows, whatever either drawing has right is right; one that failed is never preferred."""
+    config = load_config(None, [*reinforce.SMALL, "method=flow_grpo", "eval.count=4"])
+    grey = [Image.new("L", (8, 8), shade) for shade in (0, 200)]  # wrong, right
+    tries = {0: [0, 1, 0, 1], 1: [0, 0, 1, 1]}  # by whether it is the run's own seed
+    scores = iter([[-0.5, 0.5, -0.5, None], [-0.5, -0.5, 0.5, 0.9]] * 2)
+
+    def drawn(_model: object, _prompts: object, _wanted: object, seed: int) -> list[Generated]:
+        return [Generated(grey[shade], torch.zeros(1)) for shade in tries[seed != config.seed]]
+
+    monkeypatch.setattr(reinforce, "load_model", lambda *_: None)
+    monkeypatch.setattr(reinforce, "score_and_blame", lambda *_: (lambda *_: next(scores), None))
+    monkeypatch.setattr(reinforce, "all_drawn", drawn)
+    monkeypatch.setattr(reinforce, "right", lambda _prompt, image: image.getpixel((0, 0)) > 100)
+    once = {mode: [False, True, False, True] for mode in reinforce.MODES}
+    best = reinforce.chosen(reinforce.Outcome(once, once, {}, [], [], [], [], [0.5]), config)
+    assert best.once == once and best.value == []
+    assert best.refined == {mode: [False, True, True, True] for mode in reinforce.MODES}
+    table = reinforce.drawing_table({"base": [best], "best_of": [best]})
+    assert list(table.columns[-2].cells) == ["60"] * 4  # passes: two drawings of 15 guided steps
 
 
 def test_arms_are_compared_prompt_by_prompt_over_seeds() -> None:

@@ -4,21 +4,35 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from srum import models
 from srum.chaining import accuracy_table, claim, draw_chains, endings, verdicts
-from srum.chains import TEMPLATES, ChainSettings, ChainState, TemplateError, parse_reflection, run_chains, template
-from srum.models.base import Decoding, Sampling
+from srum.chains import (
+    TEMPLATES,
+    ChainSettings,
+    ChainState,
+    TemplateError,
+    looked_at,
+    parse_reflection,
+    run_chains,
+    template,
+)
+from srum.errors import ModelError
+from srum.models.base import Decoding, Generated, Sampling
 from srum.plots import strips_figure
 from srum.records import Candidate
 from srum.rollout import choose_prompts
 from srum.run_dir import RunError, read_by_id
 
 DRAWING = Sampling(size=(64, 64), timesteps=5, timestep_shift=5.0, guidance=1.0)
+IMAGE = Image.new("RGB", (64, 64))
 PROMPTS = ["one small red circle", "two blue stars", "a green square above a red star"]
 
 
@@ -74,6 +88,27 @@ def test_a_chain_ends_with_the_image_it_has() -> None:
 
 def _failures() -> tuple[str, ...]:
     return ("empty_reply", "truncated_thought", "no_thought", "bad_markup", "no_instruction", "truncated_instruction")
+
+
+def test_a_prompt_with_a_stop_sentence_stops_nothing() -> None:
+    """What the prompt says is in the question; a reply that quotes it is read by its own last sentence."""
+    prompt = "a sign that says: No further edit needed."
+    for name, reply in (
+        ("compact", f"asked for {prompt}\nEdit: add a sign"),
+        ("released", f"<think>The target is {prompt}</think> Add the sign."),
+    ):
+        form = template(name)
+        texts = [segment.text or "" for segment in looked_at(form, prompt, Generated(IMAGE, torch.zeros(1)))]
+        assert prompt in texts[-1] and parse_reflection(reply, form).kind == "edit"
+
+
+def test_a_chain_longer_than_the_context_is_refused() -> None:
+    model: Any = models.load("srum-tiny", "cpu")
+    llm = model.config.llm.model_copy(update={"max_position_embeddings": 50})
+    model.config = model.config.model_copy(update={"llm": llm})
+    settings = ChainSettings(drawing=DRAWING, changing=DRAWING, form=template("compact"), plan=False)
+    with pytest.raises(ModelError, match="positions: the language model was made for 50"):
+        run_chains(model, ["a red circle and " * 20], ["a"], settings, seed=1)
 
 
 def test_a_file_that_is_no_template_is_named(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from srum.config import EvalConfig, RefineConfig, load_config
 from srum.evaluation.compute import passes_of
 from srum.loop import run_loop
 from srum.plan import foresee
+from srum.processes import Processes
 from srum.run import Run
 from tests.fakes import FakeModel
 
@@ -63,6 +64,40 @@ def test_the_disk_that_it_foretells_is_what_the_run_takes(tmp_path: Path, monkey
         tmp_path / "run/eval"
     )
     assert foretold == pytest.approx(taken, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("sets", "gigabytes", "count"),
+    [
+        ([], 100, 8),  # a process per core, each of which has a full batch
+        (["prompt_count=72"], 100, 5),  # 288 candidates in batches of 64
+        (["prompt_count=4", "eval.count=64"], 100, 1),
+        ([], 8, 3),  # of 2.5 GB
+        ([], 0, 1),  # nobody says how much there is
+        (["processes=3"], 0, 3),
+        (["ground.grounder=sam"], 100, 1),  # whose memory the model does not know
+        (["method=flow_grpo"], 100, 1),  # which would draw the same images in every process
+        (["judge.reward=mine:reward"], 100, 1),  # what it loads nobody knows
+    ],
+)
+def test_a_command_starts_as_many_processes_as_pay(
+    sets: list[str], gigabytes: int, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(None, ["device=cpu", *sets])
+    assert plan.sharing(config) == 1  # here it is a library in another program
+    monkeypatch.setattr(plan, "can_be_started_again", lambda: True)
+    monkeypatch.setattr("srum.doctor._available_memory", lambda: gigabytes * 10**9)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 8)
+    assert plan.sharing(config) == count
+
+
+def test_the_first_process_has_the_most_items(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 9 batches of 64 five, of 10 of which the last has 24 the same, of 2 batches for 3 processes one."""
+    assert plan.own_items(576, 64) == 576
+    monkeypatch.setattr("srum.processes._here", Processes(0, 2))
+    assert [plan.own_items(count, 64) for count in (576, 600, 640, 70)] == [320, 320, 320, 64]
+    monkeypatch.setattr("srum.processes._here", Processes(0, 3))
+    assert plan.own_items(70, 64) == 64
 
 
 def test_what_does_not_fit_is_said_before_anything_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,21 +4,32 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from srum import models
 from srum.chaining import draw_strokes
 from srum.evaluation.strokes import looks, strokes_table
-from srum.models.base import Sampling
+from srum.models.base import Decoding, Sampling
 from srum.rollout import choose_prompts
 from srum.shapes.prompts import from_metadata, sample_prompt
 from srum.shapes.scenes import sample_scene
 from srum.shapes.strokes import inspect, strokes
-from srum.strokes import Inspection, Plan, StrokeSettings, corrected, parse_inspection, parse_plan
+from srum.strokes import (
+    Drawing,
+    Inspection,
+    Plan,
+    StrokeSettings,
+    corrected,
+    draw_in_strokes,
+    parse_inspection,
+    parse_plan,
+)
 
 DRAWING = Sampling(size=(64, 64), timesteps=5, timestep_shift=5.0, guidance=1.0)
 
@@ -98,3 +109,30 @@ def test_drawings_do_not_depend_on_their_batch_and_are_measured(tmp_path: Path) 
     assert strokes_table(kept[0], prompts, tmp_path / "3").row_count >= 3
     at_once = draw_strokes(model, prompts[:1], replace(settings, budget=1), tmp_path / "once", 1, 1)
     assert [turn.kind for turn in at_once[0].turns] == ["draft"]
+
+
+def test_a_long_chain_goes_on_from_its_keys_and_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each image is seen once, no matter how long the chain; texts are the same, and images to rounding."""
+    prompts, model = ["two small red circles", "one blue star"], models.load("srum-tiny", "cpu")
+    few = replace(DRAWING, timesteps=3)
+    settings = StrokeSettings(drawing=few, changing=few, layout="long", max_strokes=2, decoding=Decoding(max_tokens=24))
+    seen = list[int]()
+    encoder: Any = model.network.get_submodule("vit_model.vision_model")
+    hook = encoder.register_forward_hook(lambda _module, inputs, _output: seen.append(len(inputs[0])))
+
+    def drawn() -> tuple[list[Drawing], int]:
+        seen.clear()
+        return draw_in_strokes(model, prompts, ["a", "b"], settings, 1), sum(seen)
+
+    kept, once = drawn()
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "abilities", model.abilities - {"remember"})
+        plain, again = drawn()
+    hook.remove()
+    assert once == sum(len(drawing.images) for drawing in kept) < again
+    for one, other in zip(kept, plain, strict=True):
+        kinds = [segment.kind for segment in one.history]
+        assert kinds[:5] == ["text", "text", "clean", "seen", "text"] and kinds == [s.kind for s in other.history]
+        assert [stage.read for stage in one.stages] == [stage.read for stage in other.stages]
+        for ours, theirs in zip(one.images, other.images, strict=True):
+            torch.testing.assert_close(ours.latent, theirs.latent, atol=1e-3, rtol=1e-3)

@@ -191,7 +191,7 @@ def as_on_a_gpu(ledger: Ledger) -> Iterator[None]:
     with (
         patch.object(network, "attend", attend),
         patch.object(network, "takes_blocks", takes_blocks),
-        patch.object(network.Sight, "blocks", lambda _: None),
+        patch.object(network.Layout, "blocks", lambda _: None),
         patch.object(decoding, "PACES", {}),
         patch.object(functional, "group_norm", _in_float32(functional.group_norm)),
         patch.object(functional, "layer_norm", _in_float32(functional.layer_norm)),

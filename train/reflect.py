@@ -3,6 +3,7 @@ last image of a whole chain (docs/r3.md)."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -220,8 +221,8 @@ def states_of(drawn: Drawn, size: int) -> list[State]:
 
 
 def chain_figures(refined: Refined) -> dict[str, float]:
-    """What is to be known of replies: their form, stops, right ones, and what refining did to values; a share of
-    nothing, as of stops where there are none, is left out."""
+    """What is to be known of replies: their form, and why it failed, stops, right ones, and what refining did to
+    values; a share of nothing, as of stops where there are none, is left out."""
     before = [state.value for state in refined.states]
     stops = [reply.kind == "stop" for reply in refined.replies]
     edited = [(before[i], value.value) for i, value in refined.values.items() if value.value is not None]
@@ -234,7 +235,9 @@ def chain_figures(refined: Refined) -> dict[str, float]:
         "mended": [after >= 1 for value, after in edited if value < 1],
         "broken": [after < 1 for value, after in edited if value >= 1],
     }
-    return {name: mean(values) for name, values in told.items() if values}
+    kinds = Counter(reply.failure for reply in refined.replies if reply.failure is not None)
+    failures = {f"reply_{kind}": count / len(stops) for kind, count in kinds.items()}
+    return {name: mean(values) for name, values in told.items() if values} | failures
 
 
 def drawn_in_chains(model: UnifiedModel, config: R3Config, seed: int) -> Draw:

@@ -1,12 +1,13 @@
-"""How several processes share a network (FSDP2).
+"""How several processes train one network: a share of it each (FSDP2), or the whole and the sum of the gradients.
 
 Sharding is torch's own ``fully_shard``, layer by layer, with frozen and trained parameters mixed; it runs on CUDA
-(NCCL) and, for tests, on CPU (gloo).
+(NCCL) and, for tests, on CPU (gloo). Processes that share the cores of one machine share its memory, too, where a shard
+saves nothing: each has the network whole (``srum.processes``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol, TypeVar
 
 import torch
@@ -61,6 +62,19 @@ def shard(model: Shardable, processes: Processes, bfloat16: bool) -> Root:
     for module in (*model.layers(), root := Root(model.network)):
         fully_shard(module, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
     return root
+
+
+@torch.no_grad()
+def sum_gradients(parameters: Iterable[nn.Parameter], processes: Processes) -> None:
+    """Give every process the sum over all of the gradients, on the CPU. One that no process has stays None."""
+    parameters = list(parameters)
+    there = torch.tensor([float(parameter.grad is not None) for parameter in parameters])
+    own = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    there, *summed = processes.total(torch.cat([there, *(grad.flatten() for grad in own)])).split(
+        [len(parameters), *(parameter.numel() for parameter in parameters)]
+    )
+    for parameter, count, gradient in zip(parameters, there.tolist(), summed, strict=True):
+        parameter.grad = gradient.view_as(parameter) if count else None
 
 
 def local(tensor: Tensor) -> Tensor:

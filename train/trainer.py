@@ -36,7 +36,7 @@ from srum.train.objective import Objective, Terms, Tokens
 from srum.train.optimizer import make_optimizer, optimizer_state, set_rate
 from srum.train.packs import Pack
 from srum.train.probes import check_reproduction, probed, sample_again, save_samples, shown
-from srum.train.sharding import shard, whole
+from srum.train.sharding import shard, sum_gradients, whole
 from srum.train.tracking import Tracker
 from srum.train.weights import Copy, TrainableModel, digest, publish, recomputed, trainable_parameters
 
@@ -262,13 +262,14 @@ class Trainer:
     ) -> None:
         self.model, self.feed, self.objective = model, feed, objective
         self.config, self.processes = config, processes
-        self.foreach = processes.count == 1 and model.device.type == "cuda"  # loops over tensors do not take shards
+        shares = processes.count > 1 and not processes.whole
+        self.foreach = not shares and model.device.type == "cuda"  # loops over tensors do not take shards
         auto = native_bfloat16(model.device)
         self.bfloat16 = auto if config.precision == "auto" else config.precision == "bf16"
         named = dict(model.named_parameters())
         for name in trained:
             named[name].data = named[name].data.float()
-        self.root = shard(model, processes, self.bfloat16) if processes.count > 1 else None
+        self.root = shard(model, processes, self.bfloat16) if shares else None
         if next(model.network.parameters()).is_meta:
             (model.network if self.root is None else self.root).to_empty(device=model.device)
             model.read_weights()
@@ -334,8 +335,11 @@ class Trainer:
             if named := self.processes.joined(bad):
                 return self.leave_out("loss", number, named)
             if loss.requires_grad:  # a pack of texts alone has no gradient where only what draws is trained
-                (loss * (self.processes.count * counted)).backward()  # gradients become means over the processes
+                # gradients of shares become means over the processes, and those of whole networks their sums
+                (loss * (counted * (1 if self.root is None else self.processes.count))).backward()
             sums.add(losses, counted)
+        if self.processes.whole:
+            sum_gradients(self.parameters.values(), self.processes)
         norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters.values(), config.clip, foreach=self.foreach))
         if not torch.isfinite(norm):
             return self.leave_out("gradient", number, step.ids)

@@ -87,7 +87,8 @@ def digest(parameters: Mapping[str, Tensor], processes: Processes = Processes())
     names = sorted(parameters)
     own = [local(parameters[name].detach()).contiguous() for name in names]
     sums = torch.stack([part.view(bits[part.element_size()]).sum(dtype=torch.int64).cpu() for part in own])
-    return hashlib.sha256(repr(list(zip(names, processes.total(sums).tolist(), strict=True))).encode()).hexdigest()
+    in_all = sums if processes.whole else processes.total(sums)
+    return hashlib.sha256(repr(list(zip(names, in_all.tolist(), strict=True))).encode()).hexdigest()
 
 
 @contextmanager

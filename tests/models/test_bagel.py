@@ -357,6 +357,20 @@ def test_blocks_are_the_bias(model: Bagel, monkeypatch: pytest.MonkeyPatch) -> N
         assert torch.allclose(ours, theirs, atol=1e-4)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 0.01)])
+def test_a_norm_has_the_gradients_of_its_formula(dtype: torch.dtype, tolerance: float) -> None:
+    """Against autograd through x / rms(x) * weight in float64, relative to the largest."""
+    norm = network.RMSNorm(48, 1e-6)
+    norm.weight.data.uniform_(0.5, 2)
+    x, grad = torch.randn(64, 3, 48).to(dtype).requires_grad_(), torch.randn(64, 3, 48).to(dtype)
+    norm(x).backward(grad)
+    exact, weight = x.detach().double().requires_grad_(), norm.weight.detach().double().requires_grad_()
+    (exact * (exact.square().mean(-1, keepdim=True) + 1e-6).rsqrt() * weight).backward(grad.double())
+    for ours, truth in ((x.grad, exact.grad), (norm.weight.grad, weight.grad)):
+        assert ours is not None and truth is not None
+        assert (ours - truth).abs().max() < tolerance * truth.abs().max()
+
+
 @pytest.mark.gpu
 def test_a_long_row_trains_without_a_dense_mask(model: Bagel) -> None:
     """One row of 32,000 tokens: scores of one head alone would take 4 GB in float32."""

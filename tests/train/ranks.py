@@ -40,6 +40,7 @@ CONFIGS: dict[str, dict[str, Any]] = {  # fields of train, and the method with f
     "all": {"method": "srum", "trainable": "all", "replies": 3, "text_weight": 0.3},
     "odd": {"method": "sft", "batch_size": 1},  # fewer samples than processes
     "packs": {"method": "srum", "memory": {"pack_tokens": 60}},
+    "seen": {"method": "region_nft", "batch_size": 2},  # some after an image: what rows begin with runs apart
     "lora": {
         "method": "region_nft",
         "lora": {"rank": 3},
@@ -113,11 +114,21 @@ def learn(
     folder: Path,
     seed: int = 3,
     replies: Sequence[Example] = (),
+    seen: bool = False,
     **options: Any,
 ) -> TrainResult:
-    """A training by the config's method on these records."""
+    """A training by the config's method on these records, ``seen``: of which every other one comes after an image."""
     mix, objective = learned(records, config, seed, replies)
+    mix = looking(mix) if seen else mix
     return train(model, mix, objective, config.train, folder, seed, progress=False, candidates=records, **options)
+
+
+def looking(mix: Mix) -> Mix:
+    """The examples, and before every other one an image."""
+    image = Segment("seen", image=torch.rand(3, 28, 42, generator=torch.Generator().manual_seed(2)) * 2 - 1)
+    part, *others = mix.parts
+    examples = [replace(e, segments=[image] * (n % 2) + [*e.segments]) for n, e in enumerate(part.examples)]
+    return replace(mix, parts=[replace(part, examples=examples), *others])
 
 
 def learned(
@@ -136,7 +147,7 @@ def run(folder: Path, name: str, **changes: Any) -> TrainResult:
     precision = "bf16" if config.train.precision == "bf16" else "fp32"
     model = Bagel.load(CHECKPOINT, precision=precision, dtype=DTYPES[config.train.memory.frozen], empty=True)
     spoken = replies(folder / "images") if config.train.replies else []
-    return learn(model, sampled(records(model)), config, folder, replies=spoken)
+    return learn(model, sampled(records(model)), config, folder, replies=spoken, seen=name == "seen")
 
 
 @contextmanager
@@ -202,6 +213,12 @@ def work(folder: Path) -> None:
     load_parts(folder / f"parts-{Processes.here().rank}.json")
     for name in CONFIGS:
         run(folder / name, name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("srum.processes._here", replace(Processes.here(), whole=True))
+        for name in CONFIGS:
+            run(folder / f"whole {name}", name)
+        with interrupted(at=3):
+            run(folder / "whole to one", "generation")
     run(folder / "bfloat16", "bfloat16", **BFLOAT16)
     for part in ("again", "to one"):
         with interrupted(at=3):

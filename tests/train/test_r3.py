@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
+from PIL.Image import Image
 
-from srum.chains import parse_reflection, template
+from srum.chains import Failure, parse_reflection, template
 from srum.config import ConfigError, load_config
-from srum.models.base import Generated, MissingAbility
-from srum.run import find_method
+from srum.errors import TrainingError
+from srum.models.base import Generated, MissingAbility, Written
+from srum.records import Prompt
+from srum.run import Run, find_method
 from srum.train.metrics import keep_rows
 from srum.train.online import OnlineSource
+from srum.train.reason import source_of
 from srum.train.reflect import Refined, State, Trajectories, Tree, chain_figures
 from srum.train.rewards import Value
 from srum.train.trainer import train
@@ -60,13 +66,63 @@ def test_stops_edits_and_bad_replies_are_counted_apart() -> None:
     assert figures["mended"] == 1.0 and figures["broken"] == 1.0
 
 
+@pytest.mark.parametrize("name", ["compact", "released"])
+def test_a_reply_that_failed_is_typed_counted_and_no_reward(name: str) -> None:
+    """Of every kind, about a right image and about a wrong one: no image, the text's reward exactly 0."""
+    replies = {
+        "empty_reply": " ",
+        "no_thought": "Edit: remove it" if name == "compact" else "remove it",
+        "bad_markup": "a\nwhatever" if name == "compact" else "<think>a</think><think>b</think> remove it",
+        "no_instruction": "a\nEdit:" if name == "compact" else "<think>a</think> !",
+        "contradiction": ("a\n" if name == "compact" else "<think>a</think> ")
+        + "No further edit needed. Edit: remove it",
+    }
+    cut = {
+        "truncated_thought": "a" if name == "compact" else "<think>a",
+        "truncated_instruction": "a\nEdit: rem" if name == "compact" else "<think>a</think> rem",
+    }
+    form, kinds = template(name), [*replies, *cut]
+    parsed = [parse_reflection(text, form) for text in replies.values()]
+    parsed += [parse_reflection(text, form, ended=False) for text in cut.values()]
+    assert [reply.failure for reply in parsed] == kinds == sorted(get_args(Failure), key=kinds.index)
+    made = Generated(None, torch.zeros(1))  # type: ignore[arg-type]
+    for value in (0.2, 1.0):
+        states = [State(PROMPTS[0], made, value, 0) for _ in parsed]
+        written = [Written(reply.raw, [1], torch.zeros(2), True) for reply in parsed]
+        failed = Refined(states, [[]] * len(parsed), written, parsed, {}, {})
+        told = chain_figures(failed)
+        assert told["formed"] == 0 and told["stops"] == 0 and "right_stops" not in told
+        assert all(told[f"reply_{kind}"] == pytest.approx(1 / len(kinds)) for kind in kinds)
+        config = load_config(None, [*SMALL, "candidates_per_prompt=7", "train.batch_size=7"])
+        player = Tree(tiny(), brightness, PROMPTS, config, 3)  # type: ignore[arg-type]
+        played = player.rewarded(1, failed)
+        assert played.facts["zero_spread_groups"] == 1  # all are worth 0
+        assert [float(credit.abs().max()) for example in played.examples for credit in example.credit] == [0.0] * 7
+
+
+def test_judgements_that_all_fail_teach_nothing(tmp_path: Path) -> None:
+    """No image has a value: the step that would refine draws anew, and no weight moves."""
+
+    def silent(images: Sequence[Image], prompts: Sequence[Prompt]) -> list[Value]:
+        return [Value(None, failure="no_reply") for _ in images]
+
+    config = load_config(None, [*SMALL, "kl=0", "rollout.plan=false"])
+    source = OnlineSource(lambda m: Tree(m, silent, PROMPTS, config, 3), PROMPTS, "")  # type: ignore[arg-type]
+    with pytest.raises(TrainingError, match="changed no weight"):
+        train(tiny(), source, find_method("r3").objective(config), config.train, tmp_path, seed=5, progress=False)
+    rows = keep_rows(tmp_path / "metrics.jsonl", 2)
+    assert all(row["failed_no_reply"] == 1 and row["zero_spread_groups"] == 1 for row in rows)
+
+
 def test_a_cycle_is_resumed_whole() -> None:
     with pytest.raises(ConfigError, match="multiple of 3"):
         load_config(None, [*SMALL, "refinements=2", "train.checkpoint_every=4"])
 
 
-def test_a_model_that_cannot_edit_is_refused() -> None:
+@pytest.mark.parametrize("missing", ["edit", "explore"])
+def test_a_model_that_cannot_edit_or_tell_its_steps_is_refused(missing: str, tmp_path: Path) -> None:
     model, config = tiny(), load_config(None, list(SMALL))
-    model.abilities = model.abilities - {"edit"}
-    with pytest.raises(MissingAbility, match="edit"):
-        Tree(model, brightness, PROMPTS, config, 3)  # type: ignore[arg-type]
+    model.abilities = model.abilities - {missing}  # type: ignore[operator]
+    source = source_of(Run(tmp_path, config), 0, config, Tree)  # type: ignore[arg-type]
+    with pytest.raises(MissingAbility, match=missing):
+        source.make(model)

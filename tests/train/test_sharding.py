@@ -48,8 +48,10 @@ def none_is_nan(values: list[float | None]) -> list[float]:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_two_processes_train_as_one(folder: Path, tmp_path: Path, name: str) -> None:
+    """Each with a share of the network, or with the whole of it."""
     run(tmp_path, name, memory={})
     same_training(folder / name, tmp_path)
+    same_training(folder / f"whole {name}", tmp_path)
 
 
 def test_no_process_reads_or_holds_the_whole_network(folder: Path) -> None:
@@ -91,8 +93,9 @@ def test_two_processes_resume_bit_for_bit(folder: Path) -> None:
 
 
 def test_from_two_processes_to_one_and_from_one_to_two(folder: Path) -> None:
-    assert run(folder / "to one", "generation").start == 2
-    for name in ("to one", "from one"):
+    for name in ("to one", "whole to one"):
+        assert run(folder / name, "generation").start == 2
+    for name in ("to one", "whole to one", "from one"):
         same_training(folder / name, folder / "generation")
 
 

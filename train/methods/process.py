@@ -37,7 +37,8 @@ class ProcessConfig(RunConfig):
 
     method: str = "process"
     compare: tuple[str, ...] = ()
-    layout: Literal["short", "long"] = "short"  # an example is a stage of a chain, or the whole chain in one row
+    layout: Literal["short", "long"] = "short"  # an example is a stage of a chain, or the whole chain in one row; and
+    # what a stage of a drawing sees
     chains: str = ""  # a .jsonl file of chains (train/interleaved.py), for layout=long; empty: exact scenes
     samples: Count = 2048  # chains, or stages of chains, of the exact scenes of a round
     shares: tuple[Count, Count, Count] = (2, 2, 1)  # of plan, draft and inspect in each batch of short examples
@@ -120,6 +121,7 @@ def _settings(config: ProcessConfig) -> StrokeSettings:
     return StrokeSettings(
         drawing=drawing,
         changing=replace(drawing, guidance_interval=(0.0, 1.0)),
+        layout=config.layout,
         max_strokes=config.max_strokes,
         max_refinements=config.max_refinements,
         budget=config.budget,

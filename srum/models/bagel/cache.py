@@ -8,6 +8,7 @@ over by the next one.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -27,6 +28,24 @@ class Memory(NamedTuple):
     def write(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Put (rows, kv heads, n, head dim) into the columns; returns all keys and values."""
         return self.keys.index_copy_(2, self.columns, k), self.values.index_copy_(2, self.columns, v)
+
+
+@dataclass
+class Kept:
+    """What a layer keeps of the beginnings of rows: keys and values (rows, kv heads, S, head dim), those written first.
+
+    What is written later goes on from them and is not kept, so that it may have gradients.
+    """
+
+    keys: Tensor | None = None
+    values: Tensor | None = None
+
+    def write(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """(rows, kv heads, n, head dim) behind what is kept; returns all keys and values."""
+        if self.keys is None or self.values is None:
+            self.keys, self.values = k, v
+            return k, v
+        return torch.cat([self.keys, k], dim=2), torch.cat([self.values, v], dim=2)
 
 
 class Cache:
@@ -58,7 +77,12 @@ class Cache:
     @property
     def lengths(self) -> Tensor:
         """Tokens in each row. (rows,)"""
-        return self.valid[:, : self.used].sum(1)
+        return self.context.sum(1)
+
+    @property
+    def context(self) -> Tensor:
+        """Which columns hold a token of each row. (rows, used)"""
+        return self.valid[:, : self.used]
 
     def reserve(self, columns: int) -> None:
         """Make room for ``columns`` more columns."""

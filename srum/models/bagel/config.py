@@ -68,6 +68,7 @@ class LlmConfig(_Part):
     vocab_size: int
     rms_norm_eps: float = 1e-6
     rope_theta: float = 1e6
+    max_position_embeddings: int | None = None  # of a row: each token of a text, and each image, takes one position
 
     @property
     def head_dim(self) -> int:

@@ -70,7 +70,8 @@ def _alike(contexts: Sequence[Sequence[Segment]], members: Sequence[int], begin:
 class Remembered:
     """The beginnings of contexts, up to the last image of each, and the rows of ``cache`` that they are.
 
-    Beginnings are the same where their segments are the same objects, which are kept lest another one take the place.
+    A conversation that grows goes on from what is remembered of it. Beginnings are the same where their segments are
+    the same objects, which are kept lest another one take the place.
     """
 
     cache: Cache | None = None
@@ -81,6 +82,17 @@ class Remembered:
         """Each of them once, unless all are known."""
         by_name = {_name(beginning): beginning for beginning in beginnings}
         return [] if by_name.keys() <= self.rows.keys() else list(by_name.values())
+
+    def longest(
+        self, beginnings: Sequence[Sequence[Segment]]
+    ) -> tuple[Cache | None, list[int], list[Sequence[Segment]]]:
+        """Of each beginning the row that it goes on from, and with what; no cache where none goes on from any."""
+        names = [_name(beginning) for beginning in beginnings]
+        known = [max((own for own in self.rows if name[: len(own)] == own), key=len, default=()) for name in names]
+        rests = [beginning[len(own) :] for beginning, own in zip(beginnings, known, strict=True)]
+        if not all(own in self.rows for own in known):
+            return None, [0] * len(known), list(beginnings)
+        return self.cache, [self.rows[own] for own in known], rests
 
     def keep(self, cache: Cache, beginnings: Sequence[Sequence[Segment]]) -> None:
         """Remember the rows of a cache, and nothing else."""

@@ -21,7 +21,7 @@ from srum.errors import ModelError
 from srum.flow import FlowNoise
 from srum.models.bagel import images as pictures
 from srum.models.bagel.autoencoder import decode_latents, encode_mean
-from srum.models.bagel.cache import Cache
+from srum.models.bagel.cache import Cache, Kept
 from srum.models.bagel.checkpoint import (
     Place,
     empty_network,
@@ -36,7 +36,7 @@ from srum.models.bagel.contexts import Remembered, levels, parted
 from srum.models.bagel.decoding import Row, Step, decode_rows
 from srum.models.bagel.network import BagelNetwork
 from srum.models.bagel.sampler import sample
-from srum.models.bagel.sequence import Batch, ImageMarkers, Split, lay_out
+from srum.models.bagel.sequence import Batch, Beginning, Begun, ImageMarkers, Split, before_latents, lay_out, rejoined
 from srum.models.base import (
     Ability,
     Corruption,
@@ -425,14 +425,16 @@ class Bagel:
             return self._gone_on(self.empty_context(1), [0] * len(contexts), contexts)
         beginnings, rests = zip(*map(parted, contexts), strict=True)
         if missing := self.remembered.missing(beginnings):
-            self.remembered.keep(self._gone_on(self.empty_context(1), [0] * len(missing), missing), missing)
+            cache, begun, grown = self.remembered.longest(missing)
+            self.remembered.keep(self._gone_on(cache or self.empty_context(1), begun, grown), missing)
         return self._gone_on(*self.remembered.recalled(beginnings), rests)
 
     @contextmanager
     def remembering(self) -> Iterator[None]:
         """Within the block contexts that begin with the same segments share what these cost over several calls, too.
 
-        Of each call beginnings up to the last image are remembered, until one has others.
+        Of each call beginnings up to the last image are remembered, until one has others; where those go on from what
+        is remembered, so do their keys and values.
         """
         self.remembered = Remembered()
         try:
@@ -480,27 +482,53 @@ class Bagel:
     def pack(
         self, samples: Sequence[Sequence[Segment]], corruptions: Sequence[FlowNoise], *, sees: bool = False
     ) -> Batch:
-        """A packed batch, one row per sample; a corruption for each noisy segment without a state, in order."""
+        """A packed batch, one row per sample; a corruption for each noisy segment without a state, in order.
+
+        Where nothing but what draws is trained, rows begin with what ``forward`` runs once, whatever the weights. In
+        several processes that are one more pass for which all gather the weights: only where images are seen.
+        """
         drawn = iter(corruptions)
         splits = [[self._split(segment, drawn) for segment in sample] for sample in samples]
         if (left := len(list(drawn))) > 0:
             raise ValueError(f"{left} of {len(corruptions)} corruptions have no noisy segment")
-        batch = self._lay_out(splits, None)
-        return batch.with_blank_patch() if sees and not len(batch.patches) else batch
+        if self.network.only_draws() and (sees or not _shared(self.network)):
+            return self._pack_apart(splits, sees)
+        return _seeing(self._lay_out(splits, None), sees)
+
+    def _pack_apart(self, splits: Sequence[Sequence[Split]], sees: bool) -> Batch:
+        """A batch with the beginnings of its rows apart."""
+        counts = [before_latents(row) for row in splits]
+        first = self._lay_out([row[:count] for row, count in zip(splits, counts, strict=True)], None)
+        rest = self._lay_out([row[count:] for row, count in zip(splits, counts, strict=True)], Beginning(first))
+        return rejoined(_seeing(first, sees), _seeing(rest, sees))
 
     def forward(self, batch: Batch) -> FlowForward:
         """Predictions for every token with a loss, in float32."""
+        if batch.beginning is not None and batch.beginning.states is None:
+            self._begin(batch.beginning)
         und, gen = self._forward(batch, None)
+        told = und[batch.ce_tokens]
+        if batch.beginning is not None:
+            told = batch.beginning.joined(told)
         return FlowForward(
             velocity=self.network.llm2vae(gen[batch.loss_tokens]).float(),
             target=batch.targets,
             timestep=batch.timesteps[batch.loss_tokens],
             image_segment=batch.image_segment,
             cell=batch.cell,
-            logits=self.network.language_model.lm_head(und[batch.ce_tokens]).float(),
+            logits=self.network.language_model.lm_head(told).float(),
             labels=batch.labels,
             text_segment=batch.text_segment,
         )
+
+    @torch.no_grad()
+    def _begin(self, beginning: Beginning) -> None:
+        """Run what rows begin with. Of what draws nothing is: autocast would remember its weights without gradients."""
+        batch = beginning.batch
+        beginning.kept = [Kept() for _ in self.network.decoder.layers]
+        und = self.embed_understood(batch)
+        states, _ = self.network.decoder(und, und[:0], batch.layout, kept=beginning.kept)
+        beginning.states = states[batch.ce_tokens]
 
     def _split(self, segment: Segment, drawn: Iterator[FlowNoise]) -> Split:
         if segment.kind == "noisy":
@@ -591,29 +619,36 @@ class Bagel:
             kind="clean", tokens=self.tokens(latent), grid=(latent.shape[1] // patch, latent.shape[2] // patch)
         )
 
-    def _lay_out(self, samples: Sequence[Sequence[Split]], cache: Cache | None) -> Batch:
+    def _lay_out(self, samples: Sequence[Sequence[Split]], begun: Begun | None) -> Batch:
         return lay_out(
             samples,
             self.markers,
             patch_side=self.config.vit_max_num_patch_per_side,
             latent_side=self.config.max_latent_size,
             dims=(3 * self.config.vit.patch_size**2, self.config.latent_dim),
-            cache=cache,
+            begun=begun,
+            longest=self.config.llm.max_position_embeddings,
             device=self.device,
         )
 
     def embed(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Token inputs of the two streams: (U, H), (G, H)."""
+        gen = self.network.embed_latents(batch.latents, batch.timesteps, batch.latent_ids)
+        return self.embed_understood(batch), gen
+
+    def embed_understood(self, batch: Batch) -> Tensor:
+        """Those of texts and seen images: (U, H)."""
         und = self.network.embed_text(batch.text_ids)
-        if len(batch.patches):
-            und = torch.cat([und, self.network.embed_seen(batch.patches, batch.patch_ids, batch.patch_present)])
-        return und, self.network.embed_latents(batch.latents, batch.timesteps, batch.latent_ids)
+        if not len(batch.patches):
+            return und
+        return torch.cat([und, self.network.embed_seen(batch.patches, batch.patch_ids, batch.patch_present)])
 
     def _forward(self, batch: Batch, cache: Cache | None) -> tuple[Tensor, Tensor]:
         und, gen = self.embed(batch)
         if cache is not None:
             cache.reserve(batch.layout.present.shape[1])
-        return self.network.decoder(und, gen, batch.layout, cache)
+        kept = None if batch.beginning is None else batch.beginning.kept
+        return self.network.decoder(und, gen, batch.layout, cache, kept)
 
     def _extend(self, cache: Cache, samples: Sequence[Sequence[Split]]) -> Tensor:
         """Append to the rows of a context; returns the final states (U, H) of the und stream."""
@@ -637,6 +672,18 @@ def _image(segment: Segment) -> Image | Tensor:
     if segment.image is None or isinstance(segment.image, Path):
         raise ValueError(f"a seen segment needs an image, got {segment.image}")
     return segment.image
+
+
+def _shared(network: BagelNetwork) -> bool:
+    """Whether several processes have parts of the weights."""
+    from torch.distributed.tensor import DTensor  # an import of weight, which training alone needs
+
+    return isinstance(next(network.decoder.layers[0].parameters()), DTensor)
+
+
+def _seeing(batch: Batch, sees: bool) -> Batch:
+    """The batch with a blank patch where it has none and images must be seen all the same."""
+    return batch.with_blank_patch() if sees and not len(batch.patches) else batch
 
 
 def _runs(items: Sequence[Tensor], limit: Callable[[Tensor], int]) -> Iterator[list[Tensor]]:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from srum.models.bagel.cache import Cache, Memory
+from srum.models.bagel.cache import Cache, Kept, Memory
 from srum.models.bagel.config import BagelConfig, LlmConfig, VitConfig
 from srum.models.bagel.positions import rotary, rotate, timestep_sinusoid
 
@@ -57,15 +57,6 @@ class Sight(NamedTuple):
         rows, length = (torch.arange(n, device=self.split.device) for n in self.split.shape)
         return self.sees(rows[:, None, None], length[:, None], length)
 
-    def blocks(self) -> BlockMask:
-        """The same for flex_attention; on CUDA compiled, so that the dense mask never exists."""
-        rows, length = self.split.shape
-        device = self.split.device
-        return create_block_mask(
-            lambda row, head, query, key: self.sees(row, query, key),
-            rows, None, length, length, device=str(device), _compile=device.type == "cuda",
-        )  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Layout:
@@ -73,7 +64,7 @@ class Layout:
 
     ``place`` (T,): place of each token of [und; gen] in the flattened (B * L). ``present`` (B, L): False on padding.
     ``positions`` (T,): rope positions. ``sight``: of the rows among themselves. ``context`` (B, S): which columns of a
-    cache hold a token of the row, all of which it sees; None without a cache.
+    cache, or of what is kept, hold a token of the row, all of which it sees; None without.
     """
 
     place: Tensor
@@ -89,6 +80,21 @@ class Layout:
         if self.context is not None:
             visible = torch.cat([self.context[:, None].expand(-1, visible.shape[1], -1), visible], dim=2)
         return visible[:, None]
+
+    def blocks(self) -> BlockMask:
+        """The same for flex_attention; on CUDA compiled, so that the dense mask never exists."""
+        rows, length = self.present.shape
+        context = self.present[:, :0] if self.context is None else self.context
+        before = context.shape[1]
+
+        def visible(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            among = self.sight.sees(row, query, (key - before).clamp(min=0))
+            return among if not before else torch.where(key < before, context[row, key.clamp(max=before - 1)], among)
+
+        device = self.place.device
+        return create_block_mask(
+            visible, rows, None, length, before + length, device=str(device), _compile=device.type == "cuda"
+        )
 
     def to(self, device: torch.device) -> Layout:
         return Layout(
@@ -198,6 +204,31 @@ def _(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     return q.new_empty(q.shape)
 
 
+class Normed(torch.autograd.Function):
+    """x / rms(x) * weight. With n = x / rms(x), g = dy * weight: dx = (g - n mean(g n)) / rms(x), dw = sum of dy n.
+
+    In bfloat16 on a CPU autograd's own way through the forward pass takes twice as long, for its passes in float32.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)  # one pass, no float32 copy of x
+        scale = (norm.square() / x.shape[-1] + eps).rsqrt()
+        normed = (x * scale).to(x.dtype)
+        ctx.save_for_backward(normed, scale, weight)
+        return normed * weight.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        normed, scale, weight = ctx.saved_tensors
+        product, weights = grad * normed, weight.to(grad.dtype)
+        mean = (product @ weights)[..., None] / grad.shape[-1]
+        dx = (grad * weights).addcmul_(normed, mean, value=-1).mul_(scale)
+        if not ctx.needs_input_grad[1]:
+            return dx, None, None
+        return dx, product.flatten(0, -2).sum(0, dtype=torch.float32).to(weight.dtype), None
+
+
 class RMSNorm(nn.Module):
     """x / rms(x) * weight, the statistics in float32."""
 
@@ -207,9 +238,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)  # one pass, no float32 copy of x
-        scale = (norm.square() / x.shape[-1] + self.eps).rsqrt()
-        return (x * scale).to(x.dtype) * self.weight.to(x.dtype)
+        out: Tensor = Normed.apply(x, self.weight, self.eps)
+        return out
 
 
 class MLP(nn.Module):
@@ -253,7 +283,7 @@ class Attention(nn.Module):
         return module["q_norm" + suffix](q), module["k_norm" + suffix](k), v
 
     def forward(
-        self, und: Tensor, gen: Tensor, layout: Layout | Single, shared: Shared, memory: Memory | None
+        self, und: Tensor, gen: Tensor, layout: Layout | Single, shared: Shared, memory: Memory | Kept | None
     ) -> tuple[Tensor, Tensor]:
         streams = [self.project(und, "")] + ([self.project(gen, "_moe_gen")] if len(gen) else [])
         q, k, v = (torch.cat(parts) for parts in zip(*streams, strict=True))
@@ -281,7 +311,7 @@ class Layer(nn.Module):
         self.post_attention_layernorm, self.post_attention_layernorm_moe_gen = RMSNorm(width, eps), RMSNorm(width, eps)
 
     def forward(
-        self, und: Tensor, gen: Tensor, layout: Layout | Single, shared: Shared, memory: Memory | None
+        self, und: Tensor, gen: Tensor, layout: Layout | Single, shared: Shared, memory: Memory | Kept | None
     ) -> tuple[Tensor, Tensor]:
         du, dg = self.self_attn(self.input_layernorm(und), self.input_layernorm_moe_gen(gen), layout, shared, memory)
         und = und + du
@@ -304,11 +334,18 @@ class Decoder(nn.Module):
         self.norm_moe_gen = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.devices: list[torch.device] | None = None  # where each layer runs, if not all where the rest does
 
-    def forward(self, und: Tensor, gen: Tensor, layout: Layout, cache: Cache | None = None) -> tuple[Tensor, Tensor]:
-        """(U, H), (G, H) embedded tokens to (U, H), (G, H) final-normed states."""
+    def forward(
+        self,
+        und: Tensor,
+        gen: Tensor,
+        layout: Layout,
+        cache: Cache | None = None,
+        kept: Sequence[Kept] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """(U, H), (G, H) embedded tokens to (U, H), (G, H) final-normed states; after a cache, or what layers kept."""
         und, gen = in_compute_dtype(und), in_compute_dtype(gen)
-        bias = layout.sight.blocks() if takes_blocks(layout, cache) else additive(layout.visible, und.dtype)
-        memories = None
+        bias = layout.blocks() if takes_blocks(layout, cache) else additive(layout.visible, und.dtype)
+        memories: Sequence[Memory | Kept] | None = kept
         if cache is not None:
             end = cache.used + layout.present.shape[1]
             memories = cache.memories(torch.arange(cache.used, end, device=und.device), end)
@@ -329,7 +366,7 @@ class Decoder(nn.Module):
         layout: Layout | Single,
         positions: Tensor,
         bias: Tensor | BlockMask,
-        memories: Sequence[Memory] | None,
+        memories: Sequence[Memory | Kept] | None,
     ) -> tuple[Tensor, Tensor]:
         cos, sin = rotary(positions, self.config.head_dim, self.config.rope_theta)
         shared = Shared(cos.to(und.dtype), sin.to(und.dtype), bias)
@@ -474,6 +511,12 @@ class BagelNetwork(nn.Module):
     def embed_latents(self, tokens: Tensor, t: Tensor, ids: Tensor) -> Tensor:
         """Latent tokens (G, D) at timesteps (G,), or all at one (1,), with position ids (G,), to (G, H)."""
         return self.vae2llm(tokens) + self.time_embedder(t) + self.latent_pos_embed(ids)
+
+    def only_draws(self) -> bool:
+        """Whether weights are trained, and all of them of the generation expert: what understands stays as it is."""
+        own = {id(parameter) for _, parameter in self.generation_parameters()}
+        trained = [id(parameter) in own for parameter in self.parameters() if parameter.requires_grad]
+        return bool(trained) and all(trained)
 
     def generation_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """The generation expert with its input and output layers: what post-training may change."""

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from srum.models.bagel.cache import Cache
+from srum.errors import ModelError
+from srum.models.bagel.cache import Kept
 from srum.models.bagel.network import Layout, Sight
 from srum.models.bagel.positions import grid_ids
 
@@ -69,6 +70,20 @@ class ImageMarkers:
     end: int
 
 
+class Begun(Protocol):
+    """What rows go on from, as a ``Cache``."""
+
+    @property
+    def position(self) -> Tensor:
+        """(rows,): next of rope."""
+        ...
+
+    @property
+    def context(self) -> Tensor:
+        """(rows, S): which columns hold a token."""
+        ...
+
+
 @dataclass(frozen=True)
 class Batch:
     """Everything the network needs. Streams: und = [text; seen], gen = [latents]; see ``Layout``.
@@ -98,6 +113,7 @@ class Batch:
     row: Tensor
     column: Tensor
     advance: Tensor
+    beginning: Beginning | None = None
 
     def with_blank_patch(self) -> Batch:
         """The same batch with a patch that no token is made of: the understanding encoder runs, for nothing."""
@@ -107,6 +123,59 @@ class Batch:
             patch_ids=self.patch_ids.new_zeros(1, 1),
             patch_present=self.patch_present.new_zeros(1, 1),
         )
+
+
+@dataclass
+class Beginning:
+    """What the rows of a batch begin with, in a ``batch`` of its own, run once, whatever the weights that draw.
+
+    The tokens that predict texts are those of this batch and then those of the rest, ``order`` (M,) puts them into that
+    of ``labels``, ``text_segment`` and ``ce_weights``, which the rest has of both. Once it has run: what every layer
+    ``kept``, and the final ``states`` (M', H) of its tokens that predict texts.
+    """
+
+    batch: Batch
+    order: Tensor | None = None
+    kept: Sequence[Kept] = ()
+    states: Tensor | None = None
+
+    @property
+    def position(self) -> Tensor:
+        return self.batch.advance
+
+    @property
+    def context(self) -> Tensor:
+        return self.batch.layout.present
+
+    def joined(self, states: Tensor) -> Tensor:
+        """Those of all tokens that predict texts, in order, once those of the rest (M - M', H) are known."""
+        assert self.states is not None
+        return torch.cat([self.states, states])[self.order]
+
+
+def before_latents(splits: Sequence[Split]) -> int:
+    """How many splits of a row nothing but understanding has a part in: those before its first latent, all without.
+
+    A row with latents goes on from its trunk.
+    """
+    latents = (place for place, s in enumerate(splits) if s.kind in ("clean", "noisy") and not s.dropped)
+    if (first := next(latents, None)) is None:
+        return len(splits)
+    return next((place for place, split in enumerate(splits[:first]) if split.branch), first)
+
+
+def rejoined(first: Batch, rest: Batch) -> Batch:
+    """The rest of a batch with what its rows ``first`` begin with, which knows the text targets of both."""
+    row = torch.cat([first.row[first.ce_tokens], rest.row[rest.ce_tokens]])
+    order = row.argsort(stable=True)
+    owner = torch.cat([first.text_segment, rest.text_segment + len(first.text_segment)])[order]
+    return replace(
+        rest,
+        labels=torch.cat([first.labels, rest.labels])[order],
+        ce_weights=torch.cat([first.ce_weights, rest.ce_weights])[order],
+        text_segment=owner.unique_consecutive(return_inverse=True)[1],
+        beginning=Beginning(first, order),
+    )
 
 
 @dataclass
@@ -130,16 +199,18 @@ def lay_out(
     patch_side: int,
     latent_side: int,
     dims: tuple[int, int],
-    cache: Cache | None = None,
+    begun: Begun | None = None,
+    longest: int | None = None,
     device: torch.device | None = None,
     multiple: int = 1,
 ) -> Batch:
-    """Pack ``samples``, one per row; with ``cache`` row r continues context r and sees all of it.
+    """Pack ``samples``, one per row; row r goes on from what is ``begun`` of it, and sees all of that.
 
     ``patch_side``, ``latent_side``: sides of the position tables; ``dims``: numbers per patch and per latent token.
+    Raises ModelError for a row of more positions than ``longest``.
     Rows are padded to a ``multiple`` of columns: on a GPU every new shape costs its kernels' choice and memory.
     """
-    starts = np.zeros(len(samples), dtype=np.int64) if cache is None else cache.position.cpu().numpy()
+    starts = np.zeros(len(samples), dtype=np.int64) if begun is None else begun.position.cpu().numpy()
     text, seen, gen = _Stream(), _Stream(), _Stream()
     text_ids: list[int] = []
     seen_splits: list[Split] = []
@@ -199,6 +270,8 @@ def lay_out(
             column, position = column + n, position + step
             ends[branch] = position
         spans.append(row_spans)
+        if longest is not None and max(ends.values()) > longest:
+            raise ModelError(f"a context of {max(ends.values())} positions: the language model was made for {longest}")
         advance.append(ends[0] - int(starts[row]))
 
     streams = (text, seen, gen)
@@ -206,7 +279,7 @@ def lay_out(
         torch.from_numpy(np.concatenate([a for s in streams for a in getattr(s, name)] or [np.zeros(0, np.int64)]))
         for name in ("row", "column", "position")
     )
-    layout = _layout(token_rows, token_columns, token_positions, spans, cache, multiple)
+    layout = _layout(token_rows, token_columns, token_positions, spans, begun, multiple)
     patches, patch_ids, patch_present = _pad_patches(seen_splits, patch_side, dims[0])
     batch = Batch(
         layout=layout,
@@ -260,14 +333,14 @@ def _last_branches(spans: Sequence[Span]) -> dict[int, int]:
 
 
 def _layout(
-    rows: Tensor, columns: Tensor, positions: Tensor, spans: list[list[Span]], cache: Cache | None, multiple: int
+    rows: Tensor, columns: Tensor, positions: Tensor, spans: list[list[Span]], begun: Begun | None, multiple: int
 ) -> Layout:
-    count, longest = len(spans), max(sum(span.length for span in row) for row in spans)
+    count, longest = len(spans), max(1, *(sum(span.length for span in row) for row in spans))
     length = -(-longest // multiple) * multiple
     place = rows * length + columns
     present = torch.zeros(count * length, dtype=torch.bool)
     present[place] = True
-    context = None if cache is None else cache.valid[:, : cache.used].cpu()
+    context = None if begun is None else begun.context.cpu()
     return Layout(place, present.view(count, length), positions, sight_of(spans, length), context)
 
 
@@ -290,4 +363,5 @@ def _pad_patches(splits: list[Split], side: int, dim: int) -> tuple[Tensor, Tens
 
 
 def _to(batch: Batch, device: torch.device) -> Batch:
-    return Batch(layout=batch.layout.to(device), **{k: v.to(device) for k, v in vars(batch).items() if k != "layout"})
+    tensors: dict[str, Any] = {name: x.to(device) for name, x in vars(batch).items() if isinstance(x, Tensor)}
+    return replace(batch, layout=batch.layout.to(device), **tensors)
