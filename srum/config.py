@@ -107,9 +107,9 @@ class ServerConfig(Section):
 
 
 class RolloutConfig(ImageConfig):
-    """Rollout: the candidates of a round, of bare prompts: right and wrong ones differ in nothing but what the judge sees
-    (docs/lab-notes.md, 56 and 70). With ``plan`` a share comes from the stronger mode, as the paper's all do. Without
-    guidance they are samples of the very velocity that is trained."""
+    """Rollout: the candidates of a round, of bare prompts: right and wrong ones differ in nothing but what the judge
+    sees (docs/lab-notes.md, 56 and 70). With ``plan`` a share comes from the stronger mode, as the paper's all do.
+    Without guidance they are samples of the very velocity that is trained."""
 
     guidance: Annotated[float, Field(ge=0.0)] = 1.0
     plan_temperature: Annotated[float, Field(ge=0.0)] = 0.5  # candidates of one prompt get different plans

@@ -195,6 +195,10 @@ def test_the_doctor_estimates_what_processes_take(capsys: pytest.CaptureFixture[
     assert len(ratios) == 4 and all(0.9 < ratio < 2 for ratio in ratios)
 
 
+def test_the_judges_memory_is_told_batch_by_batch() -> None:
+    assert len([held for held in memory.judged(2, size=1) if held > 2**28]) == 2
+
+
 def test_the_report_prints_bytes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "CHROMIUM", ())
     report.main(["--candidates", "16"])
