@@ -8,7 +8,7 @@ Parts, each over all seeds:
     first   the same after the first round, the only one in which every arm learns from images of its own weights
     rounds  region_nft after every round, on development prompts: does it collapse?
     controls  one round of region_nft on the candidates of round 0, beside what needs no judge or has a perfect one
-            (benchmarks/controls.py); a run without plans (--set rollout.plan=false) has those that tell no modes apart
+            (benchmarks/controls.py); a run with plans (--set rollout.plan=true) has those that tell modes apart, too
     best-of  the base model, of whose images of a held-out prompt the judge keeps the best: as many images as the passes
             of a round of the loop would pay for, and no training
     credit  region_nft on the candidates of round 0, its score on the blamed regions or spread evenly, same
