@@ -8,7 +8,9 @@ Parts, each over all seeds:
     first   the same after the first round, the only one in which every arm learns from images of its own weights
     rounds  region_nft after every round, on development prompts: does it collapse?
     controls  one round of region_nft on the candidates of round 0, beside what needs no judge or has a perfect one
-            (benchmarks/controls.py); a run without plans (--set rollout.plan=false) has those that tell no modes apart
+            (benchmarks/controls.py); a run with plans (--set rollout.plan=true) has those that tell modes apart, too
+    rates   one round of every method on the candidates of round 0 at each of three learning rates, on development
+            prompts: as many trials for each
     best-of  the base model, of whose images of a held-out prompt the judge keeps the best: as many images as the passes
             of a round of the loop would pay for, and no training
     credit  region_nft on the candidates of round 0, its score on the blamed regions or spread evenly, same
@@ -86,6 +88,8 @@ CONTROLS = {
     "planned SFT": ("benchmarks.controls:PlannedSft", True),
     "SFT": ("sft", False),
 }
+# part rates: the learning rates at which each method is tried
+RATES = ("3e-4", "1e-4", "3e-5")
 # part own: what each loop changes in the config of the run, which is region_nft's
 LOOPS = {
     "sft": ("method=sft",),
@@ -177,6 +181,20 @@ def control_changes(config: RunConfig, name: str) -> list[str]:
     if not issubclass(config_class(method), RegionNftConfig) or not isinstance(config, RegionNftConfig):
         return [f"method={method}"]
     return [f"method={method}", "credit=sample", f"beta={config.beta}", f"old_decay={config.old_decay}"]
+
+
+def rates(run: Run) -> Verdicts:
+    """One round of every method at every rate."""
+    judge_round_0(run)
+    config = development(run.config.eval)
+    correct = {BASE: verdicts(run, run.weights(BASE, 0), config, f"rates/{BASE}")}
+    for method in ("sft", "srum", run.method.name):
+        for rate in RATES:
+            changes = ["compare=[]", f"method={method}", f"train.lr={rate}"]
+            trained = branch(run, f"rates/{method}-{rate}", changes, "train")
+            perform(trained, "train", 0)
+            correct[f"{method}, {rate}"] = verdicts(trained, trained.newest(1), config, "after-1")
+    return correct
 
 
 def best_of(run: Run) -> Verdicts:
@@ -481,6 +499,11 @@ def control_rows(found: Sequence[Verdicts]) -> list[Row]:
     return accuracy_rows(found, over_base + [("judge", name) for name in others if name != "judge"])
 
 
+def rate_rows(found: Sequence[Verdicts]) -> list[Row]:
+    """Accuracies, and what each gains over the base."""
+    return accuracy_rows(found, [(name, BASE) for name in found[0] if name != BASE])
+
+
 def best_of_rows(found: Sequence[Verdicts]) -> list[Row]:
     """Accuracies, and what choosing gains over the first image."""
     first, *chosen = found[0]
@@ -591,6 +614,7 @@ PARTS: dict[str, tuple[Callable[[Run], Any], Callable[[Sequence[Any]], list[Row]
     "first": (first, loop_rows),
     "rounds": (rounds, accuracy_rows),
     "controls": (controls, control_rows),
+    "rates": (rates, rate_rows),
     "best-of": (best_of, best_of_rows),
     "credit": (credit, accuracy_rows),
     "judge": (judge, judge_rows),

@@ -41,7 +41,7 @@ def turns_of(model: UnifiedModel, images: int, seed: int) -> list[Turn]:
     return [("text" if kind == "text" else "image", segments[:place]) for place, kind in kinds]
 
 
-def run_once(model: UnifiedModel, chain: Sequence[Turn]) -> int:
+def kept_tokens(model: UnifiedModel, chain: Sequence[Turn]) -> int:
     """Tokens that a chain's contexts take where each goes on from the last image; texts after it are written again."""
     total = known = 0
     for _, context in chain:
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for images in options.images:
         chains = [turns_of(model, images, seed) for seed in range(options.chains)]
         again = sum(model.length(context) for chain in chains for _, context in chain)
-        once = sum(run_once(model, chain) for chain in chains)
+        once = sum(kept_tokens(model, chain) for chain in chains)
         pairs = [(run(model, chains, keeps=False), run(model, chains, keeps=True)) for _ in range(options.repeats)]
         plain, kept = (median(own) for own in zip(*pairs, strict=True))
         ratio = median(a / b for a, b in pairs)

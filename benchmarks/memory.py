@@ -4,6 +4,10 @@
 
 The model is that of ``benchmarks/medium.py``. A process reports how far its peak resident memory rose above what it had
 before the model was built.
+
+    python -m benchmarks.memory --batches 9
+
+What a process holds after each of so many batches of the judge, 64 images of srum-tiny's world each, never the same.
 """
 
 from __future__ import annotations
@@ -12,16 +16,19 @@ import argparse
 import resource
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.medium import SIDE, medium_model
-from benchmarks.stages import make_items, trainer_of
+from benchmarks.stages import make_items, regions, trainer_of
+from srum import models
 from srum.config import load_config
 from srum.drawing import draw_prompts
+from srum.judging.self_judge import SelfJudge
 from srum.models import keep_memory, native_bfloat16
 from srum.models.bagel import Bagel
 from srum.models.bagel.memory import QUESTIONS, TEXT, Sizes, stage_needs
@@ -78,6 +85,21 @@ STAGES: dict[str, Callable[[Bagel, int], None]] = {
 }
 
 
+def judged(batches: int, size: int = 64) -> Iterator[int]:
+    """Resident memory in bytes after each batch of ``size`` images."""
+    model, items = models.load("srum-tiny", "cpu"), make_items(batches * size)
+    judge = SelfJudge(model, decoding=Decoding(max_tokens=256))
+    for first in range(0, len(items), size):
+        batch = items[first : first + size]
+        judge.judge([item.image for item in batch], [item.prompt for item in batch], [regions(item) for item in batch])
+        yield resident()
+
+
+def resident() -> int:
+    """Memory that this process holds, in bytes."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
 def peak() -> int:
     """Largest resident memory of this process so far, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -87,8 +109,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print the table; with ``--stage`` measure that one here and print its bytes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=8)
+    parser.add_argument("--batches", type=int, help="of the judge, and nothing else")
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
+    if args.batches:
+        for number, held in enumerate(judged(args.batches), 1):
+            print(f"batch {number}: {held / 1e9:.2f} GB", flush=True)
+        return
     if args.stage:
         before = peak()
         keep_memory()  # as every model on a CPU does

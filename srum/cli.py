@@ -62,9 +62,7 @@ class OneLineErrors(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            typer.echo(
-                "interrupted: what is finished is kept; the same command goes on, srum run with --resume", err=True
-            )
+            typer.echo(f"interrupted: {cores.KEPT}", err=True)
             raise typer.Exit(130) from None
         except SrumError as error:
             typer.echo(f"error: {error}", err=True)

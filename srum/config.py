@@ -107,12 +107,11 @@ class ServerConfig(Section):
 
 
 class RolloutConfig(ImageConfig):
-    """Rollout: the candidates of a round. Half come from the stronger mode, with a plan, as the paper's all do; beside
-    them those of the bare prompt show the judge what the trained mode gets wrong (docs/lab-notes.md, 16). Without
-    guidance they are samples of the very velocity that is trained."""
+    """Rollout: the candidates of a round, of bare prompts: right and wrong ones differ in nothing but what the judge
+    sees (docs/lab-notes.md, 56 and 70). With ``plan`` a share comes from the stronger mode, as the paper's all do.
+    Without guidance they are samples of the very velocity that is trained."""
 
     guidance: Annotated[float, Field(ge=0.0)] = 1.0
-    plan: bool = True
     plan_temperature: Annotated[float, Field(ge=0.0)] = 0.5  # candidates of one prompt get different plans
     planned_share: Fraction = 0.5  # of a prompt's candidates, at least one, if plan; the others have the bare prompt
     server: ServerConfig = ServerConfig()  # with a url it draws them; their latents are encoded here
@@ -282,10 +281,10 @@ class SamplesConfig(Section):
 class TrainConfig(Section):
     """One training: the optimiser, what is trained, how it fits. What is minimised is the method's."""
 
-    steps: Count = 120  # of the optimiser, in each round
+    steps: Count = 90  # of the optimiser, in each round
     batch_size: Count = 64  # samples per optimiser step
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: that of pretraining, for matrices, in one process
-    lr: Positive = 3e-4  # learning rate, at its highest
+    lr: Positive = 1e-4  # learning rate, at its highest
     schedule: Literal["constant", "linear", "cosine"] = "linear"  # after the warm-up; linear and cosine end at 0
     warmup_steps: Annotated[int, Field(ge=0)] = 0  # over which the learning rate rises from 0
     betas: tuple[BelowOne, BelowOne] = (0.9, 0.95)  # decays of AdamW's two averages
@@ -351,8 +350,8 @@ class RunConfig(Section):
     rounds: Count = 4  # of drawing, judging and training, each with the weights of the one before
     compare: tuple[str, ...] = ("sft", "srum")  # methods that are trained on the same candidates beside it
     prompts: str = "train"  # a set of the embedded world, or the path of a .jsonl or .txt file
-    prompt_count: Count = 288  # prompts per round, drawn anew each round; all of a file that has no more
-    candidates_per_prompt: Count = 4  # images that are drawn of a prompt and judged
+    prompt_count: Count = 72  # prompts per round, drawn anew each round; all of a file that has no more
+    candidates_per_prompt: Count = 8  # images that are drawn of a prompt and judged
     rollout: RolloutConfig = RolloutConfig()
     ground: GroundConfig = GroundConfig()
     judge: JudgeConfig = JudgeConfig()

@@ -25,6 +25,7 @@ from srum.errors import SrumError
 STORE = "SRUM_STORE"  # names, to a helper, the file by which the processes find each other
 GRACE = 10.0  # seconds that a process has to end
 INTERRUPTED = (-signal.SIGINT, 130, 0xC000013A)  # exit codes of what Ctrl-C ended; the last is of Windows
+KEPT = "what is finished is kept; the same command goes on, srum run with --resume"
 BUSY = 0.5  # load per core from which threads that wait sleep
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
@@ -85,7 +86,8 @@ class Helper:
             return ""
         name, words = f"process {self.rank} of {self.count}", self.words.read_text(errors="replace")
         if code < 0:
-            return f"{name} was ended by signal {-code}; what is finished is kept, and --resume goes on"
+            why = ", perhaps for want of memory: processes=1 takes the least" if code == -signal.SIGKILL else ""
+            return f"{name} was ended by signal {-code}{why}; {KEPT}"
         *_, last = words.splitlines() or [""]
         if last.startswith("error: "):
             return last.removeprefix("error: ")

@@ -64,7 +64,7 @@ def fork_run(source: Path, target: Path, stage: str, config: RunConfig, round_: 
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a fork that was interrupted
     for name in _shared(source, stage, k):
-        _share(source / name, partial / name, linked=not WRITTEN_ONCE.isdisjoint(name.parts))
+        share(source / name, partial / name, linked=not WRITTEN_ONCE.isdisjoint(name.parts))
     write_json(partial / "forked.json", {"source": str(source.resolve()), "stage": stage, "round": k})
     write_text(partial / CONFIG, dump(config))
     partial.rename(target)
@@ -124,7 +124,18 @@ def _shared(source: Path, stage: str, k: int) -> Iterator[Path]:
         yield from (n for n in names if LEFT_BEHIND not in n.parts and not any(p.startswith(".") for p in n.parts))
 
 
-def _share(old: Path, new: Path, linked: bool) -> None:
+def share_folder(old: Path, new: Path) -> None:
+    """A folder whose files are never written again, at once; nothing where there is a new one already."""
+    if new.exists():
+        return
+    partial = new.with_name(f".{new.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    for file in (path for path in old.rglob("*") if path.is_file()):
+        share(file, partial / file.relative_to(old), linked=True)
+    partial.rename(new)
+
+
+def share(old: Path, new: Path, linked: bool) -> None:
     """A hard link where that is wanted and the file system can, else a copy."""
     new.parent.mkdir(parents=True, exist_ok=True)
     if linked:

@@ -24,6 +24,7 @@ from srum.config import ConfigError, RunConfig, config_of
 from srum.errors import SrumError
 from srum.evaluation.accuracy import EvalResult, require_metadata
 from srum.evaluation.comparison import EVAL, eval_prompts, evaluate_arm, summarize, summary_table
+from srum.fork import share_folder
 from srum.grounding.base import load_grounder
 from srum.judging.drift import judge_again
 from srum.judging.stage import load_judging
@@ -67,12 +68,20 @@ def next_command(run: Run, name: str, k: int) -> str:
 
 
 def run_loop(
-    config: RunConfig, folder: Path, resume: bool = False, command: str = "", foretell: bool = False
+    config: RunConfig,
+    folder: Path,
+    resume: bool = False,
+    command: str = "",
+    foretell: bool = False,
+    base: Path | None = None,
 ) -> dict[str, Any]:
     """All rounds, then every arm on the held-out prompts: ``summary.json`` (returned) and ``report.html``.
 
     ``command`` is what the report says the run was made with. ``foretell``: print first what a new run will cost
     (``srum.plan``), and on the way the time that is left in all; processes of several machines do not.
+
+    ``base``: the finished evaluation of the model that enters in a run of the same model, evaluation and seed
+    (``srum.evaluation.comparison.of_base``), which is shared and not made again.
 
     An interrupted run with ``resume`` ends in the same ``summary.json``, bit for bit. Raises ConfigError, RunError,
     GrounderError, TrainingError and ValueError for inputs that cannot work, before anything is written, and RunError
@@ -83,6 +92,8 @@ def run_loop(
         claim_run(folder, config, resume)
         if command and not resume:
             write_text(folder / "command.txt", command + "\n")
+        if base is not None:
+            share_folder(base, folder / "eval" / BASE)
 
     processes = Processes.here()
     config = processes.once(lambda: check_inputs(config))

@@ -13,6 +13,7 @@ import yaml
 from rich.table import Table
 
 from srum.config import CONFIG, ConfigError, RunConfig, changed
+from srum.evaluation.comparison import of_base
 from srum.evaluation.statistics import Estimate, crossed, difference
 from srum.explain import plain
 from srum.loop import run_loop
@@ -52,19 +53,21 @@ def folder_of(out: Path, setting: str, seed: int) -> Path:
 def sweep(config: RunConfig, varied: Sequence[str], seeds: Sequence[int], out: Path, command: str = "") -> list[Any]:
     """Make every run that is not finished, and return the rows of the table, which ``sweep.json`` keeps.
 
-    Each is a whole run in ``out/SETTING/seed-S``, interrupted and resumed as any other. Raises ConfigError before the
-    first run for a setting that is none, two that would share a folder, and a config without an evaluation.
+    Each is a whole run in ``out/SETTING/seed-S``, interrupted and resumed as any other. Settings of a seed share what
+    the model that enters draws in the evaluation, where they would draw the same. Raises ConfigError before the first
+    run for a setting that is none, two that would share a folder, and a config without an evaluation.
     """
     named = {name: changed(config, overrides) for name, overrides in settings(varied).items()}
     if missing := [name for name, setting in named.items() if not setting.eval.count]:
         raise ConfigError(f"eval.count: a sweep compares accuracies; {missing[0]} has no evaluation")
     if len({folder_of(out, name, 0) for name in named}) < len(named):
         raise ConfigError(f"two of these settings would share a folder: {', '.join(named)}")
-    processes = Processes.here()
+    processes, bases = Processes.here(), dict[tuple[str, ...], Path]()
     for seed, (name, setting) in itertools.product(seeds, named.items()):
-        folder = folder_of(out, name, seed)
+        folder, config = folder_of(out, name, seed), setting.model_copy(update={"seed": seed})
         begun = processes.once((folder / CONFIG).exists)
-        run_loop(setting.model_copy(update={"seed": seed}), folder, begun, command)
+        run_loop(config, folder, begun, command, base=bases.get(of_base(config)))
+        bases.setdefault(of_base(config), folder / "eval" / BASE)
     rows = compared({name: [RunView(folder_of(out, name, seed)) for seed in seeds] for name in named})
     processes.once(lambda: write_json(out / "sweep.json", [_plain(row) for row in rows]))
     return rows

@@ -53,6 +53,7 @@ GOLDEN = ROOT / "tests" / "golden" / "bagel" / "checkpoint"
 SMALL = [
     "prompt_count=6",
     "candidates_per_prompt=2",
+    "rollout.plan=true",
     "reward.on_failure=keep",
     "train.steps=3",
     "train.batch_size=4",
@@ -195,6 +196,10 @@ def test_the_doctor_estimates_what_processes_take(capsys: pytest.CaptureFixture[
     assert len(ratios) == 4 and all(0.9 < ratio < 2 for ratio in ratios)
 
 
+def test_the_judges_memory_is_told_batch_by_batch() -> None:
+    assert len([held for held in memory.judged(2, size=1) if held > 2**28]) == 2
+
+
 def test_the_report_prints_bytes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "CHROMIUM", ())
     report.main(["--candidates", "16"])
@@ -238,6 +243,7 @@ def small_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(lab, "FLIPPED", 6)
     monkeypatch.setattr(lab, "LOOPS", {"sft": lab.LOOPS["sft"]})
     monkeypatch.setattr(lab, "ABLATIONS", {name: lab.ABLATIONS[name] for name in ("srum", "binary")})
+    monkeypatch.setattr(lab, "RATES", ("3e-4", "1e-4"))
     monkeypatch.setattr(lab, "DOMAIN_POOL", 70)
     monkeypatch.setattr(lab, "STEP_PROMPTS", 24)
     monkeypatch.setattr(lab, "CONTROLS", {name: lab.CONTROLS[name] for name in ("judge", "contrast", "shuffled")})
@@ -250,7 +256,7 @@ def test_the_lab_measures_every_part(
     small_lab: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lab.main([*small_lab, "--parts", "credit", "judge"])  # in pieces, in any order
-    later = ["controls", "best-of", "loop", "first", "rounds", "plan", "ablations", "own", "steps"]
+    later = ["controls", "rates", "best-of", "loop", "first", "rounds", "plan", "ablations", "own", "steps"]
     later += ["activation", "transfer", "after"]
     lab.main([*small_lab, "--parts", *later])
     report = json.loads((tmp_path / "lab/lab.json").read_text())
@@ -263,6 +269,8 @@ def test_the_lab_measures_every_part(
     assert list(rows["controls"])[:4] == ["base", "judge", "contrast", "shuffled"]
     assert {"judge - base", "judge - contrast", "judge - shuffled"} <= rows["controls"].keys()
     assert rows["controls"]["base"]["per_seed"] == rows["first"]["base"]["per_seed"]
+    tried = [f"{method}, {rate}" for method in ("sft", "srum", "region_nft") for rate in ("3e-4", "1e-4")]
+    assert list(rows["rates"]) == ["base", *tried, *(f"{name} - base" for name in tried)]
     first, chosen, possible = list(rows["best-of"].values())[:3]
     assert all(a <= c for a, c in zip(first["per_seed"], possible["per_seed"], strict=True))
     assert all(b <= c for b, c in zip(chosen["per_seed"], possible["per_seed"], strict=True))

@@ -416,7 +416,7 @@ def test_version_and_the_whole_config() -> None:
     assert srum("--version").output == f"srum {__version__}\n"
     Path("c.yaml").write_text(srum("config", "--set", "seed=3").output)
     assert load_config("c.yaml") == load_config(None, ["seed=3"])
-    assert srum("config", "--explain", "train.lr").output.startswith("train.lr: number > 0; by default 0.0003\n  ")
+    assert srum("config", "--explain", "train.lr").output.startswith("train.lr: number > 0; by default 0.0001\n  ")
     assert error_of(srum("config", "--explain", "train.lrr")) == "unknown key train.lrr; did you mean train.lr?"
 
 

@@ -110,7 +110,7 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
         ("device='cpu:1'", "device: 'cpu:1' is none"),
         ("train.lr", "'train.lr' is not an override"),
         ("train.lr=[", "train.lr: '[' is not a YAML value"),
-        ("train.warmup_steps=120", "train.warmup_steps: 120 leaves nothing of steps=120"),
+        ("train.warmup_steps=90", "train.warmup_steps: 90 leaves nothing of steps=90"),
         ("eval.guidance_interval=[0.5, 0.5]", "eval.guidance_interval: (0.5, 0.5) is empty"),
         ("candidates_per_prompt=1", "candidates_per_prompt: region_nft compares"),
         ("ground.max_area=0.0", "ground.min_area: 0.0 leaves no area below max_area=0.0"),
@@ -143,16 +143,16 @@ def test_a_config_from_before_a_field_is_read_with_its_default(tmp_path: Path) -
     assert (config.judge.model, config.judge.reply, config.reward.shape) == ("self", "free", "mask")
 
 
-@pytest.mark.parametrize("none", ["rollout.plan=false", "rollout.planned_share=0"])
-def test_a_plan_to_train_with_needs_a_plan(none: str) -> None:
+@pytest.mark.parametrize("none", [["rollout.plan=false"], ["rollout.plan=true", "rollout.planned_share=0"]])
+def test_a_plan_to_train_with_needs_a_plan(none: list[str]) -> None:
     with pytest.raises(ConfigError, match=r"train\.plan_in_context"):
-        load_config(None, ["train.plan_in_context=true", none])
+        load_config(None, ["train.plan_in_context=true", *none])
 
 
 def test_a_share_above_zero_plans_at_least_one() -> None:
-    assert [RolloutConfig().planned(count) for count in (1, 2, 3, 4, 8)] == [1, 1, 2, 2, 4]
-    assert [RolloutConfig(planned_share=share).planned(4) for share in (0.0, 0.01, 1.0)] == [0, 1, 4]
-    assert RolloutConfig(plan=False).planned(4) == 0
+    assert [RolloutConfig(plan=True).planned(count) for count in (1, 2, 3, 4, 8)] == [1, 1, 2, 2, 4]
+    assert [RolloutConfig(plan=True, planned_share=share).planned(4) for share in (0.0, 0.01, 1.0)] == [0, 1, 4]
+    assert RolloutConfig().planned(4) == 0
 
 
 def test_replies_to_learn_need_a_judge_that_replies() -> None:

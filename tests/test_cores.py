@@ -81,7 +81,11 @@ def test_they_share_the_work_and_one_speaks(tmp_path: Path) -> None:
     ("fate", "said"),
     [
         ("stumbles", "error: nothing goes on from here\n"),
-        ("is killed", "error: process 1 of 2 was ended by signal 9; what is finished is kept, and --resume goes on\n"),
+        (
+            "is killed",
+            "error: process 1 of 2 was ended by signal 9, perhaps for want of memory: processes=1 takes the least; "
+            f"{cores.KEPT}\n",
+        ),
     ],
 )
 def test_the_failure_of_one_ends_all_in_one_line(tmp_path: Path, fate: str, said: str) -> None:

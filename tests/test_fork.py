@@ -149,8 +149,8 @@ def test_a_half_made_fork_is_not_a_run(source: Path, tmp_path: Path, monkeypatch
         ("judge", "ground.grounder=grid", 0, "ground.grounder: classical != grid"),
         ("rasterize", "judge.soft=false", 0, "judge.soft: True != False"),
         ("train", "reward.centred=true", 0, "reward.centred: False != True"),
-        ("rollout", "train.lr=0.001", 1, "train.lr: 0.0003 != 0.001"),
-        ("train", "train.lr=0.001", None, r"train.lr: 0.0003 != 0.001\); fork round 0"),
+        ("rollout", "train.lr=0.001", 1, "train.lr: 0.0001 != 0.001"),
+        ("train", "train.lr=0.001", None, r"train.lr: 0.0001 != 0.001\); fork round 0"),
     ],
 )
 def test_a_config_that_shared_stages_do_not_have_is_refused(

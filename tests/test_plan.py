@@ -70,7 +70,7 @@ def test_the_disk_that_it_foretells_is_what_the_run_takes(tmp_path: Path, monkey
     ("sets", "gigabytes", "count"),
     [
         ([], 100, 8),  # a process per core, each of which has a full batch
-        (["prompt_count=72"], 100, 5),  # 288 candidates in batches of 64
+        (["prompt_count=72", "candidates_per_prompt=4"], 100, 5),  # 288 candidates in batches of 64
         (["prompt_count=4", "eval.count=64"], 100, 1),
         ([], 8, 3),  # of 2.5 GB
         ([], 0, 1),  # nobody says how much there is

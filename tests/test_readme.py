@@ -69,7 +69,7 @@ def test_a_model_of_your_own_runs_through_the_loop(tmp_path: Path, monkeypatch: 
     )
     doctor = CliRunner().invoke(app, ["doctor", "runs/toy/round-001/train/region_nft/model"])
     assert doctor.exit_code == 2 and "which the doctor asks: describe, memory, training_memory" in doctor.output
-    planned = CliRunner().invoke(app, ["rollout", "runs/plan", "--set", "model=toy:Toy", "--set", "prompt_count=1"])
+    planned = CliRunner().invoke(app, ["rollout", "runs/plan", "--set", "model=toy:Toy", "--set", "rollout.plan=true"])
     assert planned.exit_code == 2 and "needs a model with the ability plan: Toy has none" in planned.output
     none = CliRunner().invoke(app, ["rollout", "runs/none", "--set", "model=toy:Other"])
     assert none.exit_code == 2 and "model 'toy:Other': toy has no 'Other'" in none.output

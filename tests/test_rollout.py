@@ -35,9 +35,8 @@ PROMPTS = [Prompt(id=f"p{number}", text=f"prompt {number}") for number in range(
 
 
 def config(*overrides: str) -> RunConfig:
-    return load_config(
-        None, ["candidates_per_prompt=2", "rollout.batch_size=4", "rollout.planned_share=1.0", *overrides]
-    )
+    planned = ["rollout.plan=true", "rollout.planned_share=1.0"]
+    return load_config(None, ["candidates_per_prompt=2", "rollout.batch_size=4", *planned, *overrides])
 
 
 def test_candidates_are_in_order_and_their_files_are_there(tmp_path: Path) -> None:

@@ -12,8 +12,10 @@ from rich.console import Console
 from srum import models
 from srum.config import CONFIG, ConfigError, RunConfig, load_config
 from srum.evaluation.accuracy import CheckedImage
+from srum.evaluation.comparison import of_base
 from srum.evaluation.compute import Compute, compute_tables, passes_of, points, spent
 from srum.evaluation.statistics import crossed, difference
+from srum.fork import share_folder
 from srum.reading import RunView
 from srum.records import Candidate, Judgement
 from srum.run import Run
@@ -36,9 +38,12 @@ def test_settings_are_all_combinations() -> None:
             settings([wrong])
 
 
-def quick_run(config: RunConfig, folder: Path, resume: bool, command: str) -> None:
-    """In place of a run: its config, and verdicts by chance."""
+def quick_run(config: RunConfig, folder: Path, resume: bool, command: str, base: Path | None) -> None:
+    """In place of a run: its config, and verdicts by chance. It is offered base's of the first setting and its seed."""
     assert resume == (folder / CONFIG).exists()
+    assert base == (
+        None if "method=sft" in str(folder) else folder_of(folder.parents[1], "method=sft", config.seed) / "eval/base"
+    )
     if not resume:
         claim_run(folder, config)
     for arm in ("base", config.method):
@@ -48,6 +53,18 @@ def quick_run(config: RunConfig, folder: Path, resume: bool, command: str) -> No
             for n in range(8)
         ]
         write_records(folder / "eval" / arm / "verdicts.jsonl", verdicts)
+
+
+def test_settings_share_what_base_draws_unless_it_is_drawn_otherwise(tmp_path: Path) -> None:
+    config = load_config(None, SMALL)
+    one, two, three = (load_config(None, [*SMALL, also]) for also in ("train.lr=1e-5", "eval.guidance=3", "seed=1"))
+    assert [of_base(other) == of_base(config) for other in (one, two, three)] == [True, False, False]
+    (tmp_path / "old/images").mkdir(parents=True)
+    (tmp_path / "old/images/a.png").write_bytes(b"an image")
+    share_folder(tmp_path / "old", tmp_path / "new")
+    (tmp_path / "old/images/a.png").unlink()
+    assert (tmp_path / "new/images/a.png").read_bytes() == b"an image"
+    share_folder(tmp_path / "nothing", tmp_path / "new")  # is there already
 
 
 def test_a_sweep_makes_every_run_and_its_table_is_crossed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

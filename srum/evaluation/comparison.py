@@ -24,6 +24,11 @@ def eval_prompts(config: RunConfig) -> list[Prompt]:
     return choose_prompts(config.eval.prompts, config.eval.count, seed=0)
 
 
+def of_base(config: RunConfig) -> tuple[str, ...]:
+    """What the images and verdicts of the model that enters depend on."""
+    return config.model, str(config.seed), config.device, str(config.compile), config.eval.model_dump_json()
+
+
 def evaluate_arm(run: Run, arm: str, weights: str, folder: Path) -> dict[str, EvalResult]:
     """The images of an arm with these weights, drawn once, and where its method draws otherwise, so drawn, too; in
     ``folder``/ARM."""

@@ -21,7 +21,7 @@ CONFIG = {
     "text_limit": 6,
     "reply_limit": 6,
     "refine_timesteps": 4,
-    "rollout": {"size": [32, 32], "timesteps": 4},
+    "rollout": {"size": [32, 32], "timesteps": 4, "plan": True},
     "train": {
         "steps": 4,
         "batch_size": 4,

@@ -27,7 +27,14 @@ from srum.train.rewards import Value
 from srum.train.trainer import Trainer, TrainResult, train
 from srum.train.weights import trainable_parameters
 
-SMALL = ("method=flow_grpo", "candidates_per_prompt=2", "train.batch_size=4", "rollout.timesteps=5", "text_limit=24")
+SMALL = (
+    "method=flow_grpo",
+    "candidates_per_prompt=2",
+    "train.batch_size=4",
+    "rollout.timesteps=5",
+    "rollout.plan=true",
+    "text_limit=24",
+)
 PROMPTS = choose_prompts("train", 4, 0)
 FORWARD = ("images_by=forward", "updates=2", "rollout.plan=false")
 BLIP3O = Path(__file__).parents[1] / "golden" / "blip3o" / "checkpoint"

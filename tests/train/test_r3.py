@@ -30,6 +30,7 @@ SMALL = (
     "candidates_per_prompt=2",
     "train.batch_size=4",
     "rollout.timesteps=5",
+    "rollout.plan=true",
     "refine_timesteps=5",
     "text_limit=24",
     "train.precision=fp32",
