@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             last = 100 * first / second
         else:
             first, second = moved(model, trained, examples, t)
-            last = first * abs(first) / second
+            last = first * first / second
         table.add_row(f"{t:g}", f"{first:.2e}", f"{second:.2e}", f"{last:.2e}" if options.trained else f"{last:.0f}")
     console.print(table)
 

@@ -23,7 +23,7 @@ from srum.run_dir import RunError, claim_run
 from tests.fakes import FakeModel
 
 SMALL = ["prompt_count=3", "candidates_per_prompt=2", "reward.on_failure=keep", "eval.count=3"]
-SMALL += ["train.steps=2", "train.batch_size=2"]
+SMALL += ["train.steps=2", "train.batch_size=2", "train.lr=3e-4"]
 
 
 @pytest.fixture(autouse=True)
@@ -132,14 +132,14 @@ def test_a_config_that_lacks_fields_is_completed_in_sight(tmp_path: Path) -> Non
     del values["rollout"]["renorm"], values["candidates_per_prompt"]
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
     with pytest.warns(
-        UserWarning, match=r"today's adds the defaults candidates_per_prompt: 4; rollout\.renorm: global"
+        UserWarning, match=r"today's adds the defaults candidates_per_prompt: 8; rollout\.renorm: global"
     ):
         claim_run(tmp_path, load_config(), resume=True)
     assert (tmp_path / "config.yaml").read_text() == whole
     last = read_entries(tmp_path / "made_with.json")[-1]
     assert last["notes"] == [
         f"{field} (default of a field that was not there)"
-        for field in ("candidates_per_prompt: 4", "rollout.renorm: global")
+        for field in ("candidates_per_prompt: 8", "rollout.renorm: global")
     ]
 
 

@@ -287,7 +287,13 @@ def test_a_server_judges(serve: Serve) -> None:
 def test_a_run_with_a_server_holds_no_key(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "load", FakeModel.load)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
-    settings = ["prompt_count=2", "judge.soft=false", "judge.server.retries=0", "judge.server.model=judge-7b"]
+    settings = [
+        "prompt_count=2",
+        "candidates_per_prompt=4",
+        "judge.soft=false",
+        "judge.server.retries=0",
+        "judge.server.model=judge-7b",
+    ]
     run = Run(tmp_path, load_config(None, [*settings, f"judge.server.url={serve(judging)}"]))
     for stage in ("rollout", "ground"):
         perform(run, stage, 0)

@@ -96,13 +96,10 @@ def test_what_would_change_numbers_is_refused(folder: Path, file: str, values: d
 
 
 def test_fields_without_effect_are_listed(folder: Path) -> None:
-    change(folder / "llm_config.json", max_position_embeddings=32768, head_dim=None)
+    change(folder / "llm_config.json", max_window_layers=28, head_dim=None)
     rows = describe(folder, HOST, False).rows
     assert "llm_config.json: " in rows["fields without effect"]
-    assert (
-        "max_position_embeddings" in rows["fields without effect"]
-        and "hidden_size" not in rows["fields without effect"]
-    )
+    assert "max_window_layers" in rows["fields without effect"] and "hidden_size" not in rows["fields without effect"]
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,9 @@ def make_records(count: int = 6) -> list[TrainingRecord]:
 
 
 def settings(**values: Any) -> RunConfig:
-    return config_of(**{"steps": 6, "batch_size": 4, "lr": 1e-2, "checkpoint_every": 2} | values)
+    return config_of(
+        **{"steps": 6, "batch_size": 4, "lr": 1e-2, "checkpoint_every": 2, "rollout": {"plan": True}} | values
+    )
 
 
 def run(
