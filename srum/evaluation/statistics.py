@@ -73,10 +73,11 @@ def crossed(values: ArrayLike, seed: int = 0) -> Estimate:
     """100 times the mean of ``values`` (seeds, prompts), or (prompts,) of one seed, with a crossed bootstrap interval.
 
     Seeds and prompts are drawn again independently of one another, and the mean moves by what those drawn deviate by;
-    the percentiles of all such means are the interval. It is corrected twice. Few seeds understate their spread: their
+    the percentiles of all such means are the interval. It is corrected three times. Few seeds understate their spread: their
     deviation is widened by t / z sqrt(S / (S - 1)), so that with many prompts the interval is Student's over seeds
     (Hesterberg, "What teachers should know about the bootstrap", 2015). And the noise of single images is in both
     deviations (Owen, "The pigeonhole bootstrap", 2007) but must count once: it is taken out of that of the prompts.
+    Seeds that agree by chance better than that noise allows deviate by the noise.
     The interval of one seed covers the prompts alone, and ``seeds`` is None. Raises ValueError for NaN and no values.
     """
     table = np.atleast_2d(_finite(values))
@@ -87,6 +88,8 @@ def crossed(values: ArrayLike, seed: int = 0) -> Estimate:
     noise = table - mean - by_seed[:, None] - by_prompt
     through_prompts = _kept(noise, by_prompt) * _resampled(rng, by_prompt)
     through_seeds = _widening(seeds) * _resampled(rng, by_seed)
+    if (floor := _noise_of_mean(noise)) > through_seeds.std():
+        through_seeds = rng.normal(0.0, floor, RESAMPLES)
     low, high = np.percentile(100 * (mean + through_prompts + through_seeds), [2.5, 97.5])
     return Estimate(100 * mean, float(low), float(high), seeds if seeds > 1 else None, prompts)
 
@@ -182,6 +185,13 @@ def _kept(noise: NDArray[np.float64], by_prompt: NDArray[np.float64]) -> float:
     if seeds == 1 or not spread:
         return 1.0
     return math.sqrt(max(0.0, 1 - float((noise**2).sum()) / (seeds * (seeds - 1) * spread)))
+
+
+def _noise_of_mean(noise: NDArray[np.float64]) -> float:
+    """The standard deviation that single images alone give the mean; of one seed it is in that of the prompts."""
+    seeds, prompts = noise.shape
+    freedom = (seeds - 1) * (prompts - 1)
+    return math.sqrt(float((noise**2).sum()) / freedom / (seeds * prompts)) if freedom else 0.0
 
 
 def _widening(seeds: int) -> float:

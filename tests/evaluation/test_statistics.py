@@ -96,6 +96,13 @@ def test_with_many_prompts_it_is_students() -> None:
     assert width == pytest.approx(student, rel=0.1)
 
 
+def test_seeds_that_agree_by_chance_leave_the_noise_of_single_images() -> None:
+    """Three seeds of one accuracy each, right at places of their own: the interval is that of 3 x 400 images."""
+    verdicts = np.stack([np.random.default_rng(seed).permutation([1.0, 0.0] * 200) for seed in range(3)])
+    low, high = crossed(verdicts).interval
+    assert low < 50 < high and high - low == pytest.approx(100 * 2 * 1.96 * (0.25 / 1200) ** 0.5, rel=0.15)
+
+
 def test_copies_of_a_prompt_in_other_seeds_tell_nothing_new() -> None:
     """Ten prompts right in all of 3 seeds, ten wrong: the interval is that of one seed, about 50 +- 22."""
     one = np.array([[1.0] * 10 + [0.0] * 10])
