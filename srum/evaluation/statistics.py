@@ -73,11 +73,11 @@ def crossed(values: ArrayLike, seed: int = 0) -> Estimate:
     """100 times the mean of ``values`` (seeds, prompts), or (prompts,) of one seed, with a crossed bootstrap interval.
 
     Seeds and prompts are drawn again independently of one another, and the mean moves by what those drawn deviate by;
-    the percentiles of all such means are the interval. It is corrected three times. Few seeds understate their spread: their
-    deviation is widened by t / z sqrt(S / (S - 1)), so that with many prompts the interval is Student's over seeds
-    (Hesterberg, "What teachers should know about the bootstrap", 2015). And the noise of single images is in both
+    the percentiles of all such means are the interval. It is corrected three times. Few seeds understate their spread:
+    their deviation is widened by t / z sqrt(S / (S - 1)), so that with many prompts the interval is Student's over
+    seeds (Hesterberg, "What teachers should know about the bootstrap", 2015). The noise of single images is in both
     deviations (Owen, "The pigeonhole bootstrap", 2007) but must count once: it is taken out of that of the prompts.
-    Seeds that agree by chance better than that noise allows deviate by the noise.
+    And seeds that agree by chance better than that noise allows deviate by the noise.
     The interval of one seed covers the prompts alone, and ``seeds`` is None. Raises ValueError for NaN and no values.
     """
     table = np.atleast_2d(_finite(values))
