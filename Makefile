@@ -1,4 +1,4 @@
-# make demo   install, then run the loop on the embedded world (11 minutes of processor time: on 2 cores, under 10)
+# make demo   install, then run the loop on the embedded world (13 minutes of processor time: on 2 cores, under 8)
 # make test   install with the development tools, then run the tests
 # make check  what CI runs: lint, format, types, tests
 # make torture  kills at random moments and 100,000 mutated files (an hour)
