@@ -233,11 +233,9 @@ class Reason:
     def learned_image(self, made: Generated, value: Value, advantage: float) -> Learned:
         """What is learned of an image, as the config has it."""
         credit = cells(advantage, value, self.config)
-        return (
-            learned_steps(self.model, made, credit)
-            if self.config.images_by == "steps"
-            else learned_noised(made, credit)
-        )
+        if self.config.images_by == "steps":
+            return learned_steps(self.model, made, credit)
+        return learned_noised(made, credit)
 
 
 def image_advantages(rewards: Sequence[float | None], owners: Sequence[int], config: PolicyConfig) -> list[float]:
@@ -247,7 +245,8 @@ def image_advantages(rewards: Sequence[float | None], owners: Sequence[int], con
         return group_advantages(rewards, owners, config.advantage)
     known = {place: reward for place, reward in enumerate(rewards) if reward is not None}
     scaled = sample_advantages(list(known.values()), [owners[place] for place in known])
-    return [dict(zip(known, scaled, strict=True)).get(place, 0.0) for place in range(len(rewards))]
+    of_places = dict(zip(known, scaled, strict=True))
+    return [of_places.get(place, 0.0) for place in range(len(rewards))]
 
 
 def cells(advantage: float, value: Value, config: PolicyConfig) -> Tensor:
