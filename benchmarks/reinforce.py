@@ -8,9 +8,10 @@ An arm of a seed is a training from ``srum-tiny`` with as many images drawn as e
     base         the weights that enter       flow_grpo   Flow-GRPO: images alone, the generation expert
     reason       plans and images, all weights: R3's first stage alone
     r3           images, then replies about them and refined images, all weights, in turn: one refinement
-    flow_grpo_forward, r3_forward  the same, images learned by the forward process: two draws, of which 64 are learned
-                 from in an update, each image 10 times
-    flow_region  flow_grpo, each advantage spread by blame      region_nft  region-NFT on a round of candidates
+    flow_region  flow_grpo, each advantage spread by blame
+    ..._forward  each of these with its images learned by the forward process: two draws, of which 64 are learned from
+                 in an update, each image 10 times
+    region_nft   region-NFT on a round of candidates, each learned as often as those of ..._forward
     best_of      no training: of two images of the base model the one that its judge prefers, beside what refining once
                  gives at no more passes
 
@@ -74,11 +75,13 @@ ARMS: dict[str, Sequence[str]] = {
     BASE: ("method=flow_grpo",),
     "flow_grpo": ("method=flow_grpo", *IMAGES),
     "r3": ("method=r3", *POLICY),
-    "flow_grpo_forward": ("method=flow_grpo", *IMAGES, *FORWARD),
-    "r3_forward": ("method=r3", *POLICY, *FORWARD),
     "reason": ("method=flow_grpo", *POLICY, "rollout.plan=true"),
     "flow_region": ("method=flow_grpo", *IMAGES, "credit=region"),
-    "region_nft": ("method=region_nft", "train.steps=60"),
+    "flow_grpo_forward": ("method=flow_grpo", *IMAGES, *FORWARD),
+    "r3_forward": ("method=r3", *POLICY, *FORWARD),
+    "reason_forward": ("method=flow_grpo", *POLICY, *FORWARD, "rollout.plan=true"),
+    "flow_region_forward": ("method=flow_grpo", *IMAGES, *FORWARD, "credit=region"),
+    "region_nft": ("method=region_nft",),
     BEST: ("method=flow_grpo",),
 }
 
@@ -207,7 +210,7 @@ def measure(
         ours = folder / f"seed-{seed}"
         for arm in arms:
             path = ours / arm / "outcome.json"
-            ours_alone = *ARMS[arm], *halves(arm, steps)
+            ours_alone = *ARMS[arm], *learned(arm, steps)
             config = load_config(None, [*SMALL, *counts, *ours_alone, *overrides, f"seed={seed}"])
             if not path.exists():
                 outcome = chosen(rows[BASE][-1], config) if arm == BEST else measured(ours, arm, config)
@@ -221,15 +224,17 @@ def measure(
     return rows
 
 
-def halves(arm: str, steps: int) -> tuple[str, ...]:
-    """How ``steps`` times BATCH images are drawn and learned by the forward process: half and half."""
+def learned(arm: str, steps: int) -> tuple[str, ...]:
+    """How ``steps`` times BATCH images are learned, VISITS times each: those of a round, or of two draws in halves."""
+    if arm == "region_nft":
+        return f"train.steps={steps * BATCH * VISITS // MINIBATCH}", f"train.batch_size={MINIBATCH}"
     if FORWARD[0] not in ARMS[arm]:
         return ()
     drawn = steps * BATCH // 2
     minibatches = max(1, drawn // MINIBATCH)
     updates = minibatches * VISITS
-    learned = f"updates={updates}", f"minibatches={minibatches}", f"train.steps={2 * updates}"
-    return *learned, f"train.batch_size={drawn // minibatches}", f"train.checkpoint_every={2 * updates}"
+    counts = f"updates={updates}", f"minibatches={minibatches}", f"train.steps={2 * updates}"
+    return *counts, f"train.batch_size={drawn // minibatches}", f"train.checkpoint_every={2 * updates}"
 
 
 def drawing_table(rows: Mapping[str, Sequence[Outcome]]) -> Table:
