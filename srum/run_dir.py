@@ -3,6 +3,7 @@
     runs/NAME/
       config.yaml  made_with.json  timings.json  summary.json  report.html
       eval/ARM/                  verdicts.jsonl, images/: every arm after the last round, on the held-out prompts
+      own/ARM/  own.json         the same of prompts held out of one's own file, by the judge (srum/own.py)
       round-000/
         prompts.jsonl candidates.jsonl regions.jsonl judgements.jsonl rewards.jsonl  counts.json
         rollout_counts.json               only of a server's images: how many came, why others did not
@@ -50,6 +51,7 @@ from srum.provenance import next_entry, read_entries
 from srum.records import FILE_SAFE, SCHEMA_VERSION, Prompt, Record
 
 MADE_WITH = "made_with.json"
+RESULTS = ("eval", "summary.json", "own", "own.json")  # of the weights after the last round
 PARTS = ".parts"  # how the folder of a stage's shards ends
 T = TypeVar("T")
 R = TypeVar("R", bound=Record)
@@ -120,7 +122,7 @@ def claim_run(folder: Path, config: RunConfig, resume: bool = False) -> None:
     """Make ``folder`` the folder of a run with this config, or go on in it where ``resume`` allows that.
 
     Fields that change no result (``config.FREE``) may differ, and there may be more rounds: the folder's config is then
-    the one given here. Results of what was the last round (eval/, summary.json) go into its folder. Fields that the
+    the one given here. Results of what was the last round (``RESULTS``) go into its folder. Fields that the
     folder's config lacks, because it is of older code, get their defaults, of which a warning tells. What the run is
     made with goes into ``made_with.json``. Raises RunError, and writes nothing, for a folder of another config (naming
     the fields), for an existing run without ``resume``, and for a folder that holds something else.
@@ -170,11 +172,10 @@ def _note_launch(folder: Path, config: RunConfig, notes: Sequence[str]) -> None:
 def _put_results_aside(folder: Path, rounds: int) -> None:
     """Move the results after so many rounds to where ``srum eval --round`` puts them: they are no longer the last."""
     last = round_dir(folder, rounds - 1)
-    if (folder / "eval").exists():
-        shutil.rmtree(last / "eval", ignore_errors=True)
-        (folder / "eval").rename(last / "eval")
-    if (folder / "summary.json").exists():
-        (folder / "summary.json").replace(last / "summary.json")
+    for name in RESULTS:
+        if (folder / name).exists():
+            shutil.rmtree(last / name, ignore_errors=True)
+            (folder / name).replace(last / name)
 
 
 def round_dirs(folder: Path) -> list[Path]:

@@ -110,6 +110,13 @@ def test_a_run_of_own_prompts_ends_in_scores_of_the_weights_that_entered(
     run_loop(config, folder, resume=True)
     assert loaded == ["srum-tiny"] * 3  # to check the config
     assert json.loads((folder / "own.json").read_text()) == values
+    before = read_records(folder / "own/region_nft/scores.jsonl", JudgedImage)
+    loaded.clear()
+    run_loop(config.model_copy(update={"rounds": 2}), folder, resume=True)
+    assert str(folder / "round-001/train/region_nft/model") in loaded, "what it draws is that of the new last weights"
+    assert json.loads((folder / "round-000/own.json").read_text()) == values
+    assert read_records(folder / "round-000/own/region_nft/scores.jsonl", JudgedImage) == before
+    assert {"own", "own.json"} <= {path.name for path in folder.iterdir()}
 
 
 def test_a_run_without_any_evaluation_says_so(
