@@ -133,7 +133,8 @@ def import_round(path: Path, images: Path, model: UnifiedModel, folder: Path) ->
     lines, problems = read_lines(path)
     if not lines:
         raise RunError(f"{path}: no line that can be used" + (f"; {problems[0]}" if problems else ""))
-    _claim_round(folder, path, images)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    claim_import(folder, {"lines": path.name, "sha256": digest, "images": str(images.resolve())})
     names = {f"line-{number:06d}": number for number in lines}
     first: dict[str, str] = {}  # prompt -> the line that brings it first
     for name, number in names.items():
@@ -178,28 +179,29 @@ def import_round(path: Path, images: Path, model: UnifiedModel, folder: Path) ->
     write_records(folder / "judgements.jsonl", [judgement for _, judgement in records])
     made = {candidate.id for candidate in candidates}
     left_out = [number for name, number in names.items() if name not in made]
-    problems += [f"{path}:{number}: bad_image_file: {_fault(images, lines[number])}" for number in left_out]
+    problems += [
+        f"{path}:{number}: bad_image_file: {fault(images, lines[number].bad_image_file)}" for number in left_out
+    ]
     return len(candidates), problems
 
 
-def _claim_round(folder: Path, path: Path, images: Path) -> None:
-    """Keep in the round what it is imported from. Raises RunError where it holds another import, or a rollout."""
+def claim_import(folder: Path, source: Mapping[str, str]) -> None:
+    """Keep in a round what it is imported from, in ``imported.json``. Raises RunError where it holds another import, or
+    a rollout."""
     held = folder / "imported.json"
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    source = {"lines": path.name, "sha256": digest, "images": str(images.resolve())}
     if not held.exists() and not (folder / "prompts.jsonl").exists():
         write_json(held, source)
     elif not held.exists() or read_json(held) != source:
         raise RunError(f"{folder} holds another round; choose another folder")
 
 
-def _fault(images: Path, line: Line) -> str:
-    """Why the image of a line was left out."""
+def fault(images: Path, name: str) -> str:
+    """Why an image was left out, in this call or an earlier one."""
     try:
-        open_image(inside(images, line.bad_image_file))
+        open_image(inside(images, name))
     except RunError as error:
         return str(error)
-    return f"{line.bad_image_file!r} could not be read when the round was made; import into another folder"
+    return f"{name!r} could not be read when the round was made; import into another folder"
 
 
 def _records(candidate: Candidate, line: Line) -> tuple[Grounding, Judgement]:

@@ -8,12 +8,15 @@ in ``image_list``, or its path in ``cache_image``. Any other number of images is
 from __future__ import annotations
 
 import ast
+import hashlib
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
+from PIL.Image import Image
 from safetensors.torch import save_file
 
+from srum.interchange import claim_import, fault
 from srum.models.base import UnifiedModel
 from srum.reading import RunView
 from srum.records import Candidate, Pair, Prompt
@@ -45,25 +48,29 @@ def import_pairs(path: Path, images: Path, model: UnifiedModel, folder: Path) ->
     """Make a round in ``folder``, up to its pairs, of a parquet file, or a folder of them, and images under ``images``.
 
     Returns how many pairs there are, and what is wrong with the rows that were left out. It goes on with an import that
-    was interrupted. Raises RunError for a folder that holds another round, and where no row can be used.
+    was interrupted: which one is in ``imported.json``. Raises RunError for a folder that holds another round, be it of
+    the same files with other rows, and where no row can be used.
     """
-    if (folder / "prompts.jsonl").exists() and not (folder / "imported.json").exists():
-        raise RunError(f"{folder} holds another round; choose another folder")
     rows, problems = read_rows(path)
+    if not rows:
+        raise RunError(f"{path}: no row that can be used" + (f"; {problems[0]}" if problems else ""))
+    claim_import(folder, {"pairs": path.name, "sha256": _digest(path), "images": str(images.resolve())})
     names = {f"{name}-{n}": (row, file) for name, row in rows.items() for n, file in enumerate(row.images)}
 
     def work(batch: Mapping[str, tuple[Row, str]]) -> list[Candidate]:
         made = []
         for name, (row, file) in batch.items():
             try:
-                made.append(_candidate(name, row, inside(images, file), model, folder))
-            except RunError as error:
-                problems.append(f"{name.rpartition('-')[0]}: {error}")
+                image = open_image(inside(images, file))
+            except RunError:
+                continue  # named below, also where an earlier call met it
+            made.append(_candidate(name, row, image, file, model, folder))
         return made
 
-    write_json(folder / "imported.json", {"pairs": path.name, "images": str(images.resolve())})
     write_records(folder / "prompts.jsonl", [Prompt(id=name, text=row.prompt) for name, row in rows.items()])
     read = {candidate.id for candidate in run_stage(folder, "candidates", Candidate, names, BATCH, work, gaps=True)}
+    left_out = {name: file for name, (_, file) in names.items() if name not in read}
+    problems += [f"{name.rpartition('-')[0]}: {fault(images, file)}" for name, file in left_out.items()]
     pairs = [
         Pair(
             id=f"{name}-pair",
@@ -83,9 +90,9 @@ def import_pairs(path: Path, images: Path, model: UnifiedModel, folder: Path) ->
     return len(pairs), problems
 
 
-def _candidate(name: str, row: Row, file: Path, model: UnifiedModel, folder: Path) -> Candidate:
-    """An image at the size at which it is encoded, and its latent. Raises RunError where it cannot be read."""
-    resized = model.resized(open_image(file))
+def _candidate(name: str, row: Row, image: Image, file: str, model: UnifiedModel, folder: Path) -> Candidate:
+    """The image of ``file`` at the size at which it is encoded, and its latent."""
+    resized = model.resized(image)
     prompt_id, _, index = name.rpartition("-")
     candidate = Candidate(
         id=name,
@@ -96,7 +103,7 @@ def _candidate(name: str, row: Row, file: Path, model: UnifiedModel, folder: Pat
         image=f"images/{name}.png",
         latent=f"latents/{name}.safetensors",
         size=(resized.height, resized.width),
-        sampling={"imported": file.name},
+        sampling={"imported": PurePath(file).name},
     )
     save_image(resized, folder / candidate.image)
     with atomic(folder / candidate.latent) as partial:
@@ -107,7 +114,7 @@ def _candidate(name: str, row: Row, file: Path, model: UnifiedModel, folder: Pat
 def read_rows(path: Path) -> tuple[dict[str, Row], list[str]]:
     """The rows by name, and what is wrong with the others. Raises RunError for a file that is no parquet."""
     pyarrow = _pyarrow()
-    files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+    files = _files(path)
     if not files:
         raise RunError(f"{path} has no .parquet file")
     rows: dict[str, Row] = {}
@@ -123,6 +130,18 @@ def read_rows(path: Path) -> tuple[dict[str, Row], list[str]]:
             except ValueError as error:
                 problems.append(f"{file}:{place}: {error}")
     return rows, problems
+
+
+def _files(path: Path) -> list[Path]:
+    return sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+
+
+def _digest(path: Path) -> str:
+    """Of all files, in their order."""
+    digest = hashlib.sha256()
+    for file in _files(path):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def _pyarrow() -> Any:

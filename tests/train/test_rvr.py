@@ -333,6 +333,30 @@ def test_unreadable_images_leave_their_row_out(tmp_path: Path) -> None:
     count, problems = import_pairs(tmp_path / "x.parquet", tmp_path, FakeModel(), tmp_path / "round-000")
     assert count == 1
     assert len(problems) == 2 and "c.png" in problems[0] and "'../a.png' is not in" in problems[1]
+    assert import_pairs(tmp_path / "x.parquet", tmp_path, FakeModel(), tmp_path / "round-000") == (1, problems)
+
+
+@pytest.mark.parametrize("added", ["a row", "a file"])
+def test_other_pairs_do_not_join_a_round(tmp_path: Path, added: str) -> None:
+    """The same folder of parquet files with a row or a file more: refused, and nothing in the round changes."""
+    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow
+
+    def write(name: str, *prompts: str) -> None:
+        rows = [{"image_list": ["a.png", "b.png"], "user_prompt": [prompt]} for prompt in prompts]
+        parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "pairs" / name)
+
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (64, 64)).save(tmp_path / name)
+    (tmp_path / "pairs").mkdir()
+    write("1.parquet", "red")
+    round_ = tmp_path / "round-000"
+    assert import_pairs(tmp_path / "pairs", tmp_path, FakeModel(), round_) == (1, [])
+    before = {path: path.read_bytes() for path in round_.rglob("*.*")}
+    write("0.parquet", "blue") if added == "a file" else write("1.parquet", "blue", "red")
+    with pytest.raises(RunError, match="holds another round"):
+        import_pairs(tmp_path / "pairs", tmp_path, FakeModel(), round_)
+    assert {path: path.read_bytes() for path in round_.rglob("*.*")} == before
 
 
 def test_a_blank_patch_changes_nothing_and_has_the_encoder_run() -> None:
