@@ -10,7 +10,7 @@ without a candidate stay behind. What is unpacked goes into images/, latents/ an
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -101,7 +101,7 @@ SCHEMA = pa.schema(
 
 def write_export(run: RunView, out: Path) -> tuple[int, int]:
     """Write the candidates of all rounds to the parquet file ``out``; how many, and how many are left out because their
-    image cannot be read."""
+    image cannot be read. Raises RunError, and writes nothing, where a latent cannot be read."""
     schema = SCHEMA.with_metadata({CONFIG_KEY: run.config.model_dump_json().encode()})
     written = unreadable = 0
     with atomic(out) as partial, pq.ParquetWriter(partial, schema) as writer:
@@ -169,7 +169,7 @@ def _row(candidate: CandidateView) -> dict[str, Any]:
         "metadata": json.dumps(candidate.prompt.metadata, ensure_ascii=False),
         "sampling": json.dumps(record.sampling, ensure_ascii=False),
         "image": {"bytes": (candidate.folder / record.image).read_bytes(), "path": record.image},
-        "latent": {"bytes": (candidate.folder / record.latent).read_bytes(), "path": record.latent},
+        "latent": {"bytes": _latent_file(candidate), "path": record.latent},
         "reward": reward.model_dump(mode="json") if reward else None,
         "reward_map": None if values is None else values.tolist(),
     }
@@ -179,6 +179,14 @@ def _row(candidate: CandidateView) -> dict[str, Any]:
         said = judgement.model_dump(mode="json")
         row |= {"region_judgements": said["regions"], "layout_judgement": said["layout"]}
     return row
+
+
+def _latent_file(candidate: CandidateView) -> bytes:
+    path = candidate.folder / candidate.record.latent
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror}; an export needs the latents") from None
 
 
 def _unpack(row: dict[str, Any], run: Path, records: dict[Path, dict[str, Record]], where: str) -> None:
@@ -227,9 +235,14 @@ def _files(row: dict[str, Any], records: dict[str, Record], folder: Path, where:
         (names["rewards"],) = records["rewards"].files()
     if empty := [kind for kind, content in contents.items() if content is None]:
         raise RunError(f"{where}: nothing to write into {empty[0]}/")
-    if strays := [name for kind, name in names.items() if PurePosixPath(name).parts[:-1] != (kind,)]:
+    if strays := [name for kind, name in names.items() if not _lies_in(kind, PurePosixPath(name).parts)]:
         raise RunError(f"{where}: {strays[0]!r} is not in images/, latents/ or rewards/")
     return {inside(folder, name): contents[kind] for kind, name in names.items()}
+
+
+def _lies_in(kind: str, parts: Sequence[str]) -> bool:
+    """Whether a path is of a file in the folder ``kind``, or in a sub-folder of it (``srum.rollout.CROWD``)."""
+    return len(parts) > 1 and parts[0] == kind
 
 
 def _parsed(text: str | bytes, where: str) -> Any:

@@ -18,7 +18,8 @@ from srum import open_run
 from srum.cli import app
 from srum.config import load_config
 from srum.interchange import import_round
-from srum.records import Candidate, ContextPart
+from srum.records import Candidate, ContextPart, Prompt
+from srum.rollout import rollout
 from srum.run_dir import RunError, claim_run, read_records, write_records
 from tests.fakes import FakeModel, run_on_fakes
 
@@ -45,7 +46,7 @@ def exported(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def contents(run: Path) -> dict[str, bytes]:
     """What an export holds of a run: every byte of its records, images, latents and reward maps, and its config."""
     patterns = ["config.yaml", *(f"round-*/{stage}.jsonl" for stage in STAGES)]
-    patterns += [f"round-*/{kind}/*" for kind in ("images", "latents", "rewards")]
+    patterns += [f"round-*/{kind}/**/*.*" for kind in ("images", "latents", "rewards")]
     return {str(path.relative_to(run)): path.read_bytes() for pattern in patterns for path in run.glob(pattern)}
 
 
@@ -93,6 +94,27 @@ def test_candidates_whose_image_cannot_be_read_are_left_out(folder: Path, tmp_pa
     result = CliRunner().invoke(app, ["export", str(broken), str(tmp_path / "out.parquet")])
     assert result.output.endswith("out.parquet: 22 candidates, 2 whose image cannot be read were left out\n")
     assert pq.read_table(tmp_path / "out.parquet").column("id").to_pylist() == [view.id for view in others]
+
+
+def test_a_round_in_sub_folders_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("srum.rollout.CROWD", 4)
+    config, run = load_config(None, ["candidates_per_prompt=2"]), tmp_path / "run"
+    claim_run(run, config)
+    prompts = [Prompt(id=f"p{number}", text="a cat") for number in range(3)]
+    write_records(run / "round-000/prompts.jsonl", prompts)
+    rollout(FakeModel(), prompts, config, 0, run / "round-000")
+    write_export(open_run(run), tmp_path / "run.parquet")
+    back = read_export(tmp_path / "run.parquet", tmp_path / "back").folder
+    assert (back / "round-000/images/0001/p2-1.png").exists()
+    assert contents(back) == contents(run)
+
+
+def test_a_latent_that_is_gone_is_named(folder: Path, tmp_path: Path) -> None:
+    bare = shutil.copytree(folder, tmp_path / "bare")
+    shutil.rmtree(bare / "round-001/latents")
+    with pytest.raises(RunError, match=r"round-001/latents/.*\.safetensors cannot be read: No such file"):
+        write_export(open_run(bare), tmp_path / "out.parquet")
+    assert not (tmp_path / "out.parquet").exists()
 
 
 @pytest.mark.parametrize("name", ["run.csv", "run", "run.JSONL"])
