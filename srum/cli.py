@@ -176,7 +176,8 @@ def eval_(
     from srum.run_dir import RunError
 
     with _sharing(wanted) as processes, _opened(run, config, overrides) as opened:
-        if not (opened.config.eval.count or (round_ is None and own_prompts(opened.config))):
+        held_out = processes.once(lambda: own_prompts(opened.pinned))
+        if not (opened.config.eval.count or (round_ is None and held_out)):
             raise RunError(f"{run} has no evaluation: eval.count is 0")
         if round_ is None:
             loop.conclude(opened)

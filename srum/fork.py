@@ -15,7 +15,7 @@ from pathlib import Path
 
 from srum.config import FREE, RunConfig, differing_fields, dump, load_config
 from srum.run import Run
-from srum.run_dir import CONFIG, RunError, round_dir, write_json, write_text
+from srum.run_dir import CONFIG, RunError, prompts_copy, round_dir, write_json, write_text
 
 FILES = {  # of a round, by the stage that makes them, in order
     "rollout": ("prompts.jsonl", "candidates.jsonl", "images", "latents"),
@@ -65,6 +65,9 @@ def fork_run(source: Path, target: Path, stage: str, config: RunConfig, round_: 
     shutil.rmtree(partial, ignore_errors=True)  # of a fork that was interrupted
     for name in _shared(source, stage, k):
         share(source / name, partial / name, linked=not WRITTEN_ONCE.isdisjoint(name.parts))
+    held = load_config(source / CONFIG)
+    if config.prompts == held.prompts and (copy := prompts_copy(source, held)).is_file():
+        share(copy, prompts_copy(partial, config), linked=False)
     write_json(partial / "forked.json", {"source": str(source.resolve()), "stage": stage, "round": k})
     write_text(partial / CONFIG, dump(config))
     partial.rename(target)

@@ -60,7 +60,7 @@ def next_command(run: Run, name: str, k: int) -> str:
     names = list(run.stages)
     place = names.index(name) + 1
     if place == len(names) and k + 1 == run.config.rounds:
-        return f"srum {'eval' if run.config.eval.count or own_prompts(run.config) else 'report'} {run.folder}"
+        return f"srum {'eval' if run.config.eval.count or own_prompts(run.pinned) else 'report'} {run.folder}"
     following, k = (names[place], k) if place < len(names) else (names[0], k + 1)
     if following not in {stage.name for stage in SHIPPED}:
         return f"srum run --out {run.folder} --resume"
@@ -96,7 +96,7 @@ def run_loop(
             share_folder(base, folder / "eval" / BASE)
 
     processes = Processes.here()
-    config = processes.once(lambda: check_inputs(config))
+    config = processes.once(lambda: check_inputs(config, folder))
     with alone_in(folder):
         processes.once(begin)
         run = Run(folder, config)
@@ -153,13 +153,13 @@ def advance(run: Run, stage: Stage, k: int) -> None:
         processes.once(report)
 
 
-def check_inputs(config: RunConfig) -> RunConfig:
+def check_inputs(config: RunConfig, folder: Path | None = None) -> RunConfig:
     """The config as its model takes it. Raises now what would else be raised after hours: prompts, model, sizes,
-    grounder, judge, optimiser, tracker."""
+    grounder, judge, optimiser, tracker. The prompts are those of the run in ``folder``, where there is one."""
     config = models.settled(config)
     require_trainable(config.device)
     require_arms(config)
-    round_prompts(config, 0)
+    round_prompts(config if folder is None else Run(folder, config).pinned, 0)
     if config.eval.count:
         require_metadata(eval_prompts(config))
     empty = models.load(config.model, config.device, empty=True)  # it knows its abilities and its grid
@@ -211,7 +211,8 @@ def conclude(run: Run) -> dict[str, Any]:
     """
     judge_again(run)
     results = evaluate_arms(run, run.config.rounds, run.folder / "eval") if run.config.eval.count else {}
-    outcome = judge_own(run) if own_prompts(run.config) else {}
+    held_out = Processes.here().once(lambda: own_prompts(run.pinned))
+    outcome = judge_own(run, held_out) if held_out else {}
     summary = summarize(results)
 
     def publish() -> None:

@@ -125,7 +125,7 @@ def _contents(run: Path, running: bool) -> dict[str, Any]:
             "missing": plots.MISSING,
             "groups": groups,
         },
-        "off": "" if opened.config.eval.count or own_prompts(opened.config) else OFF,
+        "off": "" if opened.config.eval.count or own_prompts(opened.pinned) else OFF,
         "own": _own(run, names),
         "candidates": sum(map(len, read)),
         "shown": sum(len(group["candidates"]) for group in groups),
@@ -159,7 +159,7 @@ def to_come(run: Run) -> list[str]:
     arms = [arm for arm in (BASE, *run.arms) if not (run.folder / "eval" / arm / "verdicts.jsonl").exists()]
     lines += [f"the held-out prompts: {', '.join(arms)}"] if run.config.eval.count and arms else []
     own = [arm for arm in (BASE, *run.arms) if not (run.folder / OWN / arm / "scores.jsonl").exists()]
-    return lines + ([f"your held-out prompts: {', '.join(own)}"] if own and own_prompts(run.config) else [])
+    return lines + ([f"your held-out prompts: {', '.join(own)}"] if own and own_prompts(run.pinned) else [])
 
 
 def is_done(run: Run, stage: Stage, k: int) -> bool:

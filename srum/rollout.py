@@ -224,7 +224,7 @@ def rollout_stage(run: Run, k: int) -> None:
         return
     weights = run.newest(k)
     if not finished(folder, "prompts"):
-        Processes.here().once(lambda: write_records(folder / "prompts.jsonl", round_prompts(config, k)))
+        Processes.here().once(lambda: write_records(folder / "prompts.jsonl", round_prompts(run.pinned, k)))
     prompts = read_records(folder / "prompts.jsonl", Prompt)
     by_server = bool(config.rollout.server.url)
     model = models.load(weights, config.device, empty=True) if by_server else load_model(config, weights)

@@ -18,7 +18,7 @@ from srum.config import RunConfig, config_of
 from srum.models.base import require
 from srum.plugins import find
 from srum.processes import Processes
-from srum.run_dir import RunError, StageTimer, round_dir
+from srum.run_dir import RunError, StageTimer, prompts_copy, round_dir
 from srum.seeding import seed_for
 from srum.stages import TRAIN, Stage
 
@@ -42,6 +42,13 @@ class Run:
     def method(self) -> Method:
         """What is trained, on what; its arm's weights make the next round's candidates."""
         return find_method(self.config.method)
+
+    @property
+    def pinned(self) -> RunConfig:
+        """The config whose ``prompts`` are the run's own copy of the user's file, where it has one: what the rounds
+        have and what is held out of them is read from that."""
+        copy = prompts_copy(self.folder, self.config)
+        return self.config.model_copy(update={"prompts": str(copy)}) if copy.is_file() else self.config
 
     @property
     def arms(self) -> dict[str, Arm]:

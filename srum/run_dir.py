@@ -2,6 +2,7 @@
 
     runs/NAME/
       config.yaml  made_with.json  timings.json  summary.json  report.html
+      prompts.txt or .jsonl             the user's file of prompts as it was when the run began
       eval/ARM/                  verdicts.jsonl, images/: every arm after the last round, on the held-out prompts
       own/ARM/  own.json         the same of prompts held out of one's own file, by the judge (srum/own.py)
       round-000/
@@ -126,10 +127,13 @@ def claim_run(folder: Path, config: RunConfig, resume: bool = False) -> None:
     folder's config lacks, because it is of older code, get their defaults, of which a warning tells. What the run is
     made with goes into ``made_with.json``. Raises RunError, and writes nothing, for a folder of another config (naming
     the fields), for an existing run without ``resume``, and for a folder that holds something else.
+
+    A user's file of prompts is copied into the folder once (``prompts_copy``), so that what is held out of it stays so.
     """
     if not (folder / CONFIG).exists():
         _require_empty(folder)
         write_text(folder / CONFIG, dump(config))
+        _copy_prompts(folder, config)
         _note_launch(folder, config, [])
         return
     existing = load_config(folder / CONFIG)
@@ -149,6 +153,20 @@ def claim_run(folder: Path, config: RunConfig, resume: bool = False) -> None:
         _put_results_aside(folder, existing.rounds)
     if config != existing or added:
         write_text(folder / CONFIG, dump(config))
+    _copy_prompts(folder, config)
+
+
+def prompts_copy(folder: Path, config: RunConfig) -> Path:
+    """Where a run keeps the file of prompts that its config names."""
+    return inside(folder, f"prompts{Path(config.prompts).suffix}")
+
+
+def _copy_prompts(folder: Path, config: RunConfig) -> None:
+    """Of a file that is there, and in a run without a copy."""
+    source, copy = Path(config.prompts), prompts_copy(folder, config)
+    if source.suffix in PROMPT_FILES and source.is_file() and not copy.exists():
+        with atomic(copy) as partial:
+            shutil.copyfile(source, partial)
 
 
 def _lacking(values: Mapping[str, Any], complete: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -233,7 +233,7 @@ def open_session(name: str, config: Path | None = None, overrides: Sequence[str]
         run = Run(folder, changed(load_config(config or folder / CONFIG), overrides))
         weights = weights_of(run)
         own = [label for label in weights if label.startswith(f"{run.method.name}, ")]
-        return Session(run.config, weights, run.method, own[-1] if own else BASE)
+        return Session(run.pinned, weights, run.method, own[-1] if own else BASE)
     wanted = changed(load_config(config) if config else usual_config(name), overrides)
     return Session(wanted, {BASE: wanted.model}, Run(folder, wanted).method, BASE)
 

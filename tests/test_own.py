@@ -10,13 +10,14 @@ import pytest
 
 from srum import models
 from srum.config import load_config
+from srum.fork import fork_run
 from srum.loop import run_loop
 from srum.own import JudgedImage, gain, lowest, mean_score, summary
 from srum.records import Candidate
 from srum.report import OFF, to_come
 from srum.rollout import own_prompts, round_prompts
 from srum.run import Run
-from srum.run_dir import RunError, read_records
+from srum.run_dir import RunError, claim_run, read_records
 from tests.fakes import FakeModel
 
 
@@ -40,6 +41,24 @@ def test_no_round_has_a_held_out_prompt(prompts: Path) -> None:
         assert held_out.isdisjoint(prompt.text for prompt in round_prompts(config, k))
     again = config.model_copy(update={"seed": 7})
     assert own_prompts(again) == own_prompts(config)
+
+
+def test_what_is_held_out_stays_so_whatever_becomes_of_the_file(prompts: Path, tmp_path: Path) -> None:
+    config = load_config(None, [f"prompts={prompts}", "prompt_count=1000", "eval.own_share=0.25", "eval.count=0"])
+    held_out, trained = own_prompts(config), round_prompts(config, 0)
+    run = Run(tmp_path / "run", config)
+    claim_run(run.folder, config)
+    prompts.write_text("a new first line\n" + prompts.read_text())
+    assert own_prompts(config) != held_out, "another share of the file"
+    claim_run(run.folder, config, resume=True)
+    assert own_prompts(run.pinned) == held_out and round_prompts(run.pinned, 0) == trained
+    fork_run(run.folder, tmp_path / "fork", "rollout", config, 0)
+    prompts.unlink()
+    moved = Run(run.folder.rename(tmp_path / "moved"), config)
+    for there in (moved, Run(tmp_path / "fork", config)):
+        assert own_prompts(there.pinned) == held_out
+        claim_run(there.folder, config, resume=True)
+    assert "your held-out prompts: base, sft, srum, region_nft" in to_come(moved)
 
 
 @pytest.mark.parametrize(
@@ -112,11 +131,13 @@ def test_a_run_of_own_prompts_ends_in_scores_of_the_weights_that_entered(
     assert json.loads((folder / "own.json").read_text()) == values
     before = read_records(folder / "own/region_nft/scores.jsonl", JudgedImage)
     loaded.clear()
+    prompts.unlink()
     run_loop(config.model_copy(update={"rounds": 2}), folder, resume=True)
     assert str(folder / "round-001/train/region_nft/model") in loaded, "what it draws is that of the new last weights"
     assert json.loads((folder / "round-000/own.json").read_text()) == values
     assert read_records(folder / "round-000/own/region_nft/scores.jsonl", JudgedImage) == before
     assert {"own", "own.json"} <= {path.name for path in folder.iterdir()}
+    assert {image.prompt for image in read_records(folder / "own/region_nft/scores.jsonl", JudgedImage)} == asked
 
 
 def test_a_run_without_any_evaluation_says_so(

@@ -10,7 +10,6 @@ from srum.own import OWN, Drawn, JudgedImage, lowest
 from srum.progress import part
 from srum.records import Prompt
 from srum.reward_map import reason_to_skip, sample_score
-from srum.rollout import own_prompts
 from srum.run import BASE, Run, load_model
 from srum.run_dir import finished, open_image, read_records, run_stage, save_image
 from srum.train.refining import image_judge
@@ -18,12 +17,13 @@ from srum.train.refining import image_judge
 DRAW, JUDGE = "own prompts - draw {}", "own prompts - judge {}"
 
 
-def judge_own(run: Run) -> dict[str, Sequence[JudgedImage]]:
-    """The images of base and of every arm after the last round, on the same prompts and seeds, with their scores.
+def judge_own(run: Run, held_out: Sequence[Prompt]) -> dict[str, Sequence[JudgedImage]]:
+    """The images of base and of every arm after the last round, on the held-out prompts and the same seeds, with their
+    scores.
 
     All are drawn before the first is judged, so that no two models are in memory at once.
     """
-    prompts = {prompt.id: prompt for prompt in own_prompts(run.config)}
+    prompts = {prompt.id: prompt for prompt in held_out}
     weights = {arm: run.weights(arm, run.config.rounds) for arm in (BASE, *run.arms)}
     for arm in weights:
         with run.timed(f"{OWN} {arm} draw"), part(DRAW.format(arm)):

@@ -103,10 +103,15 @@ class Process(Method):
         return draw
 
     def _own(self, model: UnifiedModel, run: Run, k: int, config: ProcessConfig) -> list[Example]:
-        from srum.rollout import choose_prompts
+        from srum.processes import Processes
+        from srum.rollout import choose_prompts, own_prompts
         from srum.train.inspected import own_inspections
 
-        prompts = choose_prompts(config.prompts, config.own, run.seed(k, "process", "prompts") % 2**31)
+        def chosen() -> list[Prompt]:
+            held_out = {prompt.text for prompt in own_prompts(run.pinned)}
+            return choose_prompts(run.pinned.prompts, config.own, run.seed(k, "process", "prompts") % 2**31, held_out)
+
+        prompts = Processes.here().once(chosen)
         return own_inspections(model, prompts, _settings(config), config.eval.batch_size, run.seed(k, "process", "own"))
 
 
