@@ -10,10 +10,9 @@ from srum.config import RunConfig
 from srum.grounding.base import ground, load_grounder
 from srum.grounding.relevance import RelevanceFilter
 from srum.models.base import TrainableModel
-from srum.processes import Processes
 from srum.records import Candidate, Grounding, Region
 from srum.run import Run, load_model
-from srum.run_dir import RunError, finished, read_by_id, run_stage
+from srum.run_dir import finished, read_by_id, require_use, run_stage
 
 Propose: TypeAlias = Callable[..., list[tuple[list[Region], str | None]]]
 
@@ -36,10 +35,13 @@ def ground_stage(run: Run, k: int) -> None:
         ]
 
     found = run_stage(folder, "regions", Grounding, candidates, config.batch_size, work)
-    if all(grounding.error for grounding in found):
-        error = found[0].error
-        Processes.here().once((folder / "regions.jsonl").unlink)  # else the next attempt would find the stage finished
-        raise RunError(f"the grounder {config.grounder} failed on every image; on the first: {error}")
+
+    def fault() -> str | None:
+        if not all(grounding.error for grounding in found):
+            return None
+        return f"the grounder {config.grounder} failed on every image; on the first: {found[0].error}"
+
+    require_use(folder / "regions.jsonl", fault)
 
 
 def load_proposer(config: RunConfig, weights: str | TrainableModel) -> Propose:

@@ -25,7 +25,7 @@ def judge_again(run: Run) -> None:
     compared with the truth."""
     first, last = run.round(0), run.config.rounds - 1
     folder = run.round(last) / FOLDER
-    if not _is_frozen(run) or (folder / QUALITY).exists():
+    if not Processes.here().once(lambda: _is_frozen(run) and not (folder / QUALITY).exists()):
         return
     prompts = read_by_id(first / "prompts.jsonl", Prompt)
     candidates = read_by_id(first / "candidates.jsonl", Candidate)

@@ -13,10 +13,9 @@ from srum.judging.rewards import Judging, Reward
 from srum.judging.self_judge import SelfJudge
 from srum.models.base import Decoding, TrainableModel
 from srum.plugins import construct, find_class
-from srum.processes import Processes
 from srum.records import Candidate, Failure, Grounding, Judgement, LayoutJudgement, Prompt
 from srum.run import Run, load_model
-from srum.run_dir import ImageError, RunError, finished, forget, open_image, read_by_id, run_stage
+from srum.run_dir import ImageError, finished, forget, open_image, read_by_id, require_use, run_stage
 
 
 def judge_stage(run: Run, k: int) -> None:
@@ -36,10 +35,14 @@ def judge_stage(run: Run, k: int) -> None:
     judge = load_judging(run.config, run.newest(k), run.seed(k, "judge"))
     work = judging_work(judge, folder, groundings, prompts)
     judgements = run_stage(folder, "judgements", Judgement, candidates, config.batch_size, work)
-    first = next((one.layout.raw for one in judgements if one.layout.failure != Failure.NO_IMAGE), None)
-    if first is not None and all(set(_failures(one)) <= {Failure.NO_REPLY, Failure.NO_IMAGE} for one in judgements):
-        Processes.here().once((folder / "judgements.jsonl").unlink)  # else the stage would be finished
-        raise RunError(f"{config.server.url} answered no question; to the first: {first}")
+
+    def fault() -> str | None:
+        first = next((one.layout.raw for one in judgements if one.layout.failure != Failure.NO_IMAGE), None)
+        if first is None or any(set(_failures(one)) - {Failure.NO_REPLY, Failure.NO_IMAGE} for one in judgements):
+            return None
+        return f"{config.server.url} answered no question; to the first: {first}"
+
+    require_use(folder / "judgements.jsonl", fault)
 
 
 def judging_work(

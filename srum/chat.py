@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException, HTTPMessage, IncompleteRead
 from pathlib import Path
+from threading import get_ident
 from typing import Any, TypeVar
 from urllib.error import URLError
 from urllib.request import HTTPErrorProcessor, Request, build_opener
@@ -296,7 +297,7 @@ def _read_kept(path: Path) -> Reply | None:
 
 
 def _keep(path: Path, reply: Reply) -> None:
-    partial = path.with_name(f".{os.getpid()}-{path.name}")
+    partial = path.with_name(f".{os.getpid()}-{get_ident()}-{path.name}")  # of this thread alone
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_text(json.dumps(vars(reply)), encoding="utf-8")

@@ -676,9 +676,10 @@ def reconstruct(
     wanted = load_config(config or (run and run / CONFIG), () if run else [f"images.source={source}"])
     wanted = changed(wanted, ["method=reca", *(overrides or [])])
 
+    from srum.run_dir import locked
     from srum.train.reconstructing import reconstruct_images
 
-    with _sharing(wanted) as processes:
+    with _sharing(wanted) as processes, locked(out):
         line = reconstruct_images(wanted, out, run, model)
         if processes.rank == 0:
             typer.echo(line)
@@ -712,6 +713,7 @@ def chain(
     from srum.models.base import Decoding, Sampling
     from srum.plots import strips_figure
     from srum.run import load_model
+    from srum.run_dir import locked
 
     with _sharing(_check_config(out, config, overrides or [])) as processes:
         wanted = processes.once(lambda: _config(out, config, overrides or []))
@@ -724,9 +726,10 @@ def chain(
             max_refinements=refinements,
             decoding=Decoding(temperature=temperature),
         )
-        claim(out, wanted.model, prompts, settings, wanted.seed)
-        model = load_model(wanted, wanted.model)
-        records = draw_chains(model, prompts, settings, out, wanted.seed, wanted.eval.batch_size)
+        with locked(out):
+            claim(out, wanted.model, prompts, settings, wanted.seed)
+            model = load_model(wanted, wanted.model)
+            records = draw_chains(model, prompts, settings, out, wanted.seed, wanted.eval.batch_size)
         if processes.rank == 0:
             if all("tag" in prompt.metadata for prompt in prompts):
                 tags = [str(prompt.metadata["tag"]) for prompt in prompts]
@@ -757,6 +760,7 @@ def strokes(
     from srum.models.base import Sampling
     from srum.plots import strips_figure
     from srum.run import load_model
+    from srum.run_dir import locked
     from srum.strokes import StrokeSettings
 
     with _sharing(_check_config(out, config, overrides or [])) as processes:
@@ -771,9 +775,10 @@ def strokes(
             max_refinements=refinements,
             budget=budget,
         )
-        claim(out, wanted.model, prompts, settings, wanted.seed)
-        model = load_model(wanted, wanted.model)
-        records = draw_strokes(model, prompts, settings, out, wanted.seed, wanted.eval.batch_size)
+        with locked(out):
+            claim(out, wanted.model, prompts, settings, wanted.seed)
+            model = load_model(wanted, wanted.model)
+            records = draw_strokes(model, prompts, settings, out, wanted.seed, wanted.eval.batch_size)
         if processes.rank == 0:
             if all("tag" in prompt.metadata for prompt in prompts):
                 tags = [str(prompt.metadata["tag"]) for prompt in prompts]

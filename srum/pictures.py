@@ -20,7 +20,6 @@ import json
 import os
 import random
 import tarfile
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import lru_cache, partial
@@ -36,7 +35,17 @@ from srum.models.base import UnifiedModel
 from srum.processes import Processes
 from srum.records import Candidate, Picture, RewardMap
 from srum.run import Run, console, load_model
-from srum.run_dir import ImageError, RunError, finished, open_image, read_by_id, run_stage, save_image, to_rgb
+from srum.run_dir import (
+    ImageError,
+    RunError,
+    finished,
+    open_image,
+    read_by_id,
+    require_use,
+    run_stage,
+    save_image,
+    to_rgb,
+)
 from srum.seeding import seed_for
 from srum.shapes.render import render
 from srum.shapes.scenes import random_scene
@@ -65,14 +74,17 @@ def images_stage(run: Run, k: int) -> None:
         return [_picture(model, folder, cache, name, entry, config) for name, entry in batch.items()]
 
     pictures = run_stage(folder, "pictures", Picture, chosen, config.batch_size, work)
-    failures = Counter((picture.failure or "").partition(": ")[0] for picture in pictures if picture.failure)
-    if failures.total() == len(pictures):
-        failure = pictures[0].failure
-        Processes.here().once((folder / "pictures.jsonl").unlink)  # else the next attempt would find it finished
-        raise RunError(f"images.source: none of {len(pictures)} images can be read; the first: {failure}")
-    if Processes.here().rank == 0:
-        read = len(pictures) - failures.total()
-        console.print(f"{folder.name}: {read} pictures of {config.source}, {failures.total()} could not be read")
+
+    def fault() -> str | None:
+        failed = sum(picture.failure is not None for picture in pictures)
+        if failed == len(pictures):
+            return f"images.source: none of {failed} images can be read; the first: {pictures[0].failure}"
+        console.print(
+            f"{folder.name}: {len(pictures) - failed} pictures of {config.source}, {failed} could not be read"
+        )
+        return None
+
+    require_use(folder / "pictures.jsonl", fault)
 
 
 def entries_of(config: RunConfig, folder: Path | None, k: int) -> dict[str, Entry]:

@@ -88,17 +88,23 @@ class ImageError(RunError):
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
+    """As ``locked``, of the folder of a run. Raises RunError, writing nothing, for one that is no run's."""
+    Processes.here().once(lambda: None if (folder / CONFIG).exists() else _require_empty(folder))
+    with locked(folder):
+        yield
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
     """No other launch works in ``folder`` meanwhile; it is made where there is none.
 
     Process 0 of a launch holds a lock on the hidden file ``.lock``; the system takes it back when the process ends, in
-    whatever way. Raises RunError where another launch holds it and, writing nothing, for a folder that is no run's.
+    whatever way. Raises RunError where another launch holds it.
     """
     processes = Processes.here()
     lock = FileLock(folder / ".lock")
 
     def acquire() -> None:
-        if not (folder / CONFIG).exists():
-            _require_empty(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lock.acquire(blocking=False)
@@ -696,6 +702,23 @@ def finished(folder: Path, name: str) -> bool:
         return True
 
     return Processes.here().once(whole)
+
+
+def require_use(path: Path, fault: Callable[[], str | None]) -> None:
+    """Raise RunError in all processes with the ``fault`` of a stage's finished file, where it has one; the file is then
+    removed, else the next attempt would find the stage finished.
+
+    Process 0 alone asks: records are read whenever they are asked for, so another's would be gone under its hands.
+    """
+
+    def found() -> str | None:
+        message = fault()
+        if message is not None:
+            path.unlink()
+        return message
+
+    if (message := Processes.here().once(found)) is not None:
+        raise RunError(message)
 
 
 def _ends_a_line(path: Path) -> bool:

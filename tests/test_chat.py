@@ -7,6 +7,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -114,6 +115,21 @@ def test_replies_at_temperature_0_are_kept_by_what_was_asked(tmp_path: Path) -> 
         for path in tmp_path.rglob("*.json"):
             path.write_text("{")  # cut by a full disk
         assert again.ask(Ask([user("a", RED)])) == Reply("reply 6")
+
+
+def test_two_threads_keep_the_reply_to_one_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    both, write = Barrier(2), Path.write_text
+
+    def together(path: Path, *arguments: Any, **options: Any) -> int:
+        written = write(path, *arguments, **options)
+        both.wait(timeout=20)
+        return written
+
+    monkeypatch.setattr(Path, "write_text", together)
+    with chat_server(lambda _: "the same") as url:
+        server = Server(url, "m", cache=tmp_path, concurrency=2)
+        assert server.ask_all([QUESTION] * 2) == [Reply("the same")] * 2
+    assert [path.suffix for path in tmp_path.rglob("*") if path.is_file()] == [".json"]
 
 
 def test_failures_are_not_kept(tmp_path: Path) -> None:

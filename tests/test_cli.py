@@ -162,7 +162,8 @@ def test_two_launches_do_not_work_in_one_folder() -> None:
     before = Path("run/config.yaml").read_bytes()
     with alone_in(Path("run")):
         stages = [[stage, "run"] for stage in ("rollout", "ground", "judge", "rasterize", "train", "eval")]
-        for command in (*stages, ["import", "lines.jsonl", "run"], ["run", "--out", "run", "--resume"]):
+        others = [["chain", "run"], ["strokes", "run"], ["reconstruct", "rendered", "--out", "run"]]
+        for command in (*stages, *others, ["import", "lines.jsonl", "run"], ["run", "--out", "run", "--resume"]):
             refused = error_of(srum(*command, "--set", "device=cpu"))
             assert refused == "run: another srum is at work in it; wait for it, or choose another folder"
         assert srum("report", "run").exit_code == 0

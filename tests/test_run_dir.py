@@ -21,6 +21,7 @@ from PIL import Image
 
 from srum.config import load_config
 from srum.evaluation.accuracy import CheckedImage
+from srum.processes import Processes
 from srum.records import Candidate, Grounding, Judgement, Prompt, RewardMap
 from srum.run_dir import (
     RunError,
@@ -34,6 +35,7 @@ from srum.run_dir import (
     read_by_id,
     read_prompts,
     read_records,
+    require_use,
     round_dirs,
     run_stage,
     write_records,
@@ -410,6 +412,31 @@ def test_a_launch_is_alone_in_its_folder_until_it_ends_or_is_killed(tmp_path: Pa
         pass
     with alone_in(folder):
         claim_run(folder, load_config())
+
+
+class Another:
+    """A process that is not the first: what that one has found is told to it."""
+
+    def __init__(self, told: Any) -> None:
+        self.told = told
+
+    def once(self, work: Callable[[], Any]) -> Any:
+        return self.told
+
+
+def test_a_file_of_no_use_is_removed_by_one_process_and_refused_in_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "regions.jsonl"
+    path.touch()
+    require_use(path, lambda: None)
+    assert path.exists()
+    with pytest.raises(RunError, match=r"^nothing came of it$"):
+        require_use(path, lambda: "nothing came of it")
+    assert not path.exists()
+    monkeypatch.setattr(Processes, "here", lambda: Another("told"))
+    with pytest.raises(RunError, match=r"^told$"):
+        require_use(path, Mock(side_effect=AssertionError("it reads what may be gone")))
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:

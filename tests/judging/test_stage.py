@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -12,9 +13,11 @@ from srum import models
 from srum.config import load_config
 from srum.judging import stage
 from srum.judging.base import NoReply
+from srum.judging.drift import judge_again
 from srum.judging.self_judge import SelfJudge
 from srum.loop import perform
 from srum.models.base import Decoding, Segment, Written
+from srum.processes import Processes
 from srum.records import Failure, Judgement
 from srum.run import Run
 from srum.run_dir import RunError, read_records
@@ -82,6 +85,13 @@ def test_a_judgement_that_the_rewards_were_made_of_stays(run: Run, monkeypatch: 
     first = judge_by(run, Busy([0, 1]), monkeypatch)
     perform(run, "rasterize", 0)
     assert judge_by(run, Busy([]), monkeypatch) == first and unanswered(first)
+
+
+def test_one_process_says_whether_the_judge_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others go by that, whatever their own disk shows yet."""
+    monkeypatch.setattr(Processes, "here", lambda: Mock(once=lambda _: True))
+    with pytest.raises(RunError, match=r"prompts\.jsonl is missing"):
+        judge_again(Run(tmp_path, load_config()))
 
 
 def test_half_a_surrogate_pair_in_a_reply_is_a_replacement_character(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
