@@ -41,17 +41,15 @@ from srum.evaluation.leakage import Leakage, leakage
 from srum.models.base import Generated, Sampling, Segment, UnifiedModel, to_edit
 from srum.processes import Processes
 from srum.run_dir import (
-    PARTS,
     ImageError,
     RunError,
     alone_in,
+    forget,
     inside,
     open_image,
     read_prompts,
-    read_records,
     run_stage,
     save_image,
-    write_records,
     write_text,
 )
 
@@ -151,7 +149,8 @@ def judge_images(
     verdicts of another evaluator under the same name, and for a folder that has none of the images.
     """
     name = f"verdicts-{file_name(evaluator.name)}"
-    Processes.here().once(lambda: _prepare(folder, name, items, images))
+    Processes.here().once(lambda: _require_images(items, images))
+    forget(folder, name, Verdict, lambda verdict: verdict.failure in AGAIN)
 
     def score(item: Item) -> Verdict:
         try:
@@ -174,21 +173,13 @@ def judge_images(
     return verdicts
 
 
-def _prepare(folder: Path, name: str, items: Sequence[Item], images: Path) -> None:
-    """Put what shall be tried again out of a finished file; RunError where no image is there at all."""
+def _require_images(items: Sequence[Item], images: Path) -> None:
+    """RunError where no image is there at all, a warning where some are not."""
     absent = [item.path for item in items if not (images / item.path).is_file()]
     if len(absent) == len(items):
         raise RunError(f"{images} has none of the {len(items)} images of the layout, such as {absent[0]}")
     if absent:
         warnings.warn(f"{images} lacks {len(absent)} of {len(items)} images, such as {absent[0]}", stacklevel=2)
-    path = folder / f"{name}.jsonl"
-    if not path.exists() or not path.read_bytes().endswith(b"\n"):  # none, or one that run_stage mends
-        return
-    verdicts = read_records(path, Verdict)
-    kept = [verdict for verdict in verdicts if verdict.failure not in AGAIN]
-    if len(kept) < len(verdicts):
-        write_records(folder / f"{name}{PARTS}" / "00000.jsonl", kept)
-        path.unlink()
 
 
 # --- the command

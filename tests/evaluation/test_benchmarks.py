@@ -454,6 +454,9 @@ def test_what_a_judge_does_badly_is_counted_and_never_a_number(tmp_path: Path) -
     assert table["ours"]["figures"]["overall"][0] == 1.0 and table["official"]["figures"]["overall"][
         0
     ] == pytest.approx(1 / 3)
+    (path,) = (tmp_path / "run").rglob("verdicts-*.jsonl")  # as if the last batch had been missing
+    path.with_suffix(".parts").mkdir()
+    path.rename(path.with_suffix(".parts") / "00000.jsonl")
     with chat_server(judged) as url:  # those without a reply are asked again, the others are not
         bench.run(request("genevalpp", tmp_path / "run", data, url, limit=3))
     assert [v.failure for v in verdicts_of(tmp_path / "run")] == [Failure.UNREADABLE, None, None] * len(tags)
