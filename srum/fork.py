@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from srum.config import FREE, RunConfig, differing_fields, dump, load_config
 from srum.run import Run
 from srum.run_dir import CONFIG, RunError, prompts_copy, round_dir, write_json, write_text
+from srum.stages import Stage
 
 FILES = {  # of a round, by the stage that makes them, in order
     "rollout": ("prompts.jsonl", "candidates.jsonl", "images", "latents"),
@@ -80,13 +81,18 @@ def _last_round(source: Path, stage: str, rounds: int) -> int:
 
 def _parts(source: Path, stage: str, k: int) -> Iterator[Path]:
     """The files and folders that a fork at ``stage`` of round ``k`` shares: of the stages that the source has."""
-    has = Run(source, load_config(source / CONFIG)).stages
+    has = list(Run(source, load_config(source / CONFIG)).stages.values())
     for number in range(k + 1):
-        for name, files in FILES.items():
-            if number == k and name == stage:
-                return
-            if name in has:
-                yield from (round_dir(source, number) / file for file in files)
+        for made in _before(stage, has) if number == k else has:
+            files = FILES.get(made.name) or [f"{name}.jsonl" for name in made.writes]
+            yield from (round_dir(source, number) / file for file in files)
+
+
+def _before(stage: str, has: Sequence[Stage]) -> list[Stage]:
+    """Those that come before ``stage``; of a user's own those that the source does before all that is done again."""
+    done_again = list(FILES)[list(FILES).index(stage) :]
+    first = next(place for place, made in enumerate(has) if made.name in done_again)  # training, if no other
+    return [m for place, m in enumerate(has) if m.name not in done_again and (m.name in FILES or place < first)]
 
 
 def _lacking(source: Path, stage: str, k: int) -> Path | None:

@@ -15,7 +15,7 @@ from srum.config import ConfigError, RunConfig, changed, load_config
 from srum.fork import FILES, fork_run
 from srum.loop import run_loop
 from srum.run import Run
-from srum.run_dir import RunError
+from srum.run_dir import RunError, claim_run, write_text
 from tests.fakes import FakeModel, run_on_fakes
 
 CHANGED = ("train.lr=0.001", "train.text_dropout=0.2")  # what only training depends on
@@ -106,6 +106,37 @@ def test_methods_are_compared_on_the_same_candidates(
     go_on(tmp_path / "fork", monkeypatch)
     forked, beside = (results(folder / "round-000/train/srum") for folder in (tmp_path / "fork", source))
     assert forked == beside and forked != results(source / "round-000/train/region_nft")
+
+
+NOTED = """
+from srum.stages import GROUND, ROLLOUT, Stage
+from srum.train.methods.sft import Sft
+
+
+class Noted(Sft):
+    name = "noted"
+    stages = (ROLLOUT, Stage("note", ("notes",), "my_noted:note", "Note what is seen."), GROUND)
+"""
+
+
+@pytest.mark.parametrize(("stage", "shared"), [("rollout", False), ("ground", True), ("judge", True), ("train", True)])
+def test_a_stage_of_a_users_own_is_shared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, shared: bool
+) -> None:
+    """Of the round that is forked where it comes before, of those before that always."""
+    (tmp_path / "my_noted.py").write_text(NOTED)
+    monkeypatch.syspath_prepend(tmp_path)
+    source, config = tmp_path / "source", load_config(None, ["method=my_noted:Noted", "compare=[]", "rounds=2"])
+    claim_run(source, config)
+    for k in range(2):
+        for name in ("prompts", "candidates", "notes", "regions"):
+            write_text(source / f"round-{k:03d}/{name}.jsonl", "")
+        for name in ("images", "latents", "train/noted/model"):
+            (source / f"round-{k:03d}" / name).mkdir(parents=True)
+    fork_run(source, tmp_path / "fork", stage, config, 1)
+    assert (tmp_path / "fork/round-000/notes.jsonl").exists()
+    assert (tmp_path / "fork/round-001/notes.jsonl").exists() == shared
+    assert (tmp_path / "fork/round-001/regions.jsonl").exists() == (stage in ("judge", "train"))
 
 
 def test_what_is_written_once_is_linked_and_the_rest_is_copied(source: Path, tmp_path: Path) -> None:
