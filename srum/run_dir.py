@@ -10,7 +10,9 @@
         rollout_counts.json               only of a server's images: how many came, why others did not
         imported.json                     only of srum import: the lines and the folder of images that it is from
         images/ latents/ rewards/         PNG and safetensors, addressed by candidate id
-        pictures.jsonl pictures/ latents/ images read for reconstruction (srum/pictures.py); pairs.jsonl (srum/pairs.py)
+        pictures.jsonl pictures/          images read for reconstruction and their latents, linked to RUN/latent_cache/
+                                          (srum/pictures.py)
+        pairs.jsonl                       which candidate is learned from which (srum/pairs.py)
         train/ARM/                        metrics.jsonl, checkpoints/, model/ (official layout), adapter/ (LoRA)
 
 A stage cuts the items that it has no record of into batches, in order. A finished batch is one shard,
@@ -230,7 +232,8 @@ class Home:
         """As :func:`inside`."""
         above, _, last = name.rpartition("/")
         path = self.folder / name
-        if above in self._known and last not in ("", ".", "..") and "\0" not in name and not path.is_symlink():
+        inner = above in self._known and not name.startswith("/")
+        if inner and last not in ("", ".", "..") and "\0" not in name and not path.is_symlink():
             return path
         if "\0" in name or not self._holds(path):
             raise RunError(f"{name!r} is not in {self.folder}")

@@ -24,6 +24,7 @@ from srum.evaluation.accuracy import CheckedImage
 from srum.processes import Processes
 from srum.records import Candidate, Grounding, Judgement, Prompt, RewardMap
 from srum.run_dir import (
+    Home,
     RunError,
     StageTimer,
     alone_in,
@@ -310,6 +311,13 @@ def test_the_shards_of_a_stage_name_files_of_the_round(tmp_path: Path) -> None:
     (tmp_path / "images/a.png").symlink_to("/etc/hostname")
     with pytest.raises(RunError, match="is not in "):
         read_records(tmp_path / "things.parts/00000.jsonl", Candidate)
+
+
+def test_a_path_from_the_root_is_refused_after_others_have_been_found(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    assert home.path("a.png") == tmp_path / "a.png"
+    with pytest.raises(RunError, match=r"'/vmlinuz' is not in"):
+        home.path("/vmlinuz")
 
 
 def test_links_into_the_hubs_cache_are_followed(tmp_path: Path) -> None:
