@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from srum.images import open_image
 from srum.records import Prompt
-from srum.run_dir import open_image, read_by_id
+from srum.run_dir import read_by_id
 from srum.seeding import seed_for
 from srum.shapes.checker import check
 from srum.train.advantages import sample_advantages

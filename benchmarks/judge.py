@@ -28,11 +28,12 @@ from rich.table import Table
 
 from srum.config import load_config, parse_config
 from srum.evaluation.judge_quality import JudgeQuality, Separation, judge_quality
+from srum.images import open_image
 from srum.judging.stage import load_judge
 from srum.loop import perform
 from srum.records import Candidate, Grounding, Judgement, Prompt
 from srum.run import Run, console
-from srum.run_dir import claim_run, open_image, read_records, write_json
+from srum.run_dir import claim_run, read_records, write_json
 
 WAYS: dict[str, dict[str, Any]] = {
     "decoded": {"soft": False, "reply": "free"},

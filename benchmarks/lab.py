@@ -58,13 +58,14 @@ from srum.evaluation.judge_quality import JudgeQuality, flipped_relations, judge
 from srum.evaluation.statistics import crossed, over_seeds
 from srum.fork import fork_run
 from srum.grounding.stage import load_proposer
+from srum.images import open_image
 from srum.judging.stage import load_judge
 from srum.loop import evaluate_arms, perform, run_loop
 from srum.models.base import Sampling
 from srum.records import Candidate, Grounding, Judgement, Prompt, RewardMap
 from srum.rollout import choose_prompts
 from srum.run import BASE, Run, console, load_model
-from srum.run_dir import atomic, claim_run, open_image, read_records, write_json, write_records
+from srum.run_dir import atomic, claim_run, read_records, write_json, write_records
 from srum.shapes.checker import check
 from srum.train.methods.region_nft import RegionNftConfig
 

@@ -41,12 +41,13 @@ from srum.drawing import Chain, Shot
 from srum.evaluation.accuracy import drawn
 from srum.evaluation.compute import passes_of
 from srum.evaluation.statistics import Estimate, crossed, difference
+from srum.images import open_image, save_image
 from srum.models.base import Segment, TrainableModel
 from srum.records import Prompt
 from srum.refining import Score, kept, refine
 from srum.rollout import choose_prompts
 from srum.run import Run, console, load_model
-from srum.run_dir import claim_run, open_image, save_image, write_json
+from srum.run_dir import claim_run, write_json
 from srum.seeding import seed_for
 from srum.shapes.checker import check
 from srum.shapes.hard_negatives import perturb

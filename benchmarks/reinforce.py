@@ -43,12 +43,13 @@ from srum.evaluation.accuracy import drawn
 from srum.evaluation.compute import passes_of
 from srum.evaluation.statistics import crossed, difference
 from srum.evaluation.understanding import alignment, answered
+from srum.images import open_image, save_image
 from srum.loop import perform
 from srum.models.base import Decoding, Generated, Sampling, TrainableModel
 from srum.records import Prompt
 from srum.rollout import choose_prompts
 from srum.run import BASE, Run, console, load_model
-from srum.run_dir import claim_run, open_image, save_image, write_json
+from srum.run_dir import claim_run, write_json
 from srum.seeding import seed_for
 from srum.train.refining import score_and_blame
 

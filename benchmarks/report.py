@@ -29,6 +29,7 @@ from rich.table import Table
 from safetensors.numpy import save_file
 
 from srum.config import dump, load_config
+from srum.images import save_image
 from srum.records import (
     Candidate,
     Failure,
@@ -41,7 +42,7 @@ from srum.records import (
     RewardMap,
 )
 from srum.report import write_report
-from srum.run_dir import CONFIG, round_dir, save_image, write_records, write_text
+from srum.run_dir import CONFIG, round_dir, write_records, write_text
 from srum.shapes.prompts import from_metadata, prompt_set
 from srum.shapes.render import render
 from srum.shapes.scenes import IMAGE_SIZE, sample_scene

@@ -13,10 +13,10 @@ from PIL.Image import Image
 from srum.errors import SrumError
 from srum.geometry import clip_box, coverage, rle_decode, rle_encode
 from srum.grounding.filtering import by_area, without_overlaps
+from srum.images import ImageError, open_image, to_rgb
 from srum.models.base import UnifiedModel
 from srum.plugins import PluginError, construct, find_class, raised_by
 from srum.records import Region, Size
-from srum.run_dir import ImageError, open_image, to_rgb
 
 SHIPPED = {
     "sam": "srum.grounding.sam:SamGrounder",

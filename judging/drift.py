@@ -8,11 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from srum.evaluation.judge_quality import JudgeQuality, judge_quality
+from srum.images import open_image
 from srum.judging.stage import judging_work, load_judging
 from srum.processes import Processes
 from srum.records import Candidate, Grounding, Judgement, Prompt
 from srum.run import Run
-from srum.run_dir import open_image, read_by_id, run_stage, write_json
+from srum.run_dir import read_by_id, run_stage, write_json
 from srum.shapes.prompts import from_metadata
 
 FOLDER, QUALITY = "judge", "quality.json"  # of the last round, in its folder

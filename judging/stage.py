@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from srum.config import RunConfig
+from srum.images import ImageError, open_image
 from srum.judging.base import Judge
 from srum.judging.remote import Server
 from srum.judging.rewards import Judging, Reward
@@ -15,7 +16,7 @@ from srum.models.base import Decoding, TrainableModel
 from srum.plugins import construct, find_class
 from srum.records import Candidate, Failure, Grounding, Judgement, LayoutJudgement, Prompt
 from srum.run import Run, load_model
-from srum.run_dir import ImageError, finished, forget, open_image, read_by_id, require_use, run_stage
+from srum.run_dir import finished, forget, read_by_id, require_use, run_stage
 
 
 def judge_stage(run: Run, k: int) -> None:

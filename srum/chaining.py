@@ -20,10 +20,11 @@ from safetensors.torch import save_file
 
 from srum.chains import ChainSettings, ChainState, run_chains
 from srum.evaluation.statistics import wilson
+from srum.images import open_image, save_image
 from srum.models.base import Generated, UnifiedModel
 from srum.processes import Processes
 from srum.records import Candidate, ContextPart, Name, Prompt, Record
-from srum.run_dir import RunError, atomic, claim_settings, open_image, run_stage, save_image, write_records
+from srum.run_dir import RunError, atomic, claim_settings, run_stage, write_records
 from srum.seeding import seed_for
 from srum.shapes.checker import check
 from srum.strokes import Drawing, StrokeSettings, draw_in_strokes

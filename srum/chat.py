@@ -29,8 +29,8 @@ from PIL.Image import Image
 
 from srum.disk import writing
 from srum.errors import SrumError
+from srum.images import ImageError, data_uri, read_image
 from srum.json_files import as_unicode
-from srum.run_dir import ImageError, read_image
 
 OURS = (401, 403, 404)  # statuses that no other question could change
 PASSING = (408, 429)  # statuses, beside those from 500, that another try may change
@@ -279,14 +279,7 @@ def _picture(response: bytes) -> Picture | NoReply:
 def _part(part: Part) -> dict[str, Any]:
     if isinstance(part, str):
         return {"type": "text", "text": part}
-    return {"type": "image_url", "image_url": {"url": data_uri(part)}}
-
-
-def data_uri(image: Image) -> str:
-    """An RGB image as the address that holds it."""
-    data = io.BytesIO()
-    image.convert("RGB").save(data, format="png")
-    return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
+    return {"type": "image_url", "image_url": {"url": data_uri(part.convert("RGB"))}}
 
 
 def _read_kept(path: Path) -> Reply | None:

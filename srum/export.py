@@ -21,20 +21,10 @@ import torch
 from safetensors.torch import save
 
 from srum.config import dump, parse_config
+from srum.images import ImageError
 from srum.reading import CandidateView, RunView
 from srum.records import Candidate, Grounding, Judgement, Prompt, Record, RewardMap
-from srum.run_dir import (
-    CONFIG,
-    ImageError,
-    RunError,
-    atomic,
-    inside,
-    make_record,
-    record_id,
-    round_dir,
-    write_records,
-    write_text,
-)
+from srum.run_dir import CONFIG, RunError, atomic, inside, make_record, record_id, round_dir, write_records, write_text
 
 T = TypeVar("T")
 

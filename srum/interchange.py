@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 
 from srum.evaluation.released import GLOBAL_ENTRY
 from srum.geometry import clip_box, scale_box
+from srum.images import open_image, save_image
 from srum.json_files import read_json
 from srum.models.base import UnifiedModel, crop_box
 from srum.reading import CandidateView, RunView
@@ -35,17 +36,7 @@ from srum.records import (
     RegionJudgement,
     Score,
 )
-from srum.run_dir import (
-    RunError,
-    atomic,
-    inside,
-    open_image,
-    run_stage,
-    save_image,
-    write_json,
-    write_records,
-    write_text,
-)
+from srum.run_dir import RunError, atomic, inside, run_stage, write_json, write_records, write_text
 
 BATCH = 16  # images per shard
 

@@ -26,6 +26,7 @@ from srum.evaluation.accuracy import EvalResult, require_metadata
 from srum.evaluation.comparison import EVAL, eval_prompts, evaluate_arm, summarize, summary_table
 from srum.fork import share_folder
 from srum.grounding.base import load_grounder
+from srum.images import open_image
 from srum.judging.drift import judge_again
 from srum.judging.stage import load_judging
 from srum.models.base import UnifiedModel, require
@@ -37,7 +38,7 @@ from srum.progress import after_first_batch, expecting, part
 from srum.report import OFF, is_done, judge_of, write_report
 from srum.rollout import own_prompts, round_prompts
 from srum.run import BASE, Run, console, find_method, load_model
-from srum.run_dir import RunError, alone_in, claim_run, open_image, write_json, write_text
+from srum.run_dir import RunError, alone_in, claim_run, write_json, write_text
 from srum.stages import ROLLOUT, SHIPPED, Stage
 from srum.train.optimizer import make_optimizer
 from srum.train.own import judge_own

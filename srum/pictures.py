@@ -31,21 +31,12 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from srum.config import ImagesConfig, RunConfig
+from srum.images import ImageError, open_image, save_image, to_rgb
 from srum.models.base import UnifiedModel
 from srum.processes import Processes
 from srum.records import Candidate, Picture, RewardMap
 from srum.run import Run, console, load_model
-from srum.run_dir import (
-    ImageError,
-    RunError,
-    finished,
-    open_image,
-    read_by_id,
-    require_use,
-    run_stage,
-    save_image,
-    to_rgb,
-)
+from srum.run_dir import RunError, finished, read_by_id, require_use, run_stage
 from srum.seeding import seed_for
 from srum.shapes.render import render
 from srum.shapes.scenes import random_scene

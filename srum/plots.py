@@ -33,9 +33,9 @@ from PIL.Image import Image, fromarray, new
 from skimage.filters import sobel
 
 from srum.geometry import rle_decode
+from srum.images import open_image
 from srum.plugins import SHIPPED, find
 from srum.records import Judgement, MaskRLE, Region, RegionJudgement
-from srum.run_dir import open_image
 
 if TYPE_CHECKING:
     import pathlib

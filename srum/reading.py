@@ -28,10 +28,11 @@ from torch import Tensor
 from srum import plots
 from srum.config import load_config
 from srum.evaluation.accuracy import CheckedImage
+from srum.images import open_image
 from srum.lazy import Lazy
 from srum.records import Candidate, Grounding, Judgement, Prompt, Record, Region, RewardMap
 from srum.run import find_method
-from srum.run_dir import CONFIG, RunError, open_image, read_by_id, read_records, read_so_far, round_dir, round_dirs
+from srum.run_dir import CONFIG, RunError, read_by_id, read_records, read_so_far, round_dir, round_dirs
 from srum.tensors import read_tensor
 
 if TYPE_CHECKING:

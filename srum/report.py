@@ -33,6 +33,7 @@ from srum.evaluation.accuracy import Accuracy, CheckedImage, CheckedShot, summar
 from srum.evaluation.benchmark import Drawn
 from srum.evaluation.leakage import leakage
 from srum.evaluation.statistics import Estimate, difference
+from srum.images import ImageError, data_uri, open_image
 from srum.lazy import Lazy
 from srum.outcomes import in_words, undrawn_in_words
 from srum.own import OWN, JudgedImage
@@ -42,17 +43,7 @@ from srum.records import Candidate, Judged, Prompt, Region, RegionJudgement
 from srum.refining import best_of
 from srum.rollout import own_prompts
 from srum.run import BASE, Run
-from srum.run_dir import (
-    MADE_WITH,
-    ImageError,
-    atomic,
-    inside,
-    open_image,
-    read_by_id,
-    read_records,
-    round_dirs,
-    write_text,
-)
+from srum.run_dir import MADE_WITH, atomic, inside, read_by_id, read_records, round_dirs, write_text
 from srum.stages import TRAIN, Stage
 
 T = TypeVar("T")
@@ -548,7 +539,7 @@ def _encoded(path: Path, side: int, changed: int) -> dict[str, Any]:
     exact = max(image.size) <= EXACT_SIDE
     if not exact:
         image.thumbnail((side, side))
-    return {"image": _data_uri(image, "webp", lossless=exact, quality=75), "pixelated": exact, "problem": ""}
+    return {"image": data_uri(image, "webp", lossless=exact, quality=75), "pixelated": exact, "problem": ""}
 
 
 def _reward_uri(view: CandidateView) -> str:
@@ -556,13 +547,7 @@ def _reward_uri(view: CandidateView) -> str:
     values = view.reward_map()
     assert values is not None  # it has been asked for because there is one
     colours = plots.SCORE_COLOURS(plots.SCORE_RANGE(values.numpy()), bytes=True)[..., :3]
-    return _data_uri(Image.fromarray(colours), "png")
-
-
-def _data_uri(image: Image.Image, kind: str, **options: Any) -> str:
-    data = io.BytesIO()
-    image.save(data, format=kind, **options)
-    return f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode()}"
+    return data_uri(Image.fromarray(colours))
 
 
 # Files

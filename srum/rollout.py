@@ -18,22 +18,13 @@ from srum.chat import NoReply, Picture, Server, Wish
 from srum.config import RunConfig
 from srum.disk import require_room_for_images
 from srum.drawing import draw_planned
+from srum.images import save_image
 from srum.models.base import Sampling, UnifiedModel
 from srum.processes import Processes
+from srum.prompt_files import PROMPT_FILES, read_prompts
 from srum.records import Candidate, Prompt
 from srum.run import Run, console, load_model
-from srum.run_dir import (
-    PROMPT_FILES,
-    RunError,
-    atomic,
-    finished,
-    read_prompts,
-    read_records,
-    run_stage,
-    save_image,
-    write_json,
-    write_records,
-)
+from srum.run_dir import RunError, atomic, finished, read_records, run_stage, write_json, write_records
 from srum.seeding import seed_for
 from srum.shapes.prompts import SPLITS, prompt_set
 

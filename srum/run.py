@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,10 +16,12 @@ from rich.console import Console
 
 from srum import models
 from srum.config import RunConfig, config_of
+from srum.disk import DiskFullError
+from srum.json_files import as_unicode, read_json
 from srum.models.base import require
 from srum.plugins import find
 from srum.processes import Processes
-from srum.run_dir import RunError, StageTimer, prompts_copy, round_dir
+from srum.run_dir import RunError, prompts_copy, round_dir, write_json
 from srum.seeding import seed_for
 from srum.stages import TRAIN, Stage
 
@@ -148,3 +151,33 @@ def load_model(
         require(model, {"compile"}, "compile=true")
         model.compile()
     return model
+
+
+class StageTimer:
+    """Seconds per stage, added up over errors and interruptions short of a kill, in ``timings.json``; what is timed
+    within a stage is not counted to it again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the time that the block takes to ``name``."""
+        start, before = time.perf_counter(), sum(self._seconds().values())
+        try:
+            yield
+        except DiskFullError:
+            raise  # and no room for this
+        except BaseException:
+            self._add(name, start, before)
+            raise
+        self._add(name, start, before)
+
+    def _add(self, name: str, start: float, before: float) -> None:
+        seconds = self._seconds()
+        own = time.perf_counter() - start - (sum(seconds.values()) - before)
+        write_json(self.path, seconds | {name: round(seconds.get(name, 0.0) + max(0.0, own), 3)})
+
+    def _seconds(self) -> dict[str, float]:
+        kept = read_json(self.path).items() if self.path.exists() else ()
+        return {as_unicode(stage): value for stage, value in kept if isinstance(value, int | float)}

@@ -29,7 +29,6 @@ import json
 import os
 import re
 import shutil
-import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -37,21 +36,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-import numpy as np
 import yaml
 from filelock import FileLock, Timeout
-from PIL import ExifTags, Image, ImageOps
 from pydantic import ValidationError
 
 from srum.config import CONFIG, FREE, RunConfig, differing_fields, dump, load_config
 from srum.disk import DiskFullError, writing
 from srum.errors import SrumError
-from srum.json_files import as_unicode, read_json
+from srum.json_files import read_json
 from srum.lazy import Lazy
 from srum.processes import Processes
 from srum.progress import counting
 from srum.provenance import next_entry, read_entries
-from srum.records import FILE_SAFE, SCHEMA_VERSION, Prompt, Record
+from srum.records import SCHEMA_VERSION, Record
 
 MADE_WITH = "made_with.json"
 RESULTS = ("eval", "summary.json", "own", "own.json")  # of the weights after the last round
@@ -71,18 +68,12 @@ STAGE_OF = {
 }  # the command that writes a file of this name
 VERSIONED = f'{{"schema": {SCHEMA_VERSION}, '.encode()  # how a line begins
 SECOND_VALUE = re.compile(rb'\{"schema": \d+, "\w+": "([A-Za-z0-9._-]+)"')
-UPRIGHT = 4  # EXIF orientations above turn width into height
 LARGEST_FILE = 2**44  # bytes of a file of records
 NAMED = 3  # ids that an error names
-LONGEST_PROMPT_ID = 100  # characters; the ids of candidates are longer
 
 
 class RunError(SrumError, ValueError):
     """A file or folder that a run cannot go on with; the message is one line and names it."""
-
-
-class ImageError(RunError):
-    """An image that cannot be read, or has no pixels."""
 
 
 # --- the folder
@@ -172,7 +163,7 @@ def prompts_copy(folder: Path, config: RunConfig) -> Path:
 def _copy_prompts(folder: Path, config: RunConfig) -> None:
     """Of a file that is there, and in a run without a copy."""
     source, copy = Path(config.prompts), prompts_copy(folder, config)
-    if source.suffix in PROMPT_FILES and source.is_file() and not copy.exists():
+    if source.suffix and source.is_file() and not copy.exists():
         with atomic(copy) as partial:
             shutil.copyfile(source, partial)
 
@@ -499,66 +490,6 @@ def _require_inside(record: Record, home: Home, where: str) -> None:
         raise RunError(f"{where}: {error}") from None
 
 
-def save_image(image: Image.Image, path: Path) -> None:
-    """Write a PNG at once."""
-    with atomic(path) as partial:
-        image.save(partial, format="png")
-
-
-def open_image(path: Path) -> Image.Image:
-    """The RGB image of a file (``to_rgb``).
-
-    Raises ImageError, naming the file, where it cannot be read.
-    """
-    return read_image(path, str(path))
-
-
-def read_image(file: Path | BinaryIO, name: str) -> Image.Image:
-    """The same of a path or of bytes, which are called ``name`` in the ImageError."""
-    try:
-        with Image.open(file) as image:
-            return to_rgb(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all that Pillow's readers raise
-        raise ImageError(f"{name} is not a readable image: {error}") from None
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """(width, height) of the image that ``open_image`` gives; only where it begins is read. Raises ImageError."""
-    try:
-        with Image.open(path) as image:
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) > UPRIGHT
-            return (image.height, image.width) if turned else image.size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all that Pillow's readers raise
-        raise ImageError(f"{path} is not a readable image: {error}") from None
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """The image in 8-bit RGB, turned as its EXIF orientation says, its pixels as stored: 16-bit grey is scaled, what is
-    transparent lies on white.
-
-    Numbers with a fraction are taken for shares of 1, of 255 or of 65535, the first that none exceeds. Raises
-    ImageError for an image without pixels, or with some that are no numbers.
-    """
-    if 0 in image.size:
-        raise ImageError(f"an image of {image.width}x{image.height} pixels")
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "F":
-        image = _from_floats(np.asarray(image))
-    elif image.mode.startswith("I"):  # 16 bits, perhaps kept in 32; Pillow would cut them off at 255
-        image = Image.fromarray((np.asarray(image) / 257).clip(0, 255).round().astype(np.uint8))
-    elif image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    return image.convert("RGB")
-
-
-def _from_floats(values: np.ndarray) -> Image.Image:
-    """The grey image of numbers (H, W)."""
-    if not np.isfinite(values).all():
-        raise ImageError("an image with pixels that are no numbers")
-    white = next((limit for limit in (1, 255, 65535) if values.max() <= limit), float(values.max()))
-    return Image.fromarray((values / white * 255).clip(0, 255).round().astype(np.uint8))
-
-
 # --- stages
 
 
@@ -728,106 +659,3 @@ def _ends_a_line(path: Path) -> bool:
     with path.open("rb") as file:
         file.seek(-1, os.SEEK_END) if file.seek(0, os.SEEK_END) else None
         return file.read() in (b"", b"\n")
-
-
-# --- prompts
-
-PROMPT_FILES = (".jsonl", ".txt")  # how their names end
-
-
-def read_prompts(path: Path) -> list[Prompt]:
-    """The prompts of a user's file, in order; blank lines are passed over.
-
-    ``.txt``: a prompt per line; one that begins with # is a comment. ``.jsonl``: an object per line with ``prompt`` or
-    ``text``, and perhaps an ``id`` (letters, digits and ``._-``; else it is ``line-0007``) and ``metadata``; other
-    fields (GenEval's ``tag`` and ``include``) are metadata themselves. A line with half of a surrogate pair, which JSON
-    can hold and no file in UTF-8, is left out with a warning that names it. Raises RunError, naming the line.
-    """
-    parse = _text_prompt if path.suffix == ".txt" else _json_prompt
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except OSError as error:
-        raise RunError(f"cannot read the prompts {path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise RunError(f"{path}: not UTF-8 at byte {error.start}") from None
-    prompts: dict[str, Prompt] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip() or (path.suffix == ".txt" and line.lstrip().startswith("#")):
-            continue
-        prompt = parse(line.strip(), number, f"{path}:{number}")
-        if prompt is None:
-            continue
-        if prompt.id in prompts:
-            raise RunError(f"{path}:{number}: the id {prompt.id!r} is taken by an earlier line")
-        prompts[prompt.id] = prompt
-    if not prompts:
-        raise RunError(f"{path}: no prompts in it")
-    return list(prompts.values())
-
-
-def _text_prompt(line: str, number: int, where: str) -> Prompt:
-    return Prompt(id=f"line-{number:04d}", text=line)
-
-
-def _json_prompt(line: str, number: int, where: str) -> Prompt | None:
-    try:
-        values = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise RunError(f"{where}: not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise RunError(f"{where}: expected an object with 'prompt', got {type(values).__name__}")
-    if not _is_unicode(values):
-        warnings.warn(f"{where} is left out: it holds half of a surrogate pair, such as \\ud83d alone", stacklevel=3)
-        return None
-    text = values.get("prompt", values.get("text"))
-    if not isinstance(text, str) or not text.strip():
-        raise RunError(f"{where}: expected a text in 'prompt' or 'text', got {text!r}")
-    name = values.pop("id", f"line-{number:04d}")
-    if not isinstance(name, str) or not FILE_SAFE.fullmatch(name) or len(name) > LONGEST_PROMPT_ID:
-        raise RunError(f"{where}: id {name!r} cannot name a file; use at most {LONGEST_PROMPT_ID} letters, digits, ._-")
-    metadata = values.get("metadata", values if set(values) - {"prompt", "text"} else {})
-    if not isinstance(metadata, dict):
-        raise RunError(f"{where}: expected an object in 'metadata', got {type(metadata).__name__}")
-    return Prompt(id=name, text=text.strip(), metadata=metadata)
-
-
-def _is_unicode(values: Any) -> bool:
-    """Whether a file in UTF-8 can hold what was JSON."""
-    try:
-        json.dumps(values, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-# --- times
-
-
-class StageTimer:
-    """Seconds per stage, added up over errors and interruptions short of a kill, in ``timings.json``; what is timed
-    within a stage is not counted to it again."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Add the time that the block takes to ``name``."""
-        start, before = time.perf_counter(), sum(self._seconds().values())
-        try:
-            yield
-        except DiskFullError:
-            raise  # and no room for this
-        except BaseException:
-            self._add(name, start, before)
-            raise
-        self._add(name, start, before)
-
-    def _add(self, name: str, start: float, before: float) -> None:
-        seconds = self._seconds()
-        own = time.perf_counter() - start - (sum(seconds.values()) - before)
-        write_json(self.path, seconds | {name: round(seconds.get(name, 0.0) + max(0.0, own), 3)})
-
-    def _seconds(self) -> dict[str, float]:
-        kept = read_json(self.path).items() if self.path.exists() else ()
-        return {as_unicode(stage): value for stage, value in kept if isinstance(value, int | float)}

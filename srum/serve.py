@@ -29,9 +29,9 @@ from PIL import Image
 from srum.config import ConfigError
 from srum.drawing import checked_sampling, draw_planned
 from srum.errors import SrumError
+from srum.images import ImageError, as_bytes, to_rgb
 from srum.json_files import as_unicode
 from srum.models.base import Decoding, MissingAbility, Sampling, Segment, UnifiedModel, to_edit
-from srum.run_dir import ImageError, to_rgb
 
 STEPS = 1000  # timesteps of an image
 SEEDS = 2**63
@@ -234,7 +234,10 @@ class Service:
         if body.get("response_format") not in (None, "b64_json"):
             raise Refused(400, "response_format: b64_json alone")
         made = self.line.add(jobs)
-        data = [{"b64_json": _png(image)} | ({"revised_prompt": plan} if plan else {}) for image, plan in made]
+        data = [
+            {"b64_json": base64.b64encode(as_bytes(image)).decode()} | ({"revised_prompt": plan} if plan else {})
+            for image, plan in made
+        ]
         return {"created": 0, "data": data}
 
     def _seeds(self, body: Mapping[str, Any]) -> list[int]:
@@ -331,12 +334,6 @@ def _size(size: Any) -> tuple[int, int]:
     if not (width.isdecimal() and height.isdecimal() and len(width + height) <= 12):
         raise Refused(400, f"size: {size!r:.40} is not like 1024x1024")
     return int(height), int(width)
-
-
-def _png(image: Image.Image) -> str:
-    data = io.BytesIO()
-    image.save(data, format="png")
-    return base64.b64encode(data.getvalue()).decode()
 
 
 def _form(kind: str, content: bytes) -> dict[str, Any]:

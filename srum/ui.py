@@ -7,8 +7,6 @@ holds what they need. Gradio (the extra ``ui``) is imported by ``page`` alone.
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, lru_cache, partial
@@ -28,6 +26,7 @@ from srum.drawing import Chain, Shot
 from srum.errors import SrumError
 from srum.evaluation.accuracy import drawn_planned
 from srum.evaluation.comparison import eval_prompts
+from srum.images import data_uri
 from srum.init import SMALL, Answers, settings, usual_side
 from srum.models.base import TrainableModel
 from srum.plots import as_image, candidate_figure, reward_maps_figure, said_of, score_colour
@@ -347,15 +346,9 @@ def _figure(session: Session, shot: Shot, number: int, kept: bool, text: str) ->
     name = f"image {number + 1}{', kept' if kept else ''}"
     caption = "".join(f"<br>{escape(fact)}" for fact in facts if fact)
     return (
-        f"<figure class='{'kept' if kept else ''}'><img class='{kind}' src='{_address(shot.image)}' alt='{name}'>"
+        f"<figure class='{'kept' if kept else ''}'><img class='{kind}' src='{data_uri(shot.image)}' alt='{name}'>"
         f"<figcaption><b>{name}</b>{caption}</figcaption></figure>"
     )
-
-
-def _address(image: Image) -> str:
-    data = io.BytesIO()
-    image.save(data, format="png")
-    return f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
 def _in_words(verdict: Verdict) -> str:

@@ -17,8 +17,8 @@ from srum.disk import DiskFullError, require_room, writing
 from srum.evaluation.accuracy import evaluate
 from srum.loop import perform
 from srum.rollout import choose_prompts
-from srum.run import Run
-from srum.run_dir import StageTimer, atomic, write_text
+from srum.run import Run, StageTimer
+from srum.run_dir import atomic, write_text
 from srum.train.checkpoint import room
 from tests.fakes import FakeModel
 

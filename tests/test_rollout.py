@@ -19,11 +19,12 @@ from srum.chat import ServerError
 from srum.config import ConfigError, EvalConfig, RunConfig, load_config
 from srum.drawing import contexts_of
 from srum.evaluation.accuracy import evaluate
+from srum.images import open_image
 from srum.judging.self_judge import SelfJudge
 from srum.models.base import Decoding, Generated, MissingAbility, Sampling, Written
 from srum.records import Candidate, Prompt
 from srum.rollout import choose_prompts, rollout
-from srum.run_dir import RunError, open_image, read_records
+from srum.run_dir import RunError, read_records
 from srum.seeding import seed_for
 from srum.shapes.prompts import from_metadata
 from srum.shapes.render import render

@@ -21,20 +21,20 @@ from PIL import Image
 
 from srum.config import load_config
 from srum.evaluation.accuracy import CheckedImage
+from srum.images import open_image
 from srum.processes import Processes
+from srum.prompt_files import read_prompts
 from srum.records import Candidate, Grounding, Judgement, Prompt, RewardMap
+from srum.run import StageTimer
 from srum.run_dir import (
     Home,
     RunError,
-    StageTimer,
     alone_in,
     atomic,
     claim_run,
     finished,
     inside,
-    open_image,
     read_by_id,
-    read_prompts,
     read_records,
     require_use,
     round_dirs,

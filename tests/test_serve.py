@@ -20,10 +20,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from srum import chat, models
+from srum import models
 from srum.chat import Ask, Reply, Server, ServerError, assistant, system, user
 from srum.config import load_config
 from srum.drawing import contexts_of, draw_prompts
+from srum.images import data_uri
 from srum.judging.remote import Server as RemoteJudge
 from srum.loop import perform
 from srum.models.base import Decoding, Generated, Sampling, Segment, Written, to_edit
@@ -80,7 +81,7 @@ def test_replies_and_images_are_those_of_the_model_in_process(tiny: Any) -> None
         two = [image_of(data) for data in post(address, "/v1/images/generations", drawing(n=2))[1]["data"]]
         near, far = (np.abs(np.asarray(image, float) - np.asarray(drawn.image, float)).mean() for image in two)
         assert near < 1 < far  # two in a batch round otherwise; the second has another seed
-        _, change = post(address, "/v1/images/edits", drawing(prompt="make it blue", image=chat.data_uri(RED)))
+        _, change = post(address, "/v1/images/edits", drawing(prompt="make it blue", image=data_uri(RED)))
         assert image_of(change["data"][0]).tobytes() == edited.image.tobytes()
 
 
@@ -130,7 +131,7 @@ def test_a_form_with_a_file_is_an_edit_too() -> None:
     with serving(Editing()) as address:
         kind = {"Content-Type": "multipart/form-data; boundary=edge"}
         status, body = post(address, "/v1/images/edits", form, **kind)
-        _, same = post(address, "/v1/images/edits", {"prompt": "make it blue", "seed": 3, "image": chat.data_uri(RED)})
+        _, same = post(address, "/v1/images/edits", {"prompt": "make it blue", "seed": 3, "image": data_uri(RED)})
     assert status == 200 and body == same
 
 
@@ -280,7 +281,7 @@ def test_a_model_that_cannot_edit_says_so() -> None:
         abilities = FakeModel.abilities - {"edit"}
 
     with serving(Drawing()) as address:
-        status, answer = post(address, "/v1/images/edits", drawing(image=chat.data_uri(RED)))
+        status, answer = post(address, "/v1/images/edits", drawing(image=data_uri(RED)))
     assert status == 400 and "needs a model with the ability edit" in answer["error"]["message"]
 
 

@@ -18,8 +18,9 @@ import numpy as np
 from PIL.Image import Image, fromarray
 from torch import Tensor
 
+from srum.images import open_image
 from srum.models.base import Segment, UnifiedModel
-from srum.run_dir import RunError, inside, open_image
+from srum.run_dir import RunError, inside
 from srum.shapes.edits import apply, difference
 from srum.shapes.hard_negatives import perturb
 from srum.shapes.prompts import sample_prompt

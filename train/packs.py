@@ -14,8 +14,8 @@ from torch import Tensor
 
 from srum.config import TrainConfig
 from srum.errors import TrainingError
+from srum.images import image_size, open_image
 from srum.models.base import Corruption, Segment, TrainingForward, UnifiedModel
-from srum.run_dir import image_size, open_image
 from srum.tensors import read_tensor, tensor_shape
 from srum.train.examples import Example, Sampled, generator_for
 from srum.train.metrics import TIMESTEP_BINS

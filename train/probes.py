@@ -11,8 +11,8 @@ from torch import Tensor
 from srum.config import RolloutConfig
 from srum.drawing import contexts_of
 from srum.errors import TrainingError
+from srum.images import save_image
 from srum.models.base import Generated, Sampling, UnifiedModel
-from srum.run_dir import save_image
 from srum.train.data import TrainingRecord
 
 FAR = 0.5  # of a latent's norm, or ids; rounding stays far below, and latents of another model are as far as noise

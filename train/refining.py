@@ -16,6 +16,7 @@ from srum.config import RunConfig
 from srum.drawing import Chain, Draw, Shot
 from srum.evaluation.accuracy import CheckedImage, drawn
 from srum.grounding.stage import load_proposer
+from srum.images import ImageError, open_image, save_image
 from srum.judging.stage import load_judging
 from srum.models.base import TrainableModel
 from srum.processes import Processes
@@ -24,7 +25,7 @@ from srum.refining import Blame, Score, best_of, refine
 from srum.reward_map import Skipped, rasterize, reason_to_skip, sample_score
 from srum.rollout import choose_prompts
 from srum.run import Run, console, load_model
-from srum.run_dir import ImageError, claim_settings, finished, open_image, read_records, run_stage, save_image
+from srum.run_dir import claim_settings, finished, read_records, run_stage
 from srum.seeding import seed_for
 from srum.shapes.checker import check
 from srum.shapes.prompts import from_metadata

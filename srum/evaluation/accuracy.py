@@ -16,10 +16,11 @@ from srum.config import EvalConfig
 from srum.disk import require_room_for_images
 from srum.drawing import Chain, Draw, Shot, draw_planned
 from srum.evaluation.statistics import wilson
+from srum.images import save_image
 from srum.models.base import Generated, Sampling, UnifiedModel
 from srum.processes import Processes
 from srum.records import Name, Prompt, Record, RunPath, Score
-from srum.run_dir import RunError, run_stage, save_image
+from srum.run_dir import RunError, run_stage
 from srum.seeding import seed_for
 from srum.shapes.checker import check
 from srum.shapes.prompts import from_metadata

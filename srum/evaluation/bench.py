@@ -38,20 +38,11 @@ from srum.evaluation.bench_tables import write_table
 from srum.evaluation.benchmark import Benchmark, Drawn, Evaluator, Failure, Item, Verdict
 from srum.evaluation.judges import ChatJudge, load_evaluator
 from srum.evaluation.leakage import Leakage, leakage
+from srum.images import ImageError, open_image, save_image
 from srum.models.base import Generated, Sampling, Segment, UnifiedModel, to_edit
 from srum.processes import Processes
-from srum.run_dir import (
-    ImageError,
-    RunError,
-    alone_in,
-    forget,
-    inside,
-    open_image,
-    read_prompts,
-    run_stage,
-    save_image,
-    write_text,
-)
+from srum.prompt_files import read_prompts
+from srum.run_dir import RunError, alone_in, forget, inside, run_stage, write_text
 
 AGAIN = (Failure.NO_IMAGE, Failure.NO_REPLY)  # failures that a later call tries again
 

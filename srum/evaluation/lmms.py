@@ -16,9 +16,9 @@ from lmms_eval.models.registry_v2 import ModelManifest
 from PIL import Image
 
 from srum import models
+from srum.images import open_image, to_rgb
 from srum.models.base import Decoding, Segment
 from srum.processes import Processes
-from srum.run_dir import open_image, to_rgb
 from srum.seeding import seed_for
 
 MARK = "<image>"  # in a context: here goes the next image

@@ -13,8 +13,8 @@ from rich.table import Table
 
 from srum.chaining import ChainRecord
 from srum.evaluation.statistics import wilson
+from srum.images import open_image
 from srum.records import Prompt
-from srum.run_dir import open_image
 from srum.shapes.checker import Found, parse
 from srum.shapes.matching import completable
 from srum.shapes.prompts import from_metadata

@@ -14,8 +14,8 @@ from srum.geometry import rle_encode
 from srum.grounding.base import ground
 from srum.grounding.classical import ClassicalGrounder
 from srum.grounding.grid import GridGrounder
+from srum.images import to_rgb
 from srum.records import MaskRLE, Region
-from srum.run_dir import to_rgb
 
 GREY = (240, 240, 240)
 

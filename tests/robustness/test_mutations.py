@@ -27,6 +27,7 @@ from srum.errors import SrumError
 from srum.export import read_export, write_export
 from srum.grounding.base import ProposalError
 from srum.grounding.native import parse_boxes
+from srum.images import open_image
 from srum.interchange import read_lines
 from srum.judging.instructions import layout_reply, region_reply
 from srum.judging.replies import parse_layout, parse_regions
@@ -35,9 +36,11 @@ from srum.models.bagel.config import BagelConfig
 from srum.models.blip3o.checkpoint import read_headers
 from srum.models.blip3o.config import Blip3oConfig
 from srum.models.checkpoints import Headers
+from srum.prompt_files import read_prompts
 from srum.reading import RunView
 from srum.records import Candidate, Grounding, Judgement, LayoutJudgement, Record, Region, RegionJudgement, RewardMap
-from srum.run_dir import StageTimer, open_image, read_prompts, read_records, write_records
+from srum.run import StageTimer
+from srum.run_dir import read_records, write_records
 from srum.serve import Refused, Service
 from srum.tensors import read_tensors
 from tests.fakes import FakeModel, run_on_fakes

@@ -15,13 +15,14 @@ from PIL import Image
 
 from srum import models
 from srum.config import ConfigError, ImagesConfig, changed, load_config
+from srum.images import ImageError, open_image
 from srum.loop import run_loop
 from srum.models.bagel import Bagel
 from srum.models.base import MissingAbility, Segment
 from srum.pictures import blurred, from_bytes, read_entries
 from srum.records import Picture
 from srum.run import Run
-from srum.run_dir import ImageError, RunError, claim_run, open_image, read_records
+from srum.run_dir import RunError, claim_run, read_records
 from srum.train.examples import Example
 from srum.train.methods.reca import FAR, SEEN, TOLD, Reca, RecaConfig, TemplateError, read_templates, told
 from srum.train.packs import opened, worded

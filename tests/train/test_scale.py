@@ -22,12 +22,13 @@ from torch import Tensor
 from srum.config import ConfigError, RolloutConfig, RunConfig, load_config, parse_config
 from srum.drawing import draw_prompts
 from srum.errors import TrainingError
+from srum.images import open_image
 from srum.models.bagel import Bagel
 from srum.models.bagel.sequence import Split
 from srum.models.base import Decoding, Sampling, Segment, Written
 from srum.processes import Processes
 from srum.records import Judgement
-from srum.run_dir import open_image, read_records
+from srum.run_dir import read_records
 from srum.train import probes, tracking, trainer, weights
 from srum.train.checkpoint import CheckpointMismatch
 from srum.train.data import TrainingRecord, load_replies

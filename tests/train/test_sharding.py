@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from srum.run_dir import open_image
+from srum.images import open_image
 from srum.train.metrics import keep_rows
 from tests.launch import launch
 from tests.train.ranks import BFLOAT16, CHECKPOINT, CONFIGS, interrupted, run, work

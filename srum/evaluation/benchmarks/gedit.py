@@ -15,8 +15,8 @@ from PIL import Image
 from srum.chat import user
 from srum.evaluation.benchmark import Benchmark, Item, Judge, Unreadable, Values, Verdict, asked, equally, hashed
 from srum.evaluation.data import DataError, Origin
+from srum.images import to_rgb
 from srum.models.base import Sampling
-from srum.run_dir import to_rgb
 
 GROUPS = (
     *("background_change", "color_alter", "material_alter", "motion_change", "ps_human", "style_change", "subject-add"),

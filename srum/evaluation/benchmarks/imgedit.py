@@ -10,8 +10,8 @@ from PIL import Image
 from srum.chat import Message, user
 from srum.evaluation.benchmark import BAGEL, Item, JudgedBenchmark, Unreadable, Values, equally, hashed
 from srum.evaluation.data import DataError, Origin
+from srum.images import open_image
 from srum.models.base import Sampling
-from srum.run_dir import open_image
 
 EDITS, TEMPLATES = "Benchmark/Basic/basic_edit.json", "Benchmark/Basic/prompts.json"
 TYPES = ("add", "adjust", "extract", "replace", "remove", "background", "style", "compose", "action")
