@@ -422,7 +422,7 @@ def config_class(method: str) -> type[RunConfig]:
 
 def config_of(method: str, config: RunConfig) -> RunConfig:
     """The config as another method has it: what they share stays, its own fields have their defaults."""
-    shared = {name: getattr(config, name) for name in RunConfig.model_fields} | {"method": method}
+    shared = config.model_dump(include=set(RunConfig.model_fields)) | {"method": method}
     return config_class(method).model_validate(shared)
 
 
