@@ -381,6 +381,11 @@ FREE = ("device", "processes", "compile", "train.keep_checkpoints")
 # fields that may change while a run goes on: they say where and how fast it works, not what comes out
 
 
+def fixed_fields(config: RunConfig) -> dict[str, Any]:
+    """All others by their dotted names, as plain values; but for ``rounds``, of which there may be more."""
+    return {name: value for name, value in _leaves(config.model_dump(mode="json")) if name not in (*FREE, "rounds")}
+
+
 def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -> RunConfig:
     """The config of a YAML file (None: the defaults) with overrides such as ``train.lr=1e-5`` applied in order.
 

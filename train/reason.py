@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from srum.chains import asked, planned
+from srum.config import fixed_fields
 from srum.models.base import (
     Ability,
     Decoding,
@@ -56,7 +58,7 @@ def source_of(run: Run, k: int, config: PolicyConfig, player: Callable[..., Play
         second = None if config.second == "none" else reward_of(config.second, run, k, config)
         return player(model, reward, prompts, config, run.seed(k, "online"), second)
 
-    return OnlineSource(make, prompts, config.model_dump_json(), config.updates, config.minibatches)
+    return OnlineSource(make, prompts, json.dumps(fixed_fields(config)), config.updates, config.minibatches)
 
 
 @dataclass(frozen=True)

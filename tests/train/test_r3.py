@@ -11,7 +11,7 @@ import torch
 from PIL.Image import Image
 
 from srum.chains import Failure, parse_reflection, template
-from srum.config import ConfigError, load_config
+from srum.config import FREE, ConfigError, load_config
 from srum.errors import TrainingError
 from srum.loop import require_abilities
 from srum.models.base import Generated, MissingAbility, Written
@@ -133,6 +133,16 @@ def test_without_random_steps_a_model_need_not_explore(tmp_path: Path) -> None:
     source_of(Run(tmp_path, drawn), 0, drawn, Tree).make(model).play(0)  # type: ignore[arg-type]
     with pytest.raises(MissingAbility, match="explore"):
         require_abilities(load_config(None, list(SMALL)), model)
+
+
+def test_what_may_change_on_resuming_leaves_the_digest_alone(tmp_path: Path) -> None:
+    def digest(*overrides: str) -> str:
+        config = load_config(None, [*SMALL, *overrides])
+        return source_of(Run(tmp_path, config), 0, config, Tree).digest()  # type: ignore[arg-type]
+
+    changes = {"device": "cuda:1", "processes": 2, "compile": "true", "train.keep_checkpoints": "true", "rounds": 9}
+    assert changes.keys() == {*FREE, "rounds"}
+    assert digest() == digest(*(f"{name}={value}" for name, value in changes.items())) != digest("kl=0.5")
 
 
 @pytest.mark.parametrize("missing", ["edit", "explore"])
