@@ -198,6 +198,10 @@ class RewardConfig(Section):
         """What ``rasterize`` takes by name."""
         return self.model_dump(exclude={"centred", "binary"})
 
+    def signed_rules(self) -> dict[str, Any]:
+        """The same for maps in [-1, 1], whatever the ``mapping``."""
+        return self.rules() | {"mapping": "signed"}
+
     @model_validator(mode="after")
     def _the_reference_stays_as_it_is(self) -> RewardConfig:
         for name in ("overlap", "shape", "background", "centred", "binary") if self.mapping == "reference" else ():

@@ -58,7 +58,7 @@ def image_judge(model: TrainableModel, config: RunConfig, seed: int) -> ImageJud
 def score_and_blame(model: TrainableModel, config: RunConfig, seed: int) -> tuple[Score, Blame]:
     """Scores in [-1, 1] as a round's candidates get them, grounded, judged, the lowest of regions and layout; and their
     reward maps, for which images are judged once more."""
-    judge, rules = image_judge(model, config, seed), config.reward.model_dump(exclude={"centred", "binary", "mapping"})
+    judge, rules = image_judge(model, config, seed), config.reward.signed_rules()
 
     def score(images: Sequence[Image], prompts: Sequence[str]) -> list[float | None]:
         return [
@@ -68,7 +68,7 @@ def score_and_blame(model: TrainableModel, config: RunConfig, seed: int) -> tupl
 
     def blame(images: Sequence[Image], prompts: Sequence[str]) -> list[Tensor | None]:
         said = judge(images, prompts, [{}] * len(images))
-        drawn = [_as_candidate(image) for image in images]
+        drawn = [as_candidate(image) for image in images]
         made = [
             rasterize(one, *judged, model.latent_grid(one.size), **rules)
             for one, judged in zip(drawn, said, strict=True)
@@ -78,7 +78,7 @@ def score_and_blame(model: TrainableModel, config: RunConfig, seed: int) -> tupl
     return score, blame
 
 
-def _as_candidate(image: Image) -> Candidate:
+def as_candidate(image: Image) -> Candidate:
     """What the rasterizer asks of an image that is no round's."""
     return Candidate(
         id="image",
