@@ -178,6 +178,13 @@ class JudgeConfig(Section):
             raise ValueError(f"think: there is no reply to think in while reply is {self.reply}")
         return self
 
+    def require_replies(self, field: str) -> None:
+        """ValueError, naming the ``field`` that wants replies to be learned, where there will be none to learn."""
+        if self.view != "boxes" or self.think:
+            raise ValueError(f"{field}: replies are learned with judge.view=boxes and judge.think=false")
+        if self.reply == "none":
+            raise ValueError(f"{field}: there is no reply to learn while judge.reply is none")
+
     def frozen(self) -> JudgeConfig:
         """The same judge with the weights that entered the run, where it would have the newest."""
         return self.model_copy(update={"model": "start"}) if self.model == "self" else self
@@ -370,10 +377,8 @@ class RunConfig(Section):
     def _no_contradiction(self) -> RunConfig:
         if not re.fullmatch(r"auto|spread|cpu|mps|(cuda|xpu)(:\d+)?", self.device):
             raise ValueError(f"device: {self.device!r} is none; expected auto, spread, cpu, mps, cuda or cuda:1")
-        if self.train.replies and (self.judge.view != "boxes" or self.judge.think):
-            raise ValueError("train.replies: replies are learned with judge.view=boxes and judge.think=false")
-        if self.train.replies and self.judge.reply == "none":
-            raise ValueError("train.replies: there is no reply to learn while judge.reply is none")
+        if self.train.replies:
+            self.judge.require_replies("train.replies")
         if self.rollout.server.url and self.rounds > 1:
             raise ValueError("rounds: rollout.server draws with the weights that it was started with; set rounds=1")
         if self.train.plan_in_context and not self.rollout.planned(self.candidates_per_prompt):

@@ -280,11 +280,14 @@ def test_latents_come_from_files_visit_by_visit(tmp_path: Path) -> None:
         ("mix=[2,1,0]", "mix: train.batch_size=4 is no multiple of 3"),
         ("mix=[2,1,1]", "mix: nothing that reads and writes text is trained unless train.trainable is all"),
         ("seen_size=0", "seen_size"),
+        ("mix=[2,1,1] train.trainable=all judge.think=true", "mix: replies are learned with judge.view=boxes"),
+        ("rollout.plan=true train.plan_in_context=true", "reca learns from bare prompts"),
+        ("train.trainable=all train.replies=2", "train.replies: reca"),
     ],
 )
 def test_contradictions(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message.replace("[", r"\[")):
-        load_config(None, [*SMALL, override])
+        load_config(None, [*SMALL, *override.split()])
 
 
 def test_a_step_has_its_shares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

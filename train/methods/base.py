@@ -112,6 +112,21 @@ class CandidateMethod(Method):
         return candidate_mix(records, self.credits(records, config), config.train, run.seed(k, "train"), replies)
 
 
+def check_mix(config: RunConfig, mix: Sequence[int]) -> None:
+    """ValueError where a batch cannot have these shares, the last of which is of the judge's replies."""
+    train = config.train
+    if train.batch_size % sum(mix):
+        raise ValueError(f"mix: train.batch_size={train.batch_size} is no multiple of {sum(mix)}")
+    if mix[-1] and train.trainable != "all":
+        raise ValueError("mix: nothing that reads and writes text is trained unless train.trainable is all")
+    if mix[-1]:
+        config.judge.require_replies("mix")
+    if train.replies:
+        raise ValueError(f"train.replies: {config.method} learns so many replies as mix says; leave it at 0")
+    if train.plan_in_context:
+        raise ValueError(f"train.plan_in_context: {config.method} learns from bare prompts; leave it false")
+
+
 def cross_entropy(tokens: Tokens, config: RunConfig) -> Terms:
     """The terms of text tokens that are learned as they are: replies, plans."""
     return {"cross_entropy": config.train.text_weight * tokens.credit * tokens.error}

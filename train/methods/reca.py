@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from srum.config import Count, RunConfig
 from srum.errors import SrumError
 from srum.stages import GROUND, IMAGES, JUDGE, RASTERIZE, ROLLOUT, Stage
-from srum.train.methods.base import Method, cross_entropy
+from srum.train.methods.base import Method, check_mix, cross_entropy
 from srum.train.objective import Terms, Tokens
 
 if TYPE_CHECKING:
@@ -58,10 +58,7 @@ class RecaConfig(RunConfig):
 
     @model_validator(mode="after")
     def _can_be_mixed(self) -> RecaConfig:
-        if self.train.batch_size % sum(self.mix):
-            raise ValueError(f"mix: train.batch_size={self.train.batch_size} is no multiple of {sum(self.mix)}")
-        if self.mix[2] and self.train.trainable != "all":
-            raise ValueError("mix: nothing that reads and writes text is trained unless train.trainable is all")
+        check_mix(self, self.mix)
         return self
 
 

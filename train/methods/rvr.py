@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 
 from srum.config import Count, RunConfig
 from srum.stages import GROUND, JUDGE, PAIR, RASTERIZE, ROLLOUT
-from srum.train.methods.base import Method, cross_entropy
+from srum.train.methods.base import Method, check_mix, cross_entropy
 from srum.train.objective import Terms, Tokens
 
 if TYPE_CHECKING:
@@ -49,10 +49,7 @@ class RvrConfig(RunConfig):
             raise ValueError("candidates_per_prompt: rvr pairs two candidates of a prompt; it needs at least 2")
         if self.refine.way not in ("regenerate", "regenerate_clean"):
             raise ValueError(f"refine.way: rvr is trained to draw again, not to {self.refine.way}; use regenerate")
-        if self.train.batch_size % sum(self.mix):
-            raise ValueError(f"mix: train.batch_size={self.train.batch_size} is no multiple of {sum(self.mix)}")
-        if self.mix[2] and self.train.trainable != "all":
-            raise ValueError("mix: nothing that reads and writes text is trained unless train.trainable is all")
+        check_mix(self, self.mix)
         return self
 
 
