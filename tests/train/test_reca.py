@@ -180,6 +180,13 @@ def test_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> 
     assert (tmp_path / "run/round-000/train/reca/model").is_dir()
     assert list(json.loads((tmp_path / "run/round-000/train/reca/compared.json").read_text())) == [SEEN, TOLD]
     assert (tmp_path / "run/round-000/candidates.jsonl").exists() == (source != "rendered")
+    if source == "candidates":
+        holding = [f"images.source={source}", "train.validation.share=0.5", "mix=[1,1,0]"]
+        config = load_config(None, [*SMALL, *sizes, *holding])
+        mix = Reca().examples(Run(tmp_path / "run", config), 0, config)  # type: ignore[arg-type]
+        held = {example.group for example in mix.held_out}
+        learned = {example.group for part in mix.parts for example in part.examples}
+        assert held and learned and not held & learned
 
 
 def test_a_model_that_sees_nothing_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,26 +77,29 @@ class Reca(Method):
 
     def examples(self, run: Run, k: int, config: RecaConfig) -> Mix:
         """The pictures that could be read, and the shares of the round's candidates and replies; beside them the first
-        pictures, as they are learned and from a text alone."""
+        pictures, as they are learned and from a text alone. Of a prompt that is held out no image is learned."""
         import torch
 
         from srum.records import Candidate
-        from srum.run_dir import read_records
+        from srum.run_dir import read_by_id
         from srum.train.data import candidate_examples, load_replies, load_training_records
         from srum.train.examples import hold_out
         from srum.train.feed import Mix
 
         folder = run.round(k)
-        pictures, prompts = reconstructions(folder, config), {}
-        if config.images.source in ("candidates", "good"):
-            prompts = {one.id: one.prompt for one in read_records(folder / "candidates.jsonl", Candidate)}
+        own = config.images.source in ("candidates", "good")
+        candidates = read_by_id(folder / "candidates.jsonl", Candidate) if own else {}
+        prompts = {name: candidate.prompt for name, candidate in candidates.items()}
+        groups = {name: candidate.prompt_id for name, candidate in candidates.items()}
+        pictures = reconstructions(folder, config, groups)
         training, held_out = hold_out(pictures, config.train.validation.share, run.seed(k, "train"))
         kinds: dict[str, Sequence[Example]] = {"": training, "t2i": (), "replies": ()}
         if config.mix[1]:
-            records = load_training_records(run.round(k))
+            aside = {example.group for example in held_out}
+            records = [one for one in load_training_records(folder) if one.candidate.prompt_id not in aside]
             kinds["t2i"] = candidate_examples(records, [torch.ones(())] * len(records))
         if config.mix[2]:
-            kinds["replies"] = load_replies(run.round(k), config.judge.instructions)
+            kinds["replies"] = load_replies(folder, config.judge.instructions)
         shares = dict(zip(kinds, config.mix, strict=True))
         compared = {SEEN: pictures[:COMPARED], TOLD: [told(one, prompts) for one in pictures[:COMPARED]]}
         return Mix(Mix.of_shares(kinds, shares, config.train.batch_size).parts, held_out, compared)
@@ -113,15 +116,18 @@ class Reca(Method):
         return {"error": tokens.credit * tokens.error}
 
 
-def reconstructions(folder: Path, config: RecaConfig) -> list[Example]:
-    """An example of each picture of the round. Raises TemplateError."""
+def reconstructions(folder: Path, config: RecaConfig, groups: Mapping[str, str]) -> list[Example]:
+    """An example of each picture of the round, in its group of ``groups`` or alone. Raises TemplateError."""
     from srum.records import Picture
     from srum.run_dir import read_records
     from srum.train.examples import Example
 
     templates = read_templates(config.templates)[: config.template_count]
     pictures = [one for one in read_records(folder / "pictures.jsonl", Picture) if one.failure is None]
-    return [Example(id=one.id, group=one.id, segments=layout(folder, one, templates, config)) for one in pictures]
+    return [
+        Example(id=one.id, group=groups.get(one.id, one.id), segments=layout(folder, one, templates, config))
+        for one in pictures
+    ]
 
 
 def told(example: Example, prompts: Mapping[str, str]) -> Example:
