@@ -40,7 +40,7 @@ from srum.train.online import (
     learned_text,
 )
 from srum.train.policy import group_advantages, zero_spread
-from srum.train.reinforced import PolicyConfig
+from srum.train.reinforced import PolicyConfig, steps_in
 from srum.train.rewards import Reward, Value, reward_of
 
 
@@ -133,11 +133,9 @@ class Groups:
         self, number: int, purpose: str, group: int, sampling: Sampling, span: tuple[float, float]
     ) -> set[int]:
         """The numbers of a group's random steps."""
-        first, last = (round(share * (sampling.timesteps - 1)) for share in span)
-        order = torch.randperm(
-            max(1, last - first), generator=generator_for(self.seed, number, purpose, group, "steps")
-        )
-        return {first + int(place) for place in order[: self.config.random_steps]}
+        steps = steps_in(span, sampling.timesteps)
+        order = torch.randperm(len(steps), generator=generator_for(self.seed, number, purpose, group, "steps"))
+        return {steps[int(place)] for place in order[: self.config.random_steps]}
 
     def seeds(self, number: int, purpose: str, count: int) -> list[int]:
         """Of what is drawn for ``purpose`` in a step, one by one."""

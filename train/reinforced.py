@@ -98,6 +98,19 @@ class PolicyConfig(RunConfig):
         return self
 
     @model_validator(mode="after")
+    def _has_its_random_steps(self) -> PolicyConfig:
+        self.require_random_steps("random_range", self.random_range, self.rollout.timesteps)
+        return self
+
+    def require_random_steps(self, field: str, span: tuple[float, float], timesteps: int) -> None:
+        """ValueError, naming the ``field`` of the ``span``, where so few of the steps are in it."""
+        if self.images_by == "steps" and len(steps_in(span, timesteps)) < self.random_steps:
+            steps = len(steps_in(span, timesteps))
+            raise ValueError(
+                f"{field}: {list(span)} has {steps} of the steps to an image, random_steps={self.random_steps}"
+            )
+
+    @model_validator(mode="after")
     def _has_a_value_per_cell(self) -> PolicyConfig:
         if self.credit == "region" and self.value != "judge":
             raise ValueError("credit: region needs the judge's verdicts on regions; it needs value=judge")
@@ -126,6 +139,12 @@ class PolicyConfig(RunConfig):
     def learns_text(self) -> bool:
         """Whether plans are trained."""
         return self.rollout.plan and self.train.trainable == "all"
+
+
+def steps_in(span: tuple[float, float], timesteps: int) -> range:
+    """The numbers of the sampler's steps in a ``span`` of them, as fractions."""
+    first, last = (round(share * (timesteps - 1)) for share in span)
+    return range(first, last)
 
 
 class PolicyMethod(Method):

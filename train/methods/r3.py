@@ -51,6 +51,11 @@ class R3Config(PolicyConfig):
             raise ValueError(f"train.checkpoint_every: a multiple of {cycle}, the steps of a cycle that share images")
         return self
 
+    @model_validator(mode="after")
+    def _refining_has_its_random_steps(self) -> R3Config:
+        self.require_random_steps("refine_range", self.refine_range, self.refine_timesteps)
+        return self
+
 
 class R3(PolicyMethod):
     """Groups of plans and images, then of replies and refined images, compared."""
