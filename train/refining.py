@@ -8,7 +8,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import numpy as np
 from PIL.Image import Image
 from torch import Tensor
 
@@ -26,7 +25,7 @@ from srum.rollout import choose_prompts
 from srum.run import Run, console, load_model
 from srum.run_dir import ImageError, claim_settings, finished, open_image, read_records, run_stage, save_image
 from srum.seeding import seed_for
-from srum.shapes.checker import check
+from srum.shapes.checker import is_right
 from srum.shapes.prompts import from_metadata
 from srum.tensors import read_tensor
 
@@ -198,7 +197,7 @@ def _is_checkable(metadata: Mapping[str, Any]) -> bool:
 
 
 def _verdicts(folder: Path, item: Item, made: Refinement) -> list[bool]:
-    return [check(np.asarray(open_image(folder / turn.image)), dict(item.metadata)).correct for turn in made.turns]
+    return [is_right(open_image(folder / turn.image), item.metadata) for turn in made.turns]
 
 
 def _readable(path: Path) -> Image | None:

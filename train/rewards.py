@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from PIL.Image import Image
 from torch import Tensor
 
@@ -18,7 +17,7 @@ from srum.judging.stage import load_answering
 from srum.records import Failure, Grounding, Judgement, Prompt
 from srum.reward_map import Skipped, rasterize, sample_score
 from srum.run import Run, load_model
-from srum.shapes.checker import check
+from srum.shapes.checker import is_right
 from srum.train.refining import as_candidate, image_judge
 from srum.train.reinforced import Opinion, PolicyConfig
 
@@ -105,7 +104,7 @@ def checker_value(images: Sequence[Image], prompts: Sequence[Prompt]) -> list[Va
     """V = 1 where the exact checker finds what was asked for, else 0: a second opinion that is the truth. The image of
     a prompt that is not of the embedded world has no value."""
     return [
-        Value(float(check(np.asarray(image.convert("RGB")), prompt.metadata).correct))
+        Value(float(is_right(image, prompt.metadata)))
         if "include" in prompt.metadata
         else Value(None, failure=NO_FACTS)
         for image, prompt in zip(images, prompts, strict=True)
