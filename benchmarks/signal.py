@@ -247,6 +247,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rule", nargs="*", action="append", default=[], metavar="A=VALUE", help="to learn by")
     parser.add_argument("--outcome", type=int, default=0, help="instead: development prompts to draw after learning")
     options = parser.parse_args(arguments)
+    if options.prompts % (BATCH // GROUP):
+        parser.error(
+            f"--prompts: {options.prompts} is no multiple of {BATCH // GROUP}, the groups that are drawn at a time"
+        )
     made = bank(options.out, options.draw, options.prompts)
     if options.outcome:
         tell_outcomes(made, options.rule, options.outcome)
