@@ -320,5 +320,5 @@ def test_reconstructions_are_not_taken_for_those_of_other_weights(
         patch.setattr(FakeModel, "draw", None)
         assert reconstruct_images(config, tmp_path / "out", None, "srum-tiny") == line
     for change in ("refine.guidance=3.0", "seed=1"):
-        with pytest.raises(RunError, match="holds images of other settings or weights"):
+        with pytest.raises(RunError, match="holds work of other settings or weights"):
             reconstruct_images(changed(config, [change]), tmp_path / "out", None, None)

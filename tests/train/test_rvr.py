@@ -256,7 +256,7 @@ def test_refining_a_round_goes_on_where_it_was_interrupted(
     made = refine_run(run, run.round(0), "srum-tiny", config)
     assert made == read_records(run.round(0) / "refined/refined.jsonl", Refinement)
     assert len(made) == 24 and all(len(one.turns) == 3 for one in made)
-    with pytest.raises(RunError, match="holds images of other settings or weights"):
+    with pytest.raises(RunError, match="holds work of other settings or weights"):
         refine_run(run, run.round(0), "srum-tiny", run.config)
 
 
