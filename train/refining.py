@@ -23,7 +23,7 @@ from srum.refining import Blame, Score, best_of, refine
 from srum.reward_map import Skipped, rasterize, reason_to_skip, sample_score
 from srum.rollout import choose_prompts
 from srum.run import Run, console, load_model
-from srum.run_dir import ImageError, claim_settings, finished, open_image, read_records, run_stage, save_image
+from srum.run_dir import ImageError, RunError, claim_settings, finished, open_image, read_records, run_stage, save_image
 from srum.seeding import seed_for
 from srum.shapes.checker import is_right
 from srum.shapes.prompts import from_metadata
@@ -122,7 +122,8 @@ def refine_run(run: Run, place: Path, weights: str, config: RunConfig) -> list[R
     """refined/ in ``place``, a round's folder or that of an evaluated arm: its images, drawn again by ``weights``.
 
     refined.jsonl has every image of a chain with its seed and score; it resumes by batches. An image that cannot be
-    read is left out, and counted. Raises RunError where the folder holds refinements of other settings or weights.
+    read is left out, and counted. Raises RunError where none can be read, and where the folder holds refinements of
+    other settings or weights.
     """
     folder, processes = place / "refined", Processes.here()
     items = items_of(run, place)
@@ -130,6 +131,8 @@ def refine_run(run: Run, place: Path, weights: str, config: RunConfig) -> list[R
     processes.once(lambda: claim_settings(folder, wanted))
     if finished(folder, "refined"):
         return read_records(folder / "refined.jsonl", Refinement)
+    if not any(_readable(item.image) for item in items.values()):
+        raise RunError(f"{place}: none of its {len(items)} images can be read; make them again, then refine")
     model = load_model(run.config, weights)
     score, blame = score_and_blame(model, config, run.seed("refine", "judge"))
 
