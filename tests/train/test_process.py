@@ -31,7 +31,7 @@ from srum.strokes import Drawing, Stage
 from srum.train.examples import Example
 from srum.train.feed import Mix
 from srum.train.inspected import inspected
-from srum.train.interleaved import SHORT, exact_chain, long_segments, read_chains, write_chains
+from srum.train.interleaved import SHORT, Turn, exact_chain, long_segments, read_chains, write_chains
 from srum.train.metrics import keep_rows
 from srum.train.tasks.base import recognised
 from srum.train.trainer import train
@@ -97,6 +97,7 @@ def test_a_step_of_both_layouts(layout: str, tmp_path: Path) -> None:
 
 def test_chains_are_written_and_read_again(tmp_path: Path) -> None:
     prompt, turns = exact_chain(np.random.default_rng(1))
+    turns.append(Turn("a\u2028b"))
     write_chains([("one", prompt, turns)], tmp_path / "chains.jsonl")
     ((name, asked, read),) = read_chains(tmp_path / "chains.jsonl")
     assert (name, asked, [t.text for t in read]) == ("one", prompt, [t.text for t in turns])
@@ -106,6 +107,11 @@ def test_chains_are_written_and_read_again(tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text('{"id": "x", "prompt": "p", "turns": [{"text": "a", "image": "b"}]}\n')
     with pytest.raises(RunError, match=r"bad\.jsonl:1"):
         read_chains(tmp_path / "bad.jsonl")
+    line = (tmp_path / "chains.jsonl").read_bytes()
+    for second, message in ((line, "the id 'one' is taken"), (line.replace(b'"one"', b'"\xff"'), "no chain")):
+        (tmp_path / "bad.jsonl").write_bytes(line + b"\n" + second)
+        with pytest.raises(RunError, match=rf"bad\.jsonl:3: {message}"):
+            read_chains(tmp_path / "bad.jsonl")
 
 
 @pytest.mark.parametrize(

@@ -75,8 +75,8 @@ def test_every_source_gives_the_same_pictures(tmp_path: Path, pictures: list[Ima
                 archive.addfile(member, io.BytesIO(data))
     rows = [{"image": {"bytes": encoded(image), "path": None}} for image in pictures]
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=2)
-    lines = [{"image": f"folder/{'deep/' if number else ''}{number}.png"} for number in range(3)]
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    lines = [{"image": f"folder/{'deep/' if number else ''}{number}.png", "of": "\u2028"} for number in range(3)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     wanted = [image.tobytes() for image in pictures]
     for source in (folder, tmp_path / "a.tar", tmp_path / "a.parquet", tmp_path / "a.jsonl"):
         assert pixels_of(source) == wanted
@@ -103,12 +103,14 @@ def test_transparent_pictures_lie_on_white(tmp_path: Path) -> None:
         ("nowhere", "'nowhere' is no image, folder or pattern of images"),
         ("bad.tar", "bad.tar cannot be read as an uncompressed tar"),
         ("bad.jsonl", "bad.jsonl:1: expected the path of an image in 'image' (images.column)"),
+        ("latin.jsonl", "latin.jsonl:2: not JSON in UTF-8"),
     ],
 )
 def test_sources_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, message: str) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bad.tar").write_bytes(b"no archive at all")
     (tmp_path / "bad.jsonl").write_text('{"picture": "a.png"}\n')
+    (tmp_path / "latin.jsonl").write_bytes(b'\n{"image": "\xe9.png"}\n')
     with pytest.raises(RunError) as raised:
         list(read_entries(ImagesConfig(source=source)))
     assert message in str(raised.value)
