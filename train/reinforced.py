@@ -175,7 +175,7 @@ class PolicyMethod(Method):
             f"{tokens.kind}_clipped": clipped(ratios, tokens.credit, low, high),
         }
 
-    def drawn(self, config: Any) -> int:
+    def images_drawn(self, config: Any) -> int:
         """Its minibatches, in each step that does not learn from the images of the one before."""
         return int(-(-config.train.steps // config.updates) * config.minibatches * config.train.batch_size)
 

@@ -74,7 +74,7 @@ class Method:
         """What is said of the losses before the first step of what its mix compares, by its name."""
         return ", ".join(f"{name}: {loss:.3f}" for name, loss in losses.items())
 
-    def drawn(self, config: Any) -> int:
+    def images_drawn(self, config: Any) -> int:
         """How many images its training draws in a round, beside those of the stages."""
         return 0
 
