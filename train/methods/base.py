@@ -130,3 +130,8 @@ def check_mix(config: RunConfig, mix: Sequence[int]) -> None:
 def cross_entropy(tokens: Tokens, config: RunConfig) -> Terms:
     """The terms of text tokens that are learned as they are: replies, plans."""
     return {"cross_entropy": config.train.text_weight * tokens.credit * tokens.error}
+
+
+def weighted_error(tokens: Tokens, config: RunConfig) -> Terms:
+    """The terms of tokens that are learned as they are: the error of images, the cross-entropy of texts."""
+    return cross_entropy(tokens, config) if tokens.kind == "text" else {"error": tokens.credit * tokens.error}

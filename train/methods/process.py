@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 
 from srum.config import Count, RunConfig, TrainConfig
 from srum.stages import Stage
-from srum.train.methods.base import Method, cross_entropy
+from srum.train.methods.base import Method, weighted_error
 from srum.train.objective import Terms, Tokens
 
 if TYPE_CHECKING:
@@ -95,9 +95,7 @@ class Process(Method):
 
     def terms(self, tokens: Tokens, config: ProcessConfig) -> Terms:
         """Both losses as they are."""
-        if tokens.kind == "text":
-            return cross_entropy(tokens, config)
-        return {"error": tokens.credit * tokens.error}
+        return weighted_error(tokens, config)
 
     def draw(self, model: TrainableModel, config: ProcessConfig, seed: int) -> Draw:
         """In strokes; a prompt whose first plan cannot be read is drawn once, without a plan."""

@@ -7,6 +7,7 @@
     examples  [instruction, prompt, plan*, x_t -> x_s*]   [seen, question, reply*]   [clean, seen, edit, x_t -> x_s*]
     reward    image V; plan f (V + w f);  edit C = V - V before; stop C = 1 if that was right, else 0; reply f (C + w)
     loss      max(-A rho, -A clip(rho)) + kl KL(new || entered)
+              images_by=forward: an image is noised anew, A change + beta drift (``train.reinforced``)
 
 A stopped or unreadable reply draws no image, and an unreadable one has f = 0. With ``tree: false`` a group has whole
 chains, and each of their turns has the advantage of the last image.

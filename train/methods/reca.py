@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from srum.config import Count, RunConfig
 from srum.errors import SrumError
 from srum.stages import GROUND, IMAGES, JUDGE, RASTERIZE, ROLLOUT, Stage
-from srum.train.methods.base import Method, check_mix, cross_entropy
+from srum.train.methods.base import Method, check_mix, weighted_error
 from srum.train.objective import Terms, Tokens
 
 if TYPE_CHECKING:
@@ -111,9 +111,7 @@ class Reca(Method):
 
     def terms(self, tokens: Tokens, config: RecaConfig) -> Terms:
         """The error itself."""
-        if tokens.kind == "text":
-            return cross_entropy(tokens, config)
-        return {"error": tokens.credit * tokens.error}
+        return weighted_error(tokens, config)
 
 
 def reconstructions(folder: Path, config: RecaConfig, groups: Mapping[str, str]) -> list[Example]:
