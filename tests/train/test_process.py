@@ -40,7 +40,7 @@ from tests.train.test_flow_grpo import tiny
 
 RED, STAR = Thing("circle", "red", "small", 0, 0), Thing("star", "blue", "small", 2, 2)
 SEEDS = st.integers(0, 2**31)
-SMALL = ("method=process", "samples=5", "train.batch_size=5", "train.steps=1", "train.precision=fp32", "device=cpu")
+SMALL = ("method=process", "samples=4", "train.batch_size=4", "train.steps=1", "train.precision=fp32", "device=cpu")
 
 
 @settings(max_examples=25, deadline=None)
@@ -118,7 +118,7 @@ def test_chains_are_written_and_read_again(tmp_path: Path) -> None:
     ("wrong", "message"),
     [
         ("chains=x.jsonl", "layout=long"),
-        ("train.batch_size=6", "no multiple of 5"),
+        ("train.batch_size=6", "no multiple of 4"),
         ("train.trainable=generation", "texts"),
     ],
 )
@@ -131,8 +131,8 @@ def test_the_defaults_make_a_batch_and_learn_texts() -> None:
     config = load_config(None, ["method=process"])
     kinds = {kind: [Example(id=kind, segments=[])] for kind in SHORT}
     mix = Mix.of_shares(kinds, dict(zip(SHORT, config.shares, strict=True)), config.train.batch_size)  # type: ignore[attr-defined]
-    assert [part.per_step for part in mix.parts] == [24, 24, 12] and config.train.trainable == "all"
-    assert config_of("process", load_config(None, ["train.trainable=all", "train.batch_size=5"])).train.batch_size == 5
+    assert [part.per_step for part in mix.parts] == [16, 16, 32] and config.train.trainable == "all"
+    assert config_of("process", load_config(None, ["train.trainable=all", "train.batch_size=8"])).train.batch_size == 8
 
 
 def test_a_prompt_without_a_readable_plan_is_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
     stages    none: chains of exact scenes, or of a file
     examples  short   [prompt, (clean, seen, description,) plan*, (first image*)]   [clean, seen, plan, image*]
-                      [prompt, plan, seen, inspection*]                             2 : 2 : 1
+                      [prompt, plan, seen, inspection*]                             1 : 1 : 2
               long    [prompt, plan*, image*, clean, seen, inspection*, plan*, image*, ...]        one per chain
     loss      cross-entropy of the texts + |v - u|^2 of the images
 
@@ -33,9 +33,8 @@ if TYPE_CHECKING:
 
 
 class ProcessTrain(TrainConfig):
-    """All weights, as plans and inspections are texts; a batch that the shares divide."""
+    """All weights, as plans and inspections are texts."""
 
-    batch_size: Count = 60
     trainable: Literal["generation", "all"] = "all"
 
 
@@ -49,7 +48,7 @@ class ProcessConfig(RunConfig):
     # stage of a drawing sees the newest image and texts, or all that was written and drawn before it
     chains: str = ""  # a .jsonl file of chains (train/interleaved.py), for layout=long; empty: exact scenes
     samples: Count = 2048  # chains, or stages of chains, of the exact scenes of a round
-    shares: tuple[Count, Count, Count] = (2, 2, 1)  # of plan, draft and inspect in each batch of short examples
+    shares: tuple[Count, Count, Count] = (1, 1, 2)  # of plan, draft and inspect in each batch of short examples
     own: Annotated[int, Field(ge=0)] = 0  # prompts that the model draws before: inspections of these are learned, too
     max_strokes: Count = 5  # of a drawing in an evaluation, at most
     max_refinements: Annotated[int, Field(ge=0)] = 1  # corrections of a stroke there, at most
