@@ -386,6 +386,8 @@ class RunConfig(Section):
         return self
 
 
+# pydantic's names for what is no list, or a longer one, and for what is no section
+NO_LIST, NO_SECTION = ("tuple_type", "too_long"), ("model_type", "dict_type")
 FREE = ("device", "processes", "compile", "train.keep_checkpoints")
 # fields that may change while a run goes on: they say where and how fast it works, not what comes out
 
@@ -493,6 +495,13 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
 def _explain(detail: Any, kind: type[RunConfig]) -> str:
     name = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] in NO_LIST or (detail["type"] == "missing" and isinstance(detail["loc"][-1], int)):
+        field = ".".join(part for part in detail["loc"] if isinstance(part, str))  # of a list, not its place in it
+        usual = dict(_leaves(kind().model_dump())).get(field)
+        example = f" such as [{', '.join(map(str, usual))}]" if isinstance(usual, tuple) else ""
+        return f"{field}: expected a list{example}, got {detail['input']!r}"
+    if detail["type"] in NO_SECTION:
+        return f"{name}: expected keys and values, got {detail['input']!r}"
     if detail["type"] == "extra_forbidden":
         return f"unknown key {name}{suggestion([str(part) for part in detail['loc']], kind)}"
     message = detail["msg"].removeprefix("Value error, ")

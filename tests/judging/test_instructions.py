@@ -60,7 +60,7 @@ def test_a_bad_template_is_named_with_its_field(tmp_path: Path, changes: dict[st
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("text", "message"), [("a: [", "is not YAML"), ("- 1", "the file: "), ("", "the file: ")])
+@pytest.mark.parametrize(("text", "message"), [("a: [", ":1:5: not YAML"), ("- 1", "the file: "), ("", "the file: ")])
 def test_a_file_that_is_no_template(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "own.yaml").write_text(text)
     with pytest.raises(ValueError, match=f"own.yaml:? ?{message}"):
