@@ -26,7 +26,7 @@ from srum.processes import Processes
 from srum.records import Candidate, ContextPart, Name, Prompt, Record
 from srum.run_dir import RunError, atomic, claim_settings, run_stage, write_records
 from srum.seeding import seed_for
-from srum.shapes.checker import check
+from srum.shapes.checker import is_right
 from srum.strokes import Drawing, StrokeSettings, draw_in_strokes
 
 
@@ -168,7 +168,7 @@ def verdicts(
     metadata = {prompt.id: prompt.metadata for prompt in prompts}
     rows = []
     for record in records:
-        right = [check(np.asarray(open_image(folder / file)), metadata[record.id]).correct for file in record.files()]
+        right = [is_right(open_image(folder / file), metadata[record.id]) for file in record.files()]
         rows.append([right[min(k, len(right) - 1)] for k in range(refinements + 1)])
     return rows
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import numpy as np
 from PIL.Image import Image
 from torch import Tensor
 
@@ -25,9 +24,9 @@ from srum.refining import Blame, Score, best_of, refine
 from srum.reward_map import Skipped, rasterize, reason_to_skip, sample_score
 from srum.rollout import choose_prompts
 from srum.run import Run, console, load_model
-from srum.run_dir import claim_settings, finished, read_records, run_stage
+from srum.run_dir import RunError, claim_settings, finished, read_records, run_stage
 from srum.seeding import seed_for
-from srum.shapes.checker import check
+from srum.shapes.checker import is_right
 from srum.shapes.prompts import from_metadata
 from srum.tensors import read_tensor
 
@@ -59,7 +58,7 @@ def image_judge(model: TrainableModel, config: RunConfig, seed: int) -> ImageJud
 def score_and_blame(model: TrainableModel, config: RunConfig, seed: int) -> tuple[Score, Blame]:
     """Scores in [-1, 1] as a round's candidates get them, grounded, judged, the lowest of regions and layout; and their
     reward maps, for which images are judged once more."""
-    judge, rules = image_judge(model, config, seed), config.reward.model_dump(exclude={"centred", "binary", "mapping"})
+    judge, rules = image_judge(model, config, seed), config.reward.signed_rules()
 
     def score(images: Sequence[Image], prompts: Sequence[str]) -> list[float | None]:
         return [
@@ -69,7 +68,7 @@ def score_and_blame(model: TrainableModel, config: RunConfig, seed: int) -> tupl
 
     def blame(images: Sequence[Image], prompts: Sequence[str]) -> list[Tensor | None]:
         said = judge(images, prompts, [{}] * len(images))
-        drawn = [_as_candidate(image) for image in images]
+        drawn = [as_candidate(image) for image in images]
         made = [
             rasterize(one, *judged, model.latent_grid(one.size), **rules)
             for one, judged in zip(drawn, said, strict=True)
@@ -79,7 +78,7 @@ def score_and_blame(model: TrainableModel, config: RunConfig, seed: int) -> tupl
     return score, blame
 
 
-def _as_candidate(image: Image) -> Candidate:
+def as_candidate(image: Image) -> Candidate:
     """What the rasterizer asks of an image that is no round's."""
     return Candidate(
         id="image",
@@ -124,7 +123,8 @@ def refine_run(run: Run, place: Path, weights: str, config: RunConfig) -> list[R
     """refined/ in ``place``, a round's folder or that of an evaluated arm: its images, drawn again by ``weights``.
 
     refined.jsonl has every image of a chain with its seed and score; it resumes by batches. An image that cannot be
-    read is left out, and counted. Raises RunError where the folder holds refinements of other settings or weights.
+    read is left out, and counted. Raises RunError where none can be read, and where the folder holds refinements of
+    other settings or weights.
     """
     folder, processes = place / "refined", Processes.here()
     items = items_of(run, place)
@@ -132,6 +132,8 @@ def refine_run(run: Run, place: Path, weights: str, config: RunConfig) -> list[R
     processes.once(lambda: claim_settings(folder, wanted))
     if finished(folder, "refined"):
         return read_records(folder / "refined.jsonl", Refinement)
+    if not any(_readable(item.image) for item in items.values()):
+        raise RunError(f"{place}: none of its {len(items)} images can be read; make them again, then refine")
     model = load_model(run.config, weights)
     score, blame = score_and_blame(model, config, run.seed("refine", "judge"))
 
@@ -199,7 +201,7 @@ def _is_checkable(metadata: Mapping[str, Any]) -> bool:
 
 
 def _verdicts(folder: Path, item: Item, made: Refinement) -> list[bool]:
-    return [check(np.asarray(open_image(folder / turn.image)), dict(item.metadata)).correct for turn in made.turns]
+    return [is_right(open_image(folder / turn.image), item.metadata) for turn in made.turns]
 
 
 def _readable(path: Path) -> Image | None:
