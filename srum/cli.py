@@ -711,6 +711,7 @@ def chain(
     from srum.models.base import Decoding, Sampling
     from srum.plots import strips_figure
     from srum.run import load_model
+    from srum.shapes.prompts import is_checkable
 
     with _sharing(_check_config(out, config, overrides or [])) as processes:
         wanted = processes.once(lambda: _config(out, config, overrides or []))
@@ -727,7 +728,7 @@ def chain(
         model = load_model(wanted, wanted.model)
         records = draw_chains(model, prompts, settings, out, wanted.seed, wanted.eval.batch_size)
         if processes.rank == 0:
-            if all("tag" in prompt.metadata for prompt in prompts):
+            if all(is_checkable(prompt.metadata, drawing.size) for prompt in prompts):
                 tags = [str(prompt.metadata["tag"]) for prompt in prompts]
                 console.print(accuracy_table(verdicts(records, prompts, out, refinements), tags))
             console.print(f"{len(records)} chains, ended by", endings(records))
@@ -756,6 +757,7 @@ def strokes(
     from srum.models.base import Sampling
     from srum.plots import strips_figure
     from srum.run import load_model
+    from srum.shapes.prompts import is_checkable
     from srum.strokes import StrokeSettings
 
     with _sharing(_check_config(out, config, overrides or [])) as processes:
@@ -774,7 +776,7 @@ def strokes(
         model = load_model(wanted, wanted.model)
         records = draw_strokes(model, prompts, settings, out, wanted.seed, wanted.eval.batch_size)
         if processes.rank == 0:
-            if all("tag" in prompt.metadata for prompt in prompts):
+            if all(is_checkable(prompt.metadata, drawing.size) for prompt in prompts):
                 tags = [str(prompt.metadata["tag"]) for prompt in prompts]
                 console.print(accuracy_table(verdicts(records, prompts, out, budget - 1), tags))
                 console.print(strokes_table(records, prompts, out))

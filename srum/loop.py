@@ -161,7 +161,7 @@ def check_inputs(config: RunConfig) -> RunConfig:
     require_arms(config)
     round_prompts(config, 0)
     if config.eval.count:
-        require_metadata(eval_prompts(config))
+        require_metadata(eval_prompts(config), config.eval.size)
     empty = models.load(config.model, config.device, empty=True)  # it knows its abilities and its grid
     require_abilities(config, empty)
     require_sizes(config, empty)

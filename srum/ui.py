@@ -37,7 +37,7 @@ from srum.reward_map import Skipped, binarized, rasterize, sample_score
 from srum.rollout import own_prompts
 from srum.run import BASE, Run, load_model
 from srum.shapes.checker import Verdict, check
-from srum.shapes.prompts import prompt_set
+from srum.shapes.prompts import is_checkable, prompt_set
 from srum.train.methods.base import Method
 from srum.train.methods.r3 import R3Config
 from srum.train.refining import ImageJudge, drawn_again, image_judge
@@ -175,9 +175,11 @@ class Session:
         return chain
 
     def verdict(self, text: str, image: Image) -> Verdict | None:
-        """The exact checker's verdict, where it knows the prompt."""
+        """The exact checker's verdict, where it knows the prompt and such images."""
         prompt = self.offered.get(text)
-        return check(np.asarray(image), prompt.metadata) if prompt and "tag" in prompt.metadata else None
+        if prompt is None or not is_checkable(prompt.metadata, (image.height, image.width)):
+            return None
+        return check(np.asarray(image), prompt.metadata)
 
     def remarks(self, text: str) -> list[str]:
         """What is to be said of a prompt that the model was not made for."""

@@ -425,3 +425,14 @@ def test_the_shell_completes_fields_and_methods() -> None:
     for words, completed in {"srum run --set train.lr": "train.lr=", "srum run --method region": "region_nft"}.items():
         result = CliRunner().invoke(app, [], env=asked | {"COMP_WORDS": words}, prog_name="srum")
         assert result.output.split() == [completed]
+
+
+@pytest.mark.parametrize("command", ["chain", "strokes"])
+def test_prompts_of_another_world_are_drawn_and_not_checked(command: str) -> None:
+    """GenEval's own file has the layout of the embedded world's metadata."""
+    asked = {"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"}
+    Path("geneval.jsonl").write_text(json.dumps(asked))
+    settings = ["--set=eval.prompts=geneval.jsonl", "--set=eval.count=1"]
+    result = srum(command, "out", *settings)
+    assert result.exit_code == 0, result.output
+    assert "ended by" in result.output and "right, %" not in result.output

@@ -242,6 +242,7 @@ def test_a_stage_needs_the_one_before_it(tmp_path: Path) -> None:
         "device=spread",
         "rollout.size=[60, 64]",
         "eval.size=[60, 64]",
+        "eval.size=[32, 32]",
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path: Path, override: str) -> None:

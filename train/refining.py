@@ -24,10 +24,19 @@ from srum.refining import Blame, Score, best_of, refine
 from srum.reward_map import Skipped, rasterize, reason_to_skip, sample_score
 from srum.rollout import choose_prompts
 from srum.run import Run, console, load_model
-from srum.run_dir import ImageError, claim_settings, finished, open_image, read_records, run_stage, save_image
+from srum.run_dir import (
+    ImageError,
+    claim_settings,
+    finished,
+    image_size,
+    open_image,
+    read_records,
+    run_stage,
+    save_image,
+)
 from srum.seeding import seed_for
 from srum.shapes.checker import check
-from srum.shapes.prompts import from_metadata
+from srum.shapes.prompts import is_checkable
 from srum.tensors import read_tensor
 
 ImageJudge = Callable[
@@ -162,8 +171,9 @@ def refinement_rows(items: Mapping[str, Item], place: Path, made: Sequence[Refin
     """After 0, 1, ... rounds: the share that was drawn again, the judge's mean score, and where the checker can tell
     the accuracy, wrong images made right (mended) and right ones made wrong (broken), in percent of all."""
     longest = max((len(one.turns) for one in made), default=1)
-    checkable = bool(made) and all(_is_checkable(items[one.id].metadata) for one in made)
-    right = [_verdicts(place / "refined", items[one.id], one) for one in made] if checkable else []
+    folder = place / "refined"
+    checkable = bool(made) and all(_is_checkable(folder, items[one.id], one) for one in made)
+    right = [_verdicts(folder, items[one.id], one) for one in made] if checkable else []
     rows = []
     for number in range(longest):
         stays = [kept_of(one.turns[: number + 1], whole=number + 1 >= len(one.turns), kept=one.kept) for one in made]
@@ -189,12 +199,9 @@ def kept_of(turns: Sequence[Turn], whole: bool, kept: int) -> int:
     return kept if whole else best_of([turn.score for turn in turns])
 
 
-def _is_checkable(metadata: Mapping[str, Any]) -> bool:
-    try:
-        from_metadata(dict(metadata))
-    except ValueError:
-        return False
-    return True
+def _is_checkable(folder: Path, item: Item, made: Refinement) -> bool:
+    width, height = image_size(folder / made.turns[0].image)
+    return is_checkable(item.metadata, (height, width))
 
 
 def _verdicts(folder: Path, item: Item, made: Refinement) -> list[bool]:
