@@ -528,7 +528,7 @@ def init(
         raise SrumError(f"{path} is there already; choose another name")
     model = _asked(model, "model (srum-tiny, a folder, or a hub id such as ByteDance-Seed/BAGEL-7B-MoT)", "srum-tiny")
     tiny = model == "srum-tiny"
-    gpus = int(_asked(gpus, "GPUs", str(len(list(Path("/dev").glob("nvidia[0-9]*")))), int))
+    gpus = int(_asked(gpus, "GPUs", str(len(list(Path("/dev").glob("nvidia[0-9]*")))), _count))
     prompts = _asked(prompts, "prompts (a .txt or .jsonl file, or train)", "train" if tiny else "prompts.txt")
     grounder = _asked(grounder, "grounder", "classical" if tiny else "sam")
     judge = _asked(judge, "judge (self, start, a model, or a server's http://...)", "self")
@@ -556,6 +556,12 @@ def init(
 def _asked(given: Any, question: str, default: str, parse: Callable[[str], Any] = str) -> Any:
     """What an option gave, or what is answered, asked again until ``parse`` takes it."""
     return given if given is not None else typer.prompt(question, default=default, value_proc=parse)
+
+
+def _count(answer: str) -> int:
+    if not answer.isdecimal():
+        raise typer.BadParameter(f"{answer!r} is no whole number from 0 on")
+    return int(answer)
 
 
 def _method_name(answer: str) -> str:

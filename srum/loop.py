@@ -21,7 +21,6 @@ from torch.nn import Parameter
 
 from srum import models, own
 from srum.config import ConfigError, RunConfig, config_of
-from srum.errors import SrumError
 from srum.evaluation.accuracy import EvalResult, require_metadata
 from srum.evaluation.comparison import EVAL, eval_prompts, evaluate_arm, summarize, summary_table
 from srum.fork import share_folder
@@ -119,7 +118,7 @@ def _ending(run: Run) -> Iterator[None]:
         yield
     except BaseException:
         if Processes.here().rank == 0:
-            with suppress(SrumError):  # a disk that is full is said by what is raised here
+            with suppress(Exception):  # what went wrong is raised here; the report may fail of the same, and hide it
                 write_report(run.folder)
         raise
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import csv
 import io
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +32,7 @@ from srum.evaluation.accuracy import Accuracy, CheckedImage, CheckedShot, summar
 from srum.evaluation.benchmark import Drawn
 from srum.evaluation.leakage import leakage
 from srum.evaluation.statistics import Estimate, difference
+from srum.json_files import read_json, read_json_lines
 from srum.lazy import Lazy
 from srum.outcomes import in_words, undrawn_in_words
 from srum.own import OWN, JudgedImage
@@ -573,12 +573,11 @@ def _read_text(path: Path) -> str:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(_read_text(path) or "{}")
+    return read_json(path) if path.exists() else {}
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file of JSON lines; one that is being written at this moment is left out."""
-    return [json.loads(line) for line in _read_text(path).splitlines(keepends=True) if line.endswith("\n")]
+    return read_json_lines(path) if path.exists() else []
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

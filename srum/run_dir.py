@@ -112,6 +112,8 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 def _require_empty(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder} is a file; choose a folder")
     if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise RunError(f"{folder} is not empty and has no {CONFIG}; choose another folder")
 

@@ -9,7 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.table import Table
 
 from srum.config import CONFIG, ConfigError, RunConfig, changed
@@ -21,6 +20,7 @@ from srum.processes import Processes
 from srum.reading import RunView
 from srum.run import BASE, Run
 from srum.run_dir import write_json
+from srum.yaml_files import YamlError, parse_yaml
 
 ONLY = "as configured"  # the name of the setting where nothing is varied
 
@@ -34,8 +34,8 @@ def settings(varied: Sequence[str]) -> dict[str, list[str]]:
     for one in varied:
         name, _, text = one.partition("=")
         try:
-            found = yaml.safe_load(f"[{text}]")
-        except yaml.YAMLError:
+            found = parse_yaml(f"[{text}]", one)
+        except YamlError:
             found = []
         if name == "seed":
             raise ConfigError("--vary seed: --seeds says how many of them there are")

@@ -343,6 +343,7 @@ def test_a_users_method_with_stages_and_examples_of_its_own() -> None:
         (["rollout", "new", "--set", "prompts=bad.jsonl"], "bad.jsonl:2: not JSON"),
         (["rollout", "new", "--set", "model=nowhere"], "no model 'nowhere': give a checkpoint folder"),
         (["rollout", "other"], "other is not empty and has no config.yaml"),
+        (["rollout", "other/file"], "other/file is a file"),
     ],
 )
 def test_errors_are_one_line(arguments: list[str], message: str) -> None:

@@ -33,7 +33,7 @@ def test_settings_are_all_combinations() -> None:
     assert list(found.values()) == [
         [f"train.lr={lr}", f"compare={arms}"] for lr in ("1e-3", "0.1") for arms in ("[]", "[sft, srum]")
     ]
-    for wrong in ("train.lr", "=1", "train.lr=", "train.lr=[1"):
+    for wrong in ("train.lr", "=1", "train.lr=", "train.lr=[1", "train.lr=2026-13-45"):
         with pytest.raises(ConfigError, match="expected field=value,value"):
             settings([wrong])
 
