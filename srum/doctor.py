@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
+from srum.disk import GIGABYTE
 from srum.errors import ModelError
 from srum.models import Architecture, architecture, find_device, native_bfloat16
 from srum.models.base import FlowForward, Sampling, Segment, UnifiedModel, require
 from srum.models.needs import BFLOAT, FLOAT, Need, Recipe
 
-GIGABYTE = 1e9
 CONTAINER = Path("/sys/fs/cgroup/memory.max")  # how much it may have in all
 PROCESSES = [2**n for n in range(7)]  # that may share a training
 CHECKED = frozenset({"velocity", "path"})  # abilities of models that can be asked
