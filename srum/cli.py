@@ -27,9 +27,11 @@ from srum.stages import SHIPPED, Stage
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from srum.chains import ChainSettings
     from srum.config import RunConfig
     from srum.processes import Processes
     from srum.run import Run
+    from srum.strokes import StrokeSettings
 
 
 # The commands by group, in the order of `srum --help`.
@@ -708,38 +710,23 @@ def chain(
 
     Where the prompts are the embedded world's, print how accurate the images are after each refinement.
     """
-    from dataclasses import replace
-
-    from srum.chaining import accuracy_table, claim, draw_chains, endings, verdicts
+    from srum.chaining import samplings
     from srum.chains import ChainSettings
     from srum.chains import template as words
-    from srum.loop import console, eval_prompts
-    from srum.models.base import Decoding, Sampling
-    from srum.plots import strips_figure
-    from srum.run import load_model
-    from srum.shapes.prompts import is_checkable
+    from srum.models.base import Decoding
 
-    with _sharing(_check_config(out, config, overrides or [])) as processes:
-        wanted = processes.once(lambda: _config(out, config, overrides or []))
-        drawing, prompts = Sampling(**wanted.eval.sampling()), eval_prompts(wanted)
-        settings = ChainSettings(
+    def settings(wanted: RunConfig) -> ChainSettings:
+        drawing, changing = samplings(wanted, edit_guidance)
+        return ChainSettings(
             drawing=drawing,
-            changing=replace(drawing, guidance=edit_guidance, guidance_interval=(0.0, 1.0)),
+            changing=changing,
             form=words(template),
             plan=wanted.eval.plan,
             max_refinements=refinements,
             decoding=Decoding(temperature=temperature),
         )
-        claim(out, wanted.model, prompts, settings, wanted.seed)
-        model = load_model(wanted, wanted.model)
-        records = draw_chains(model, prompts, settings, out, wanted.seed, wanted.eval.batch_size)
-        if processes.rank == 0:
-            if all(is_checkable(prompt.metadata, drawing.size) for prompt in prompts):
-                tags = [str(prompt.metadata["tag"]) for prompt in prompts]
-                console.print(accuracy_table(verdicts(records, prompts, out, refinements), tags))
-            console.print(f"{len(records)} chains, ended by", endings(records))
-            if image is not None:
-                _save_figure(strips_figure(records[:8], out), image)
+
+    _draw_on(out, config, overrides, settings, image)
 
 
 @app.command()
@@ -755,22 +742,12 @@ def strokes(
     image: Annotated[Path | None, typer.Option(help="Save the first eight as strips, .png, .svg or .pdf.")] = None,
 ) -> None:
     """Draw the evaluation's prompts in strokes: plan, draft, inspect, correct; print what the checker says of each."""
-    from dataclasses import replace
-
-    from srum.chaining import accuracy_table, claim, draw_strokes, endings, verdicts
-    from srum.evaluation.strokes import strokes_table
-    from srum.loop import console, eval_prompts
-    from srum.models.base import Sampling
-    from srum.plots import strips_figure
-    from srum.run import load_model
-    from srum.shapes.prompts import is_checkable
+    from srum.chaining import samplings
     from srum.strokes import StrokeSettings
 
-    with _sharing(_check_config(out, config, overrides or [])) as processes:
-        wanted = processes.once(lambda: _config(out, config, overrides or []))
-        drawing, prompts = Sampling(**wanted.eval.sampling()), eval_prompts(wanted)
-        changing = replace(drawing, guidance=edit_guidance, guidance_interval=(0.0, 1.0))
-        settings = StrokeSettings(
+    def settings(wanted: RunConfig) -> StrokeSettings:
+        drawing, changing = samplings(wanted, edit_guidance)
+        return StrokeSettings(
             drawing=drawing,
             changing=changing,
             layout="long" if long else "short",
@@ -778,15 +755,29 @@ def strokes(
             max_refinements=refinements,
             budget=budget,
         )
-        claim(out, wanted.model, prompts, settings, wanted.seed)
-        model = load_model(wanted, wanted.model)
-        records = draw_strokes(model, prompts, settings, out, wanted.seed, wanted.eval.batch_size)
+
+    _draw_on(out, config, overrides, settings, image)
+
+
+def _draw_on(
+    out: Path,
+    config: Path | None,
+    overrides: list[str] | None,
+    settings: Callable[[RunConfig], ChainSettings | StrokeSettings],
+    image: Path | None,
+) -> None:
+    """Draw the evaluation's prompts in more than one step, and print what came of it."""
+    from srum.chaining import draw_evaluation, endings, tables
+    from srum.loop import console
+    from srum.plots import strips_figure
+
+    with _sharing(_check_config(out, config, overrides or [])) as processes:
+        wanted = processes.once(lambda: _config(out, config, overrides or []))
+        chosen = settings(wanted)
+        records = draw_evaluation(wanted, chosen, out)
         if processes.rank == 0:
-            if all(is_checkable(prompt.metadata, drawing.size) for prompt in prompts):
-                tags = [str(prompt.metadata["tag"]) for prompt in prompts]
-                console.print(accuracy_table(verdicts(records, prompts, out, budget - 1), tags))
-                console.print(strokes_table(records, prompts, out))
-            console.print(f"{len(records)} drawings, ended by", endings(records))
+            console.print(*tables(wanted, chosen, records, out))
+            console.print(f"{len(records)} prompts drawn, ended by", endings(records))
             if image is not None:
                 _save_figure(strips_figure(records[:8], out), image)
 

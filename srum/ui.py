@@ -480,7 +480,8 @@ def _about(session: Session) -> str:
     who = "the model itself, each set of weights its own images" if alone else judge_of(judge)
     sides = f"{len(session.weights) - 1} trained sets of weights beside base; both sides begin from the same noise. "
     return (
-        "Type a prompt and draw it: regions, what the judge says of each, and the reward map that training would get. "
+        "Type a prompt and draw it: regions, what the judge says of each, and the reward map that training would get"
+        f"{', but not centred over candidates, of which there is one' if session.config.reward.centred else ''}. "
         f"{sides if session.trained != BASE else ''}The judge: {who}."
     )
 

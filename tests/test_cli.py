@@ -430,10 +430,10 @@ def test_the_shell_completes_fields_and_methods() -> None:
 
 @pytest.mark.parametrize("command", ["chain", "strokes"])
 def test_prompts_of_another_world_are_drawn_and_not_checked(command: str) -> None:
-    """GenEval's own file has the layout of the embedded world's metadata."""
+    """GenEval's own file has the layout of the embedded world's metadata, whose prompts are checked."""
     asked = {"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"}
     Path("geneval.jsonl").write_text(json.dumps(asked))
-    settings = ["--set=eval.prompts=geneval.jsonl", "--set=eval.count=1"]
-    result = srum(command, "out", *settings)
-    assert result.exit_code == 0, result.output
-    assert "ended by" in result.output and "right, %" not in result.output
+    for prompts, checked in (("geneval.jsonl", False), ("held_out", True)):
+        result = srum(command, prompts.partition(".")[0], f"--set=eval.prompts={prompts}", "--set=eval.count=1")
+        assert result.exit_code == 0, result.output
+        assert "1 prompts drawn, ended by" in result.output and ("right, %" in result.output) == checked
