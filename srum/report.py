@@ -187,7 +187,7 @@ def _gains(arms: Mapping[str, list[CheckedImage]]) -> dict[str, Estimate]:
     correct = {arm: {v.prompt_id: v.correct for v in verdicts} for arm, verdicts in arms.items()}
     base = correct.pop(BASE, {})
     return {
-        arm: difference([of_arm[key] for key in base], list(base.values()))
+        arm: difference([of_arm[key] for key in base], list(base.values())).times(100)
         for arm, of_arm in correct.items()
         if base and base.keys() == of_arm.keys()
     }
