@@ -17,7 +17,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -31,7 +30,7 @@ from srum.judging.self_judge import SelfJudge
 from srum.models.base import UnifiedModel
 from srum.records import Prompt
 from srum.run_dir import write_json
-from srum.shapes.checker import check
+from srum.shapes.checker import is_right
 from srum.shapes.prompts import prompt_set
 
 PLAIN = "plain"
@@ -61,7 +60,7 @@ def draw(model: UnifiedModel, prompts: Sequence[Prompt], seed: int, way: str) ->
     seconds = time.process_time() - start
     judged = SelfJudge(model).judge(images, [prompt.text for prompt in prompts], [[]] * len(images))
     checked = zip(images, prompts, strict=True)
-    right = [check(np.asarray(image), prompt.metadata).correct for image, prompt in checked]
+    right = [is_right(image, prompt.metadata) for image, prompt in checked]
     return {"seconds": seconds, "right": right, "score": [layout.score or 0.0 for _, layout in judged]}
 
 

@@ -17,12 +17,10 @@ import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from srum.records import Prompt
 from srum.run_dir import open_image, read_by_id
 from srum.seeding import seed_for
-from srum.shapes.checker import check
+from srum.shapes.checker import is_right
 from srum.train.advantages import sample_advantages
 from srum.train.data import TrainingRecord, candidate_mix, load_training_records
 from srum.train.feed import Mix
@@ -100,8 +98,7 @@ class Checker(Control):
         folder = run.round(k)
         asked = {name: p.metadata for name, p in read_by_id(folder / "prompts.jsonl", Prompt).items()}
         verdicts = [
-            check(np.asarray(open_image(folder / c.image).convert("RGB")), asked[c.prompt_id]).correct
-            for c in (record.candidate for record in records)
+            is_right(open_image(folder / c.image), asked[c.prompt_id]) for c in (record.candidate for record in records)
         ]
         return sample_advantages([1.0 if right else -1.0 for right in verdicts], prompts(records))
 

@@ -41,7 +41,7 @@ BATCH = 96
 
 
 def judged(folders: Sequence[Path], count: int) -> list[Example]:
-    """At most ``count`` candidates of the runs' first rounds, mixed, with their advantages; ids name the run, too."""
+    """At most ``count`` candidates of the runs' first rounds, mixed, with their advantages."""
     examples = list[Example]()
     for folder in folders:
         config = load_config(folder / CONFIG)
@@ -109,6 +109,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--count", type=int, default=2880)
     options = parser.parse_args(argv)
     examples = judged(options.runs, options.count)
+    if options.trained is None and len(examples) < 2 * BATCH:
+        parser.error(f"--count, runs: a signal takes two batches of {BATCH} candidates, and these are {len(examples)}")
     config = load_config(options.runs[0] / CONFIG)
     model = load_model(config, config.model)
     names = ("signal", "square", "share, %") if options.trained is None else ("push", "distance", "push^2 / distance")

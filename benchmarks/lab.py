@@ -62,10 +62,11 @@ from srum.judging.stage import load_judge
 from srum.loop import evaluate_arms, perform, run_loop
 from srum.models.base import Sampling
 from srum.records import Candidate, Grounding, Judgement, Prompt, RewardMap
+from srum.refining import best_of as best
 from srum.rollout import choose_prompts
 from srum.run import BASE, Run, console, load_model
 from srum.run_dir import atomic, claim_run, open_image, read_records, write_json, write_records
-from srum.shapes.checker import check
+from srum.shapes.checker import is_right
 from srum.train.methods.region_nft import RegionNftConfig
 
 DEVELOPMENT = 280  # prompts; no more than there are for the evaluation
@@ -211,7 +212,7 @@ def best_of(run: Run) -> Verdicts:
     images = judged_images(drawn.round(0))
     return {
         "first": [own[0][1] for own in images],
-        f"best of {count} by the judge": [max(own)[1] for own in images],
+        f"best of {count} by the judge": [own[best([score for score, _ in own])][1] for own in images],
         f"any of {count} right": [any(right for _, right in own) for own in images],
     }
 
@@ -226,14 +227,14 @@ def affordable(config: RunConfig) -> int:
     return 1 + max(1, round((drawn + learned) / (config.eval.count * passes_of(config.eval))))
 
 
-def judged_images(folder: Path) -> list[list[tuple[float, bool]]]:
-    """By prompt, of every candidate in order: the judge's score, -1 where it has none, and the truth."""
+def judged_images(folder: Path) -> list[list[tuple[float | None, bool]]]:
+    """By prompt, of every candidate in order: the judge's score, None where it has none, and the truth."""
     asked = {prompt.id: prompt.metadata for prompt in read_records(folder / "prompts.jsonl", Prompt)}
     scores = {reward.candidate_id: reward.sample_score for reward in read_records(folder / "rewards.jsonl", RewardMap)}
-    images: dict[str, list[tuple[float, bool]]] = {name: [] for name in asked}
+    images: dict[str, list[tuple[float | None, bool]]] = {name: [] for name in asked}
     for one in read_records(folder / "candidates.jsonl", Candidate):
-        picture = np.asarray(open_image(folder / one.image).convert("RGB"))
-        images[one.prompt_id].append((scores.get(one.id, -1.0), check(picture, asked[one.prompt_id]).correct))
+        right = is_right(open_image(folder / one.image), asked[one.prompt_id])
+        images[one.prompt_id].append((scores.get(one.id), right))
     return list(images.values())
 
 

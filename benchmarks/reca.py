@@ -203,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/reca"))
     parser.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", dest="overrides")
     options = parser.parse_args(arguments)
-    rows = measure(options.out, options.seeds, [BASE, *options.arms], options.overrides)
+    rows = measure(options.out, options.seeds, list(dict.fromkeys([BASE, *options.arms])), options.overrides)
     write_json(options.out / "reca.json", {arm: [vars(one) for one in own] for arm, own in rows.items()})
 
 

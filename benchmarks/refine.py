@@ -48,7 +48,7 @@ from srum.rollout import choose_prompts
 from srum.run import Run, console, load_model
 from srum.run_dir import claim_run, open_image, save_image, write_json
 from srum.seeding import seed_for
-from srum.shapes.checker import check
+from srum.shapes.checker import is_right
 from srum.shapes.hard_negatives import perturb
 from srum.shapes.prompts import sample_prompt
 from srum.shapes.render import render
@@ -335,7 +335,7 @@ def outcome(ground: Ground, chains: Sequence[Chain], config: RefineConfig | None
 
 
 def right(prompt: Prompt, image: Image) -> bool:
-    return check(np.asarray(image.convert("RGB")), prompt.metadata).correct
+    return is_right(image, prompt.metadata)
 
 
 # --- all seeds

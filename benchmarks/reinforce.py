@@ -108,7 +108,6 @@ class Outcome:
 def measured(folder: Path, arm: str, config: RunConfig) -> Outcome:
     """Trained, where it is not the base model, and measured."""
     run = Run(folder / arm, config)
-    claim_run(run.folder, config, resume=True)
     if arm != BASE:
         for stage in run.stages:
             perform(run, stage, 0)
@@ -203,21 +202,25 @@ def values_of(run: Run) -> list[float]:
 def measure(
     folder: Path, seeds: Sequence[int], arms: Sequence[str], steps: int, overrides: Sequence[str], more: int = 0
 ) -> dict[str, list[Outcome]]:
-    """The outcomes seed by seed; what is finished is read. The tables of what there is after each seed."""
+    """The outcomes seed by seed; what is finished is read. The tables of what there is after each seed.
+
+    Raises RunError for a folder of other overrides or steps.
+    """
     counts = f"prompt_count={steps * BATCH // GROUP}", f"train.steps={steps}"
     rows, drawn_once = dict[str, list[Outcome]](), dict[str, list[list[bool]]]()
     for seed in seeds:
-        ours = folder / f"seed-{seed}"
+        place = folder / f"seed-{seed}"
         for arm in arms:
-            path = ours / arm / "outcome.json"
-            ours_alone = *ARMS[arm], *learned(arm, steps)
-            config = load_config(None, [*SMALL, *counts, *ours_alone, *overrides, f"seed={seed}"])
+            path = place / arm / "outcome.json"
+            overrides_of_arm = *ARMS[arm], *learned(arm, steps)
+            config = load_config(None, [*SMALL, *counts, *overrides_of_arm, *overrides, f"seed={seed}"])
+            claim_run(path.parent, config, resume=True)
             if not path.exists():
-                outcome = chosen(rows[BASE][-1], config) if arm == BEST else measured(ours, arm, config)
+                outcome = chosen(rows[BASE][-1], config) if arm == BEST else measured(place, arm, config)
                 write_json(path, vars(outcome))
             rows.setdefault(arm, []).append(Outcome(**json.loads(path.read_text())))
             if more and arm != BEST:
-                drawn_once.setdefault(arm, []).append(bare(ours, arm, config, more))
+                drawn_once.setdefault(arm, []).append(bare(place, arm, config, more))
         console.print(drawing_table(rows), understanding_table(rows))
         if more:
             console.print(bare_table(drawn_once))

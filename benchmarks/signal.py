@@ -27,7 +27,6 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-import numpy as np
 import torch
 from rich.table import Table
 
@@ -39,7 +38,7 @@ from srum.models.base import Generated, RandomStep, Written
 from srum.processes import Processes
 from srum.rollout import round_prompts
 from srum.run import Run, console, load_model
-from srum.shapes.checker import check
+from srum.shapes.checker import is_right
 from srum.shapes.prompts import prompt_set
 from srum.train import lora
 from srum.train.examples import Example
@@ -219,7 +218,7 @@ def verdicts(model: Any, count: int, settings: Mapping[str, Any]) -> list[bool]:
     for start in range(0, count, BATCH):
         some = {prompt.id: prompt for prompt in prompts[start : start + BATCH]}
         made = accuracy.drawn(model, some, EvalConfig(**settings), 0)
-        right += [check(np.asarray(m.image), p.metadata).correct for m, p in zip(made, some.values(), strict=True)]
+        right += [is_right(m.image, p.metadata) for m, p in zip(made, some.values(), strict=True)]
     return right
 
 
@@ -248,6 +247,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rule", nargs="*", action="append", default=[], metavar="A=VALUE", help="to learn by")
     parser.add_argument("--outcome", type=int, default=0, help="instead: development prompts to draw after learning")
     options = parser.parse_args(arguments)
+    if options.prompts % (BATCH // GROUP):
+        parser.error(
+            f"--prompts: {options.prompts} is no multiple of {BATCH // GROUP}, the groups that are drawn at a time"
+        )
     made = bank(options.out, options.draw, options.prompts)
     if options.outcome:
         tell_outcomes(made, options.rule, options.outcome)

@@ -28,7 +28,7 @@ from srum.evaluation.statistics import wilson
 from srum.judging.self_judge import SelfJudge
 from srum.models.base import Decoding, Sampling, Segment, UnifiedModel, to_edit
 from srum.records import Region
-from srum.shapes.checker import check, parse
+from srum.shapes.checker import is_right, parse
 from srum.shapes.edits import Edit, apply, format_edits, parse_reflection, same_things
 from srum.shapes.hard_negatives import perturb
 from srum.shapes.matching import completable
@@ -79,7 +79,7 @@ class Case:
 
     @property
     def right(self) -> bool:
-        return check(np.asarray(self.image), self.metadata).correct
+        return is_right(self.image, self.metadata)
 
 
 def share(name: str, correct: Sequence[bool]) -> Skill:

@@ -1,4 +1,4 @@
-"""Pages of the site that are made when it is built: the config, the commands, the notebooks."""
+"""What of the site is made when it is built: the config, the commands, the notebooks, the README's results at home."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typer.main import get_command
 from srum.cli import app
 from srum.explain import reference
 
-NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+README = Path(__file__).parents[1] / "README.md"
+NOTEBOOKS = README.parent / "notebooks"
 CONFIG = """# The config
 
 Every field of `config.yaml`, as `srum config --explain FIELD` has it: what it may be, its default, what it means.
@@ -31,3 +32,14 @@ def on_files(files: Any, config: Any) -> None:
     files.append(File.generated(config, "reference/commands.md", content=commands))
     for path in sorted(NOTEBOOKS.glob("*.ipynb")):
         files.append(File(f"notebooks/{path.name}", NOTEBOOKS.parent, config.site_dir, config.use_directory_urls))
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    """Put the README's results where the home page has the marker."""
+    return markdown.replace("<!-- results -->", results()) if page.file.src_uri == "index.md" else markdown
+
+
+def results() -> str:
+    """The section of the README, its links as they are from within docs/."""
+    _, rest = README.read_text(encoding="utf-8").split("## What it gains\n")
+    return "## What it gains\n" + rest.partition("\n## ")[0].replace("](docs/", "](")

@@ -29,7 +29,7 @@ from srum.records import Candidate, ContextPart, Name, Prompt, Record
 from srum.run import load_model
 from srum.run_dir import RunError, atomic, claim_settings, open_image, run_stage, save_image, write_records
 from srum.seeding import seed_for
-from srum.shapes.checker import check
+from srum.shapes.checker import is_right
 from srum.shapes.prompts import is_checkable
 from srum.strokes import Drawing, StrokeSettings, draw_in_strokes
 
@@ -210,7 +210,7 @@ def verdicts(
     metadata = {prompt.id: prompt.metadata for prompt in prompts}
     rows = []
     for record in records:
-        right = [check(np.asarray(open_image(folder / file)), metadata[record.id]).correct for file in record.files()]
+        right = [is_right(open_image(folder / file), metadata[record.id]) for file in record.files()]
         rows.append([(right or [False])[min(k, len(right) - 1)] for k in range(refinements + 1)])
     return rows
 

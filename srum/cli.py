@@ -69,6 +69,23 @@ class OneLineErrors(TyperGroup):
         except SrumError as error:
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(2) from None
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
+            typer.echo(f"error: {str(error).partition('. ')[0]}: {SMALLER}", err=True)
+            raise typer.Exit(2) from None
+
+
+# What to do where a device has no room for a batch.
+SMALLER = (
+    "lower the number of the stage (rollout.batch_size, judge.batch_size, train.memory.pack_tokens, eval.batch_size); "
+    "docs/howto/memory.md says how the run goes on with it"
+)
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    torch = sys.modules.get("torch")  # not imported for an Exit, which is a RuntimeError, too
+    return torch is not None and isinstance(error, torch.OutOfMemoryError)
 
 
 def main() -> None:
@@ -116,7 +133,12 @@ def _known_overrides(incomplete: str) -> list[str]:
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="A.B=VALUE", help="Override; may be repeated.", autocompletion=_known_overrides),
+    typer.Option(
+        "--set",
+        metavar="A.B=VALUE",
+        help="Override of one field, such as train.lr=1e-5; repeat --set for each.",
+        autocompletion=_known_overrides,
+    ),
 ]
 
 
@@ -141,13 +163,13 @@ def _stage_command(stage: Stage) -> Callable[..., None]:
     """The command of a stage. That of the first makes the run where there is none."""
 
     def command(run: RunFolder, round_: Round = 0, config: ConfigFile = None, overrides: Overrides = None) -> None:
-        wanted = _check_config(run, config, overrides or [])
+        wanted = _check_config(run, config, overrides or [], new=stage.name in BEGIN)
 
         from srum.loop import next_command, perform
 
         with (
             _sharing(None if stage.name in AT_ONCE else wanted) as processes,
-            _opened(run, config, overrides, new=stage.name in BEGIN) as opened,
+            _opened(run, config, overrides) as opened,
         ):
             perform(opened, stage.name, round_)
             if processes.rank == 0:
@@ -171,7 +193,7 @@ def eval_(
 
     After the last round this writes summary.json and the report; with --round, the folder eval/ of that round.
     """
-    wanted = _check_config(run, config, overrides or [])
+    wanted = _check_config(run, config, overrides or [], new=False)
 
     from srum import loop
     from srum.rollout import own_prompts
@@ -202,7 +224,10 @@ def report(run: RunFolder) -> None:
 @app.command()
 def show(
     run: RunFolder,
-    candidate: Annotated[str, typer.Argument(metavar="CANDIDATE", help="Id of the candidate.")],
+    candidate: Annotated[
+        str,
+        typer.Argument(metavar="CANDIDATE", help="Its id, as report.html and candidates.jsonl have it: train-0003-1."),
+    ],
     round_: Annotated[
         int | None, typer.Option("--round", min=0, help="Round (default: the newest that has it).")
     ] = None,
@@ -306,7 +331,10 @@ def export(
 @app.command()
 def publish(
     run: RunFolder,
-    arm: Annotated[str, typer.Argument(metavar="ARM", help="The arm whose newest weights are published.")],
+    arm: Annotated[
+        str,
+        typer.Argument(metavar="ARM", help="The arm whose newest weights are published: a method, such as region_nft."),
+    ],
     destination: Annotated[str, typer.Argument(metavar="DIR|OWNER/NAME", help="A new folder, or a name on the hub.")],
     adapter: Annotated[bool, typer.Option("--adapter", help="The LoRA adapter alone, with its base named.")] = False,
     private: Annotated[bool, typer.Option("--private", help="On the hub, where only its owner sees it.")] = False,
@@ -400,7 +428,7 @@ def import_(
     from srum.pair_interchange import import_pairs
 
     paired = lines.is_dir() or lines.suffix == ".parquet"
-    with _opened(run, config, overrides, new=True) as opened:
+    with _opened(run, config, overrides) as opened:
         model = models.load(opened.config.model, opened.config.device, empty=True)  # its autoencoder alone is asked
         read = import_pairs if paired else import_round
         count, problems = read(lines, images, model, opened.round(round_))
@@ -414,7 +442,13 @@ def import_(
 def fork(
     run: RunFolder,
     new: Annotated[Path, typer.Argument(metavar="NEW", help="Folder of the new run.")],
-    stage: Annotated[str, typer.Option("--from", help="First stage that the new run does itself.")],
+    stage: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            help="First stage that the new run does itself: rollout, ground, judge, rasterize, images, pair or train.",
+        ),
+    ],
     method: Annotated[str | None, typer.Option(help="Another method for the new run.")] = None,
     round_: Annotated[
         int | None, typer.Option("--round", min=0, help="Round of that stage (default: the last that has come so far).")
@@ -436,7 +470,8 @@ def run_(
     config: ConfigFile = None,
     overrides: Overrides = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with a run that was interrupted, or by more rounds.")
+        bool,
+        typer.Option("--resume", help="Go on with a run that was interrupted; with --set rounds=N, by more rounds."),
     ] = False,
     grounder: Annotated[str | None, typer.Option(help="sam, detector, classical, ... or my_module:MyGrounder.")] = None,
     method: Annotated[
@@ -645,16 +680,16 @@ def refine(
     Into the folder refined/ beside them, resumable; ends in a table. The run and its config stay as they are.
     """
     from srum.config import CONFIG, changed, load_config
-    from srum.loop import console
-    from srum.run import Run, newest_weights
-    from srum.run_dir import RunError, alone_in
 
     if not (run / CONFIG).exists():
-        raise RunError(f"{run} is not the folder of a run: it has no {CONFIG}")
+        raise SrumError(f"{run} is not the folder of a run: it has no {CONFIG}")
     if arm is not None and round_ is not None:
         raise SrumError("--round and --eval: give one of them")
     wanted = changed(load_config(run / CONFIG), [*(overrides or []), *([f"refine.rounds={rounds}"] if rounds else [])])
 
+    from srum.loop import console
+    from srum.run import Run, newest_weights
+    from srum.run_dir import alone_in
     from srum.show import rows_table
     from srum.train.refining import items_of, refine_run, refinement_rows
 
@@ -706,7 +741,8 @@ def chain(
         Path | None, typer.Option(help="Save the first eight chains as strips, .png, .svg or .pdf.")
     ] = None,
 ) -> None:
-    """Draw the evaluation's prompts with a chain: plan, draw, look, say what must change, draw that.
+    """Draw the evaluation's prompts with a chain: draw, look, say what must change, draw that; after a plan only with
+    --set eval.plan=true.
 
     Where the prompts are the embedded world's, print how accurate the images are after each refinement.
     """
@@ -883,20 +919,18 @@ def _json(text: str) -> Any:
 
 
 @contextmanager
-def _opened(folder: Path, config: Path | None, overrides: list[str] | None, new: bool = False) -> Iterator[Run]:
-    """The run in ``folder``, to be worked in by this launch alone; where there is none and ``new`` allows it, a new one
-    whose prompts and model exist."""
+def _opened(folder: Path, config: Path | None, overrides: list[str] | None) -> Iterator[Run]:
+    """The run in ``folder``, to be worked in by this launch alone; where there is none, a new one whose prompts and
+    model exist."""
     from srum import models
     from srum.processes import Processes
     from srum.rollout import round_prompts
     from srum.run import Run
-    from srum.run_dir import CONFIG, RunError, alone_in, claim_run
+    from srum.run_dir import CONFIG, alone_in, claim_run
 
     def wanted_config() -> RunConfig:
         wanted = _config(folder, config, overrides or [])
         if not (folder / CONFIG).exists():
-            if not new:
-                raise RunError(f"{folder} is not the folder of a run: it has no {CONFIG}; srum rollout makes one")
             models.require_model(wanted.model)
             round_prompts(wanted, 0)
         settled: RunConfig = models.settled(wanted)
@@ -918,9 +952,17 @@ def _config(folder: Path, config: Path | None, overrides: list[str]) -> RunConfi
     return load_config(config, overrides)
 
 
-def _check_config(folder: Path, config: Path | None, overrides: list[str]) -> RunConfig | None:
-    """The config, or ConfigError now, before the imports of weight; of process 0, which alone reads files."""
-    return _config(folder, config, overrides) if int(os.environ.get("RANK", "0")) == 0 else None
+def _check_config(folder: Path, config: Path | None, overrides: list[str], new: bool = True) -> RunConfig | None:
+    """The config, or ConfigError now, before the imports of weight, or SrumError where there is no run and the command
+    makes none (``new``); of process 0, which alone reads files."""
+    from srum.config import CONFIG
+
+    if int(os.environ.get("RANK", "0")):
+        return None
+    wanted = _config(folder, config, overrides)
+    if not new and not (folder / CONFIG).exists():
+        raise SrumError(f"{folder} is not the folder of a run: it has no {CONFIG}; srum rollout makes one")
+    return wanted
 
 
 @contextmanager

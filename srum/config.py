@@ -176,6 +176,13 @@ class JudgeConfig(Section):
             raise ValueError(f"think: there is no reply to think in while reply is {self.reply}")
         return self
 
+    def require_replies(self, field: str) -> None:
+        """ValueError, naming the ``field`` that wants replies to be learned, where there will be none to learn."""
+        if self.view != "boxes" or self.think:
+            raise ValueError(f"{field}: replies are learned with judge.view=boxes and judge.think=false")
+        if self.reply == "none":
+            raise ValueError(f"{field}: there is no reply to learn while judge.reply is none")
+
     def frozen(self) -> JudgeConfig:
         """The same judge with the weights that entered the run, where it would have the newest."""
         return self.model_copy(update={"model": "start"}) if self.model == "self" else self
@@ -195,6 +202,10 @@ class RewardConfig(Section):
     def rules(self) -> dict[str, Any]:
         """What ``rasterize`` takes by name."""
         return self.model_dump(exclude={"centred", "binary"})
+
+    def signed_rules(self) -> dict[str, Any]:
+        """The same for maps in [-1, 1], whatever the ``mapping``."""
+        return self.rules() | {"mapping": "signed"}
 
     @model_validator(mode="after")
     def _the_reference_stays_as_it_is(self) -> RewardConfig:
@@ -357,10 +368,8 @@ class RunConfig(Section):
     def _no_contradiction(self) -> RunConfig:
         if not re.fullmatch(r"auto|spread|cpu|mps|(cuda|xpu)(:\d+)?", self.device):
             raise ValueError(f"device: {self.device!r} is none; expected auto, spread, cpu, mps, cuda or cuda:1")
-        if self.train.replies and (self.judge.view != "boxes" or self.judge.think):
-            raise ValueError("train.replies: replies are learned with judge.view=boxes and judge.think=false")
-        if self.train.replies and self.judge.reply == "none":
-            raise ValueError("train.replies: there is no reply to learn while judge.reply is none")
+        if self.train.replies:
+            self.judge.require_replies("train.replies")
         if self.rollout.server.url and self.rounds > 1:
             raise ValueError("rounds: rollout.server draws with the weights that it was started with; set rounds=1")
         if self.train.plan_in_context and not self.rollout.planned(self.candidates_per_prompt):
@@ -368,8 +377,15 @@ class RunConfig(Section):
         return self
 
 
+# pydantic's names for what is no list, or a longer one, and for what is no section
+NO_LIST, NO_SECTION = ("tuple_type", "too_long"), ("model_type", "dict_type")
 FREE = ("device", "processes", "compile", "train.keep_checkpoints")
 # fields that may change while a run goes on: they say where and how fast it works, not what comes out
+
+
+def fixed_fields(config: RunConfig) -> dict[str, Any]:
+    """All others by their dotted names, as plain values; but for ``rounds``, of which there may be more."""
+    return {name: value for name, value in _leaves(config.model_dump(mode="json")) if name not in (*FREE, "rounds")}
 
 
 def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -> RunConfig:
@@ -411,7 +427,7 @@ def config_class(method: str) -> type[RunConfig]:
 
 def config_of(method: str, config: RunConfig) -> RunConfig:
     """The config as another method has it: what they share stays, its own fields have their defaults."""
-    shared = {name: getattr(config, name) for name in RunConfig.model_fields} | {"method": method}
+    shared = config.model_dump(include=set(RunConfig.model_fields)) | {"method": method}
     return config_class(method).model_validate(shared)
 
 
@@ -468,6 +484,13 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
 def _explain(detail: Any, kind: type[RunConfig]) -> str:
     name = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] in NO_LIST or (detail["type"] == "missing" and isinstance(detail["loc"][-1], int)):
+        field = ".".join(part for part in detail["loc"] if isinstance(part, str))  # of a list, not its place in it
+        usual = dict(_leaves(kind().model_dump())).get(field)
+        example = f" such as [{', '.join(map(str, usual))}]" if isinstance(usual, tuple) else ""
+        return f"{field}: expected a list{example}, got {detail['input']!r}"
+    if detail["type"] in NO_SECTION:
+        return f"{name}: expected keys and values, got {detail['input']!r}"
     if detail["type"] == "extra_forbidden":
         return f"unknown key {name}{suggestion([str(part) for part in detail['loc']], kind)}"
     message = detail["msg"].removeprefix("Value error, ")

@@ -247,14 +247,14 @@ def from_value(value: Any, folder: Path, place: str) -> Image.Image:
 
 
 def _json_lines(path: Path, column: str) -> Iterator[Entry]:
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
         if not line.strip():
             continue
         place = f"{path}:{number}"
         try:
-            values = json.loads(line)
+            values = json.loads(line.decode("utf-8-sig"))
         except ValueError as error:
-            raise RunError(f"{place}: not JSON: {error}") from None
+            raise RunError(f"{place}: not JSON in UTF-8: {error}") from None
         if not isinstance(values, dict) or not isinstance(values.get(column), str):
             raise RunError(f"{place}: expected the path of an image in {column!r} (images.column)")
         yield Entry(place, partial(from_value, values[column], path.parent, place))

@@ -385,7 +385,7 @@ def _is_known(config: RunConfig) -> bool:
         and judge.model in ("self", "start")
         and config.ground.grounder in LIGHT
         and not any(":" in name for name in (config.method, *config.compare))
-        and not any(arm.method.drawn(arm.config) for arm in arms)
+        and not any(arm.method.images_drawn(arm.config) for arm in arms)
     )
 
 

@@ -269,7 +269,7 @@ def claim_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     there = read_json(held)
     if changed := [name for name in {**there, **wanted} if there.get(name) != wanted.get(name)]:
         raise RunError(
-            f"{folder} holds images of other settings or weights ({held.name}: {', '.join(changed)}); "
+            f"{folder} holds work of other settings or weights ({held.name}: {', '.join(changed)}); "
             "choose another, or delete it"
         )
 

@@ -18,11 +18,16 @@ class YamlError(SrumError, ValueError):
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """The value of a text. Raises YamlError, naming ``where`` it is from, also for a date that is none."""
+    """The value of a text. Raises YamlError for what is none, also a date, with ``where`` it is from, and the place."""
     try:
         return yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        mark: Any = error.problem_mark
+        raise YamlError(f"{where}:{mark.line + 1}:{mark.column + 1}: not YAML: {error.problem}") from None
+    except yaml.reader.ReaderError as error:
+        raise YamlError(f"{where}: not YAML: {error.reason}: #x{error.character:04x}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise YamlError(f"{where} is not YAML: {' '.join(str(error).split())[:300]}") from None
+        raise YamlError(f"{where}: not YAML: {error}") from None
 
 
 def read_yaml(path: Path) -> Any:

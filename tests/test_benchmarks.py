@@ -21,6 +21,7 @@ from benchmarks import (
     costs,
     dry_runs,
     gpu_check,
+    gradients,
     judge,
     lab,
     medium,
@@ -32,6 +33,7 @@ from benchmarks import (
     reinforce,
     report,
     scale,
+    signal,
     stacked,
     stages,
     training,
@@ -386,6 +388,54 @@ def test_of_two_drawings_the_one_that_the_judge_prefers(monkeypatch: pytest.Monk
     assert best.refined == {mode: [False, True, True, True] for mode in reinforce.MODES}
     table = reinforce.drawing_table({"base": [best], "best_of": [best]})
     assert list(table.columns[-2].cells) == ["60"] * 4  # passes: two drawings of 15 guided steps
+
+
+def test_counts_that_make_no_batches_are_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gradients, "judged", lambda *_: [None] * 191)
+    for main, arguments, message in (
+        (gradients.main, ["run"], "a signal takes two batches of 96 candidates, and these are 191"),
+        (signal.main, ["--prompts", "12"], "12 is no multiple of 8"),
+    ):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_outcomes_of_other_settings_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    modes = {mode: [True, False] for mode in reinforce.MODES}
+    outcome = reinforce.Outcome(
+        modes, modes, {mode: ["stop"] * 2 for mode in modes}, [0.5, -0.5], [True], [0.5, -0.5], [True], []
+    )
+    monkeypatch.setattr(reinforce, "measured", lambda *_: outcome)
+    monkeypatch.setattr(reinforce, "chosen", lambda *_: outcome)
+
+    def measure(steps: int, *overrides: str) -> dict[str, list[reinforce.Outcome]]:
+        return reinforce.measure(tmp_path, [0], ["base", "flow_grpo", "best_of"], steps, overrides)
+
+    assert measure(4) == measure(4) == {arm: [outcome] for arm in ("base", "flow_grpo", "best_of")}
+    for steps, *overrides in ((5,), (4, "eval.count=4")):
+        with pytest.raises(RunError, match="is a run of another config"):
+            measure(steps, *overrides)
+
+
+@pytest.mark.parametrize(
+    ("scores", "chosen"),
+    [([0.5, 0.5, -1.0], 0), ([-0.5, 0.0, 0.0], 1), ([None, -1.0, None], 1), ([None, None, None], 0)],
+)
+def test_best_of_n_does_not_know_the_truth(
+    scores: list[float | None], chosen: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever of three is the right one: of equal scores the first is taken, what failed last."""
+    for right in range(3):
+        images = [(score, place == right) for place, score in enumerate(scores)]
+        for name in ("branch", "judge_round_0"):
+            monkeypatch.setattr(lab, name, lambda run, *_: run)
+        monkeypatch.setattr(lab, "judged_images", lambda _, of=images: [of])
+        found = lab.best_of(Run(tmp_path, load_config(None, ["eval.count=7"])))
+        (best,) = (verdicts for name, verdicts in found.items() if "by the judge" in name)
+        assert best == [right == chosen]
 
 
 def test_arms_are_compared_prompt_by_prompt_over_seeds() -> None:

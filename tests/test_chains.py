@@ -115,7 +115,7 @@ def test_a_file_that_is_no_template_is_named(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("version: 1\nthought: line\nquestion: What now?\nstop: No.\n")
     with pytest.raises(TemplateError, match="version"):
         template(str(tmp_path / "mine.yaml"))
-    damaged = {b"stop: 2001-99-99": "is not YAML: month", b"\xff\xfe": "not YAML in UTF-8", b"a: [": "is not YAML"}
+    damaged = {b"stop: 2001-99-99": "not YAML: month", b"\xff\xfe": "not YAML in UTF-8", b"a: [": ":1:5: not YAML"}
     for content, message in damaged.items():
         (tmp_path / "mine.yaml").write_bytes(content)
         with pytest.raises(TemplateError, match=message) as raised:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -76,6 +77,8 @@ HEAVY = {"torch", "numpy", "matplotlib", "transformers", "PIL"}
         (["run", "--config", "nowhere.yaml"], 2),
         (["config", "--explain", "train.lr"], 0),
         (["ground", "run", "--set", "train.lrr=1"], 2),
+        (["judge", "nowhere"], 2),
+        (["eval", "nowhere"], 2),
     ],
 )
 def test_help_and_a_typo_are_answered_without_imports_of_weight(arguments: list[str], status: int) -> None:
@@ -98,6 +101,18 @@ def test_an_error_of_ours_is_a_traceback(monkeypatch: pytest.MonkeyPatch, fault:
     monkeypatch.setattr(FakeModel, "draw", broken)
     result = srum("rollout", "run", *SETS)
     assert result.exception is fault and "error: " not in result.stderr
+
+
+def test_a_device_without_room_is_one_line_that_says_what_to_lower(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object, **named: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has\na total capacity of 1")
+
+    monkeypatch.setattr(FakeModel, "draw", full)
+    error = error_of(srum("rollout", "run", *SETS))
+    assert error.startswith("CUDA out of memory: lower the number of the stage (rollout.batch_size, judge.batch_size, ")
+    page = Path(__file__).parents[1] / "docs/howto/memory.md"
+    named = re.findall(r"[a-z]+\.[a-z_.]+(?=[,)])", error.partition("(")[2])
+    assert len(named) == 4 and all(f"`{field}`" in page.read_text(encoding="utf-8") for field in named)
 
 
 def test_every_expected_error_has_the_one_base() -> None:

@@ -87,7 +87,7 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
         ("train.lr=-1", "train.lr: Input should be greater than 0, got -1"),
         ("train.lr=.nan", "train.lr: Input should be a finite number, got nan"),
         ("train.steps=two", "train.steps: "),
-        ("train=3", "train: "),
+        ("train=3", "train: expected keys and values, got 3"),
         ("train.tracker=paper", "train.tracker: Input should be 'tensorboard', 'wandb' or 'trackio', got 'paper'"),
         ("train.betas=[0.9, 1.0]", "train.betas.1: Input should be less than 1, got 1.0"),
         ("old_decay=2", "old_decay: Input should be less than or equal to 1, got 2"),
@@ -104,7 +104,10 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
         ("constraint_weight=0.5", "unknown key constraint_weight; known here are method, model, device"),
         ("train.beta=0.5", "unknown key train.beta; did you mean train.betas?"),
         ("train.old_decay=0.5", "unknown key train.old_decay; did you mean old_decay?"),
-        ("compare=false", "compare: Input should be a valid tuple, got False"),
+        ("compare=sft", "compare: expected a list such as [sft, srum], got 'sft'"),
+        ("rollout.size=512", "rollout.size: expected a list such as [64, 64], got 512"),
+        ("rollout.size=[512]", "rollout.size: expected a list such as [64, 64], got [512]"),
+        ("rollout.size=[1, 2, 3]", "rollout.size: expected a list such as [64, 64], got [1, 2, 3]"),
         ("seed.x=3", "seed: "),
         ("device=gpu", "device: 'gpu' is none; expected auto, spread, cpu, mps, cuda or cuda:1"),
         ("device='cpu:1'", "device: 'cpu:1' is none"),
@@ -114,7 +117,7 @@ def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
         ("eval.guidance_interval=[0.5, 0.5]", "eval.guidance_interval: (0.5, 0.5) is empty"),
         ("candidates_per_prompt=1", "candidates_per_prompt: region_nft compares"),
         ("ground.max_area=0.0", "ground.min_area: 0.0 leaves no area below max_area=0.0"),
-        ("ground.options=3", "ground.options: Input should be a valid dictionary, got 3"),
+        ("ground.options=3", "ground.options: expected keys and values, got 3"),
         ("judge.server={url: http://x/v1, model: m}", "judge.soft: a server gives no log-probabilities"),
         ("judge={soft: false, reply: none, server: {url: http://x, model: m}}", "judge.soft: a server gives"),
         ("judge={soft: false, model: start, server: {url: http://x, model: m}}", "judge.model: 'start' cannot judge"),
@@ -162,7 +165,16 @@ def test_replies_to_learn_need_a_judge_that_replies() -> None:
     assert load_config(None, [*learn, "judge.reply=constrained"]).train.replies == 16
 
 
-@pytest.mark.parametrize(("text", "message"), [("- 1\n", "expected keys"), ("a: [", "is not YAML")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- 1\n", r"c\.yaml: expected keys"),
+        ("a: 1\nb: c: d\n", r"c\.yaml:2:5: not YAML: mapping values are not allowed here$"),
+        ("a: [", r"c\.yaml:1:5: not YAML: expected the node content, but found '<stream end>'$"),
+        ("a: \0", r"c\.yaml: not YAML: special characters are not allowed: #x0000$"),
+        ("a: 2026-13-01", r"c\.yaml: not YAML: month must be in 1..12"),
+    ],
+)
 def test_a_file_that_is_no_config(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(ConfigError, match=message):

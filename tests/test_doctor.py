@@ -105,7 +105,13 @@ def test_the_command_ends_well_and_badly(tmp_path: Path) -> None:
     run = CliRunner().invoke(app, ["doctor", str(CHECKPOINT), "--size", "64"])
     assert run.exit_code == 0 and "training and sampling agree" in run.output
     run = CliRunner().invoke(app, ["doctor", str(tmp_path), "--no-check"])
-    assert run.exit_code == 2 and "is no model: it has none of llm_config.json, " in run.output
+    assert run.exit_code == 2 and "is no model: it has no file that marks one (bagel: llm_config.json; " in run.output
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(ModelError, match=r"but a run: its weights are in .*round-000/train/METHOD/model$"):
+        models.architecture(tmp_path)
+    (tmp_path / "round-001/train/sft/model").mkdir(parents=True)
+    with pytest.raises(ModelError, match=r"but a run: its weights are in .*round-001/train/sft/model$"):
+        models.architecture(tmp_path)
     run = CliRunner().invoke(app, ["doctor", str(CHECKPOINT), "--device", "cuda:99"])
     assert run.exit_code == 2 and "device: cuda:99 is not here" in run.output
     for name in ("nonsense", "meta", "cpu:x"):

@@ -33,7 +33,7 @@ def own_inspections(
     require_metadata(prompts, settings.drawing.size)
     decoding = replace(settings.decoding, temperature=1.0)
     settings = replace(settings, form="compact", max_refinements=0, decoding=decoding)
-    sorted_ = list[Example](), list[Example]()
+    wrong, right = list[Example](), list[Example]()
     for start in range(0, len(prompts), batch_size):
         some = prompts[start : start + batch_size]
         drawings = draw_in_strokes(model, [p.text for p in some], [p.id for p in some], settings, seed)
@@ -41,8 +41,7 @@ def own_inspections(
             for number, (context, reply) in enumerate(inspected(drawing, from_metadata(prompt.metadata))):
                 said = Segment("text", text=str(reply), loss=True)
                 example = Example(id=f"own-{prompt.id}-{number}", segments=[*context, said])
-                sorted_[isinstance(reply.verdict, str)].append(example)
-    wrong, right = sorted_
+                (right if isinstance(reply.verdict, str) else wrong).append(example)
     return wrong + right[: len(wrong)]
 
 

@@ -67,22 +67,28 @@ def long_segments(model: UnifiedModel, prompt: str, turns: Sequence[Turn]) -> li
 
 
 def read_chains(path: Path) -> list[tuple[str, str, list[Turn]]]:
-    """(id, prompt, turns) of the lines of a file. Raises RunError, naming the line, and ImageError."""
-    chains = []
+    """(id, prompt, turns) of the lines of a file; blank ones are passed over. Raises RunError, naming the line, and
+    ImageError."""
+    chains = dict[str, tuple[str, str, list[Turn]]]()
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_bytes().split(b"\n")
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror}") from None
     for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
         try:
-            values = json.loads(line)
+            values = json.loads(line.decode("utf-8"))
             turns = [_turn(path.parent, turn) for turn in values["turns"]]
-            chains.append((str(values["id"]), str(values["prompt"]), turns))
+            name, prompt = str(values["id"]), str(values["prompt"])
         except (ValueError, KeyError, TypeError) as error:
             raise RunError(f"{path}:{number}: no chain of id, prompt and turns: {error!r}") from None
+        if name in chains:
+            raise RunError(f"{path}:{number}: the id {name!r} is taken by an earlier line")
         if not any(turn.image is not None for turn in turns):
             raise RunError(f"{path}:{number}: a chain without an image")
-    return chains
+        chains[name] = (name, prompt, turns)
+    return list(chains.values())
 
 
 def _turn(folder: Path, values: dict[str, Any]) -> Turn:

@@ -121,11 +121,11 @@ def save_adapter(updates: Mapping[str, Tensor], config: LoraConfig, folder: Path
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
-def add_adapter(network: nn.Module, folder: Path) -> None:
+def add_adapter(network: nn.Module, folder: Path | str) -> None:
     """Add the updates of a PEFT adapter in ``folder``, such as ``save_adapter`` writes, to the weights."""
     config = peft.LoraConfig.from_pretrained(str(folder))
     peft.inject_adapter_in_model(config, network, ADAPTER)
-    values = load_file(folder / "adapter_model.safetensors")
+    values = load_file(Path(folder) / "adapter_model.safetensors")
     own = {name: parameter for name, parameter in network.named_parameters() if ".lora_" in name}
     for name, parameter in own.items():
         parameter.data.copy_(values[PEFT_PREFIX + name.replace(f".{ADAPTER}.", ".")])

@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData, metadata_load
 
 import srum
 from srum import models
-from srum.config import RunConfig, config_of, differing_fields, load_config
+from srum.config import RunConfig, differing_fields, parse_config
 from srum.json_files import read_json
 from srum.provenance import read_entries
 from srum.records import Candidate
@@ -80,7 +80,7 @@ def snippet(name: str, base: str, prompt: str, seed: int, config: RunConfig, ada
     code = SNIPPET.format(load=load, sampling=settings, prompt=prompt, seed=seed)
     if not adapter:
         return code
-    code = code.replace("import Sampling\n", "import Sampling\nfrom train.lora import add_adapter\n")
+    code = code.replace("import Sampling\n", "import Sampling\nfrom srum.train.lora import add_adapter\n")
     return code.replace("\nsampling =", f'\nadd_adapter(model.network, "{name}")\nsampling =')
 
 
@@ -135,7 +135,7 @@ def _accuracy(result: dict[str, Any], config: RunConfig) -> EvalResult:
 
 def _changed(config: RunConfig) -> Iterator[tuple[str, str]]:
     """The fields of the recipe that are not at their defaults."""
-    for line in differing_fields(config_of(config.method, load_config()), config, besides=LEFT_OUT):
+    for line in differing_fields(parse_config({"method": config.method}), config, besides=LEFT_OUT):
         name, _, values = line.partition(": ")
         yield name, values.partition(" != ")[2]
 

@@ -82,15 +82,6 @@ def mean_by(values: Tensor, owner: Tensor) -> Tensor:
     return (sums / zeros.index_add(0, owner, torch.ones_like(values)).clamp(min=1))[owner]
 
 
-def guarded(log_ratios: Tensor, squared_shift: Tensor, std: Tensor) -> Tensor:
-    """GRPO-Guard's log-ratio: (l_new - l_old) std + |mean_new - mean_old|^2 / (2 std).
-
-    The expected log-ratio of a moved mean is -|shift|^2 / (2 std^2), below zero, so that clipping acts on one side
-    alone; this takes it away and evens the steps. ``squared_shift`` is the mean over elements.
-    """
-    return log_ratios * std + squared_shift / (2 * std)
-
-
 Drawing = Literal["uniform", "stratified", "gap", "spread"]
 
 

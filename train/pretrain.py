@@ -25,7 +25,7 @@ from srum.models.bagel.network import BagelNetwork
 from srum.models.bagel.positions import sincos_table
 from srum.models.base import Sampling
 from srum.models.checkpoints import load_tokenizer
-from srum.run_dir import atomic, write_text
+from srum.run_dir import atomic, claim_settings, write_text
 from srum.shapes.prompts import sample_prompt
 from srum.shapes.render import render
 from srum.shapes.scenes import sample_scene
@@ -232,12 +232,12 @@ def pretrain(
 
     ``scale`` stretches or cuts all phases of the network. Its layers go through ``torch.compile`` if
     ``compile_layers``. ``workers`` make the samples: none on a CPU, which they would take from the network, else as
-    many as cores. Raises ValueError for a scale that is not above 0.
+    many as cores. Raises ValueError for a scale that is not above 0, RunError for a folder of another seed or scale.
     """
     phases = scaled(phases, scale)
     if torch.device(device).type != "cpu":  # launching kernels, not padding, takes the time there
         phases = tuple(replace(phase, packs=1) for phase in phases)
-    folder.mkdir(parents=True, exist_ok=True)
+    claim_settings(folder, {"seed": seed, "scale": scale})
     torch.set_float32_matmul_precision("high")
     if workers is None:
         workers = 0 if torch.device(device).type == "cpu" else os.cpu_count() or 1

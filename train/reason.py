@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from srum.chains import asked, planned
+from srum.config import fixed_fields
 from srum.models.base import (
     Ability,
     Decoding,
@@ -38,7 +40,7 @@ from srum.train.online import (
     learned_text,
 )
 from srum.train.policy import group_advantages, zero_spread
-from srum.train.reinforced import PolicyConfig
+from srum.train.reinforced import PolicyConfig, steps_in
 from srum.train.rewards import Reward, Value, reward_of
 
 
@@ -56,7 +58,7 @@ def source_of(run: Run, k: int, config: PolicyConfig, player: Callable[..., Play
         second = None if config.second == "none" else reward_of(config.second, run, k, config)
         return player(model, reward, prompts, config, run.seed(k, "online"), second)
 
-    return OnlineSource(make, prompts, config.model_dump_json(), config.updates, config.minibatches)
+    return OnlineSource(make, prompts, json.dumps(fixed_fields(config)), config.updates, config.minibatches)
 
 
 @dataclass(frozen=True)
@@ -131,11 +133,9 @@ class Groups:
         self, number: int, purpose: str, group: int, sampling: Sampling, span: tuple[float, float]
     ) -> set[int]:
         """The numbers of a group's random steps."""
-        first, last = (round(share * (sampling.timesteps - 1)) for share in span)
-        order = torch.randperm(
-            max(1, last - first), generator=generator_for(self.seed, number, purpose, group, "steps")
-        )
-        return {first + int(place) for place in order[: self.config.random_steps]}
+        steps = steps_in(span, sampling.timesteps)
+        order = torch.randperm(len(steps), generator=generator_for(self.seed, number, purpose, group, "steps"))
+        return {steps[int(place)] for place in order[: self.config.random_steps]}
 
     def seeds(self, number: int, purpose: str, count: int) -> list[int]:
         """Of what is drawn for ``purpose`` in a step, one by one."""

@@ -8,7 +8,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import numpy as np
 from PIL.Image import Image
 from torch import Tensor
 
@@ -26,6 +25,7 @@ from srum.rollout import choose_prompts
 from srum.run import Run, console, load_model
 from srum.run_dir import (
     ImageError,
+    RunError,
     claim_settings,
     finished,
     image_size,
@@ -35,7 +35,7 @@ from srum.run_dir import (
     save_image,
 )
 from srum.seeding import seed_for
-from srum.shapes.checker import check
+from srum.shapes.checker import is_right
 from srum.shapes.prompts import is_checkable
 from srum.tensors import read_tensor
 
@@ -67,7 +67,7 @@ def image_judge(model: TrainableModel, config: RunConfig, seed: int) -> ImageJud
 def score_and_blame(model: TrainableModel, config: RunConfig, seed: int) -> tuple[Score, Blame]:
     """Scores in [-1, 1] as a round's candidates get them, grounded, judged, the lowest of regions and layout; and their
     reward maps, for which images are judged once more."""
-    judge, rules = image_judge(model, config, seed), config.reward.model_dump(exclude={"centred", "binary", "mapping"})
+    judge, rules = image_judge(model, config, seed), config.reward.signed_rules()
 
     def score(images: Sequence[Image], prompts: Sequence[str]) -> list[float | None]:
         return [
@@ -77,7 +77,7 @@ def score_and_blame(model: TrainableModel, config: RunConfig, seed: int) -> tupl
 
     def blame(images: Sequence[Image], prompts: Sequence[str]) -> list[Tensor | None]:
         said = judge(images, prompts, [{}] * len(images))
-        drawn = [_as_candidate(image) for image in images]
+        drawn = [as_candidate(image) for image in images]
         made = [
             rasterize(one, *judged, model.latent_grid(one.size), **rules)
             for one, judged in zip(drawn, said, strict=True)
@@ -87,7 +87,7 @@ def score_and_blame(model: TrainableModel, config: RunConfig, seed: int) -> tupl
     return score, blame
 
 
-def _as_candidate(image: Image) -> Candidate:
+def as_candidate(image: Image) -> Candidate:
     """What the rasterizer asks of an image that is no round's."""
     return Candidate(
         id="image",
@@ -132,7 +132,8 @@ def refine_run(run: Run, place: Path, weights: str, config: RunConfig) -> list[R
     """refined/ in ``place``, a round's folder or that of an evaluated arm: its images, drawn again by ``weights``.
 
     refined.jsonl has every image of a chain with its seed and score; it resumes by batches. An image that cannot be
-    read is left out, and counted. Raises RunError where the folder holds refinements of other settings or weights.
+    read is left out, and counted. Raises RunError where none can be read, and where the folder holds refinements of
+    other settings or weights.
     """
     folder, processes = place / "refined", Processes.here()
     items = items_of(run, place)
@@ -140,6 +141,8 @@ def refine_run(run: Run, place: Path, weights: str, config: RunConfig) -> list[R
     processes.once(lambda: claim_settings(folder, wanted))
     if finished(folder, "refined"):
         return read_records(folder / "refined.jsonl", Refinement)
+    if not any(_readable(item.image) for item in items.values()):
+        raise RunError(f"{place}: none of its {len(items)} images can be read; make them again, then refine")
     model = load_model(run.config, weights)
     score, blame = score_and_blame(model, config, run.seed("refine", "judge"))
 
@@ -205,7 +208,7 @@ def _is_checkable(folder: Path, item: Item, made: Refinement) -> bool:
 
 
 def _verdicts(folder: Path, item: Item, made: Refinement) -> list[bool]:
-    return [check(np.asarray(open_image(folder / turn.image)), dict(item.metadata)).correct for turn in made.turns]
+    return [is_right(open_image(folder / turn.image), item.metadata) for turn in made.turns]
 
 
 def _readable(path: Path) -> Image | None:

@@ -143,7 +143,10 @@ class Tree(Refine):
             for i, made in refined.images.items()
             if (value := refined.values[i].value) is not None
         ]
-        return self.rewarded(number, refined)
+        played = self.rewarded(number, refined)
+        if not played.examples:  # texts are not trained, and no reply asked for an image
+            return self.compared(number, self.draw(number))
+        return played
 
     def drawn_states(self, number: int) -> list[State]:
         """An image per group of those that are kept, by their values."""
@@ -186,24 +189,26 @@ class Trajectories(Refine):
         """What step ``number`` has drawn, compared."""
         drawn, config = self.draw(number), self.config
         last = [value.value for value in drawn.values]
-        open_ = [place for place, value in enumerate(last) if value is not None]
-        states = {i: State(drawn.prompts[i], drawn.images[i], last[i] or 0.0, i // self.groups.size) for i in open_}
+        going = {
+            i: State(drawn.prompts[i], drawn.images[i], value, i // self.groups.size)
+            for i, value in enumerate(last)
+            if value is not None
+        }
         turns = list[tuple[list[int], Refined]]()
-        for turn in range(config.refinements):
-            if not open_:
-                break
-            refined = self.refined(number, str(turn), [states[i] for i in open_], open_)
-            turns.append((open_, refined))
-            for place, i in enumerate(open_):
-                last[i] = refined.after(place)
-            open_ = [i for place, i in enumerate(open_) if place in refined.images and last[i] is not None]
-            places = {i: place for place, i in enumerate(turns[-1][0])}
-            states = {i: replace(states[i], made=refined.images[places[i]], value=last[i] or 0.0) for i in open_}
+        while going and len(turns) < config.refinements:
+            chains = list(going)
+            refined = self.refined(number, str(len(turns)), list(going.values()), chains)
+            turns.append((chains, refined))
+            for place, i in enumerate(chains):
+                state, value = going.pop(i), refined.after(place)
+                last[i] = value
+                if place in refined.images and value is not None:
+                    going[i] = replace(state, made=refined.images[place], value=value)
         owners = [place // self.groups.size for place in range(len(last))]
         texts, images = group_advantages(last, owners, config.advantage), image_advantages(last, owners, config)
         examples = [self.example(f"{number}-{i}", drawn, i, images[i], texts[i]) for i in range(len(last))]
-        for turn, (places_, refined) in enumerate(turns):
-            for place, i in enumerate(places_):
+        for turn, (chains, refined) in enumerate(turns):
+            for place, i in enumerate(chains):
                 examples += self.learned(f"{number}-{i}-{turn}", refined, place, texts[i], images[i])
         facts = chain_figures(turns[-1][1]) if turns else {}
         facts |= figures([Value(value) for value in last], owners) | self.looked_again(number, drawn)

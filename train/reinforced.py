@@ -98,6 +98,19 @@ class PolicyConfig(RunConfig):
         return self
 
     @model_validator(mode="after")
+    def _has_its_random_steps(self) -> PolicyConfig:
+        self.require_random_steps("random_range", self.random_range, self.rollout.timesteps)
+        return self
+
+    def require_random_steps(self, field: str, span: tuple[float, float], timesteps: int) -> None:
+        """ValueError, naming the ``field`` of the ``span``, where so few of the steps are in it."""
+        if self.images_by == "steps" and len(steps_in(span, timesteps)) < self.random_steps:
+            steps = len(steps_in(span, timesteps))
+            raise ValueError(
+                f"{field}: {list(span)} has {steps} of the steps to an image, random_steps={self.random_steps}"
+            )
+
+    @model_validator(mode="after")
     def _has_a_value_per_cell(self) -> PolicyConfig:
         if self.credit == "region" and self.value != "judge":
             raise ValueError("credit: region needs the judge's verdicts on regions; it needs value=judge")
@@ -128,6 +141,12 @@ class PolicyConfig(RunConfig):
         return self.rollout.plan and self.train.trainable == "all"
 
 
+def steps_in(span: tuple[float, float], timesteps: int) -> range:
+    """The numbers of the sampler's steps in a ``span`` of them, as fractions."""
+    first, last = (round(share * (timesteps - 1)) for share in span)
+    return range(first, last)
+
+
 class PolicyMethod(Method):
     """What policy gradients of texts and images have in common: the terms."""
 
@@ -156,7 +175,7 @@ class PolicyMethod(Method):
             f"{tokens.kind}_clipped": clipped(ratios, tokens.credit, low, high),
         }
 
-    def drawn(self, config: Any) -> int:
+    def images_drawn(self, config: Any) -> int:
         """Its minibatches, in each step that does not learn from the images of the one before."""
         return int(-(-config.train.steps // config.updates) * config.minibatches * config.train.batch_size)
 

@@ -8,22 +8,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from PIL.Image import Image
 from torch import Tensor
 
 from srum.config import RunConfig
-from srum.grounding.stage import load_proposer
 from srum.judging.questions import answers, questions_of
-from srum.judging.stage import load_answering, load_judging
-from srum.records import Candidate, Failure, Grounding, Judgement, Prompt
+from srum.judging.stage import load_answering
+from srum.records import Failure, Grounding, Judgement, Prompt
 from srum.reward_map import Skipped, rasterize, sample_score
 from srum.run import Run, load_model
-from srum.shapes.checker import check
+from srum.shapes.checker import is_right
 from srum.shapes.prompts import is_checkable
+from srum.train.refining import as_candidate, image_judge
 from srum.train.reinforced import Opinion, PolicyConfig
 
-ANY = "image"  # the id of records that are not kept
 NO_QUESTIONS, NO_FACTS = "no_questions", "no_facts"  # the failures of prompts that bring none
 
 
@@ -48,8 +46,7 @@ class JudgeReward:
     def __init__(self, run: Run, k: int, config: RunConfig, right_at: float) -> None:
         self.right_at, self.batch_size = right_at, config.judge.batch_size
         self.model = load_model(config, run.newest(k))
-        self.propose = load_proposer(config, self.model)
-        self.judge = load_judging(config, self.model, run.seed(k, "judge"))
+        self.judge, self.rules = image_judge(self.model, config, run.seed(k, "judge")), config.reward.signed_rules()
 
     def __call__(self, images: Sequence[Image], prompts: Sequence[Prompt]) -> list[Value]:
         """What each image is worth, by batches."""
@@ -58,25 +55,12 @@ class JudgeReward:
         return [value for some in batches for value in self._judged(images[some], prompts[some])]
 
     def _judged(self, images: Sequence[Image], prompts: Sequence[Prompt]) -> list[Value]:
-        texts = [prompt.text for prompt in prompts]
-        proposals = self.propose(images, texts)
-        outcomes = self.judge(images, texts, [p.metadata for p in prompts], [regions for regions, _ in proposals])
-        return [
-            self._value(
-                image,
-                Grounding(candidate_id=ANY, regions=regions, error=error),
-                Judgement(candidate_id=ANY, regions=of_regions, layout=of_layout),
-            )
-            for image, (regions, error), (of_regions, of_layout) in zip(images, proposals, outcomes, strict=True)
-        ]
+        judged = self.judge(images, [prompt.text for prompt in prompts], [prompt.metadata for prompt in prompts])
+        return [self._value(image, *said) for image, said in zip(images, judged, strict=True)]
 
     def _value(self, image: Image, grounding: Grounding, judgement: Judgement) -> Value:
-        size = (image.height, image.width)
-        files = (f"{ANY}.png", f"{ANY}.safetensors")
-        candidate = Candidate(
-            id=ANY, prompt_id=ANY, prompt=ANY, index=0, seed=0, size=size, image=files[0], latent=files[1]
-        )
-        made = rasterize(candidate, grounding, judgement, self.model.latent_grid(size))
+        one = as_candidate(image)
+        made = rasterize(one, grounding, judgement, self.model.latent_grid(one.size), **self.rules)
         if isinstance(made, Skipped):
             return Value(None, failure=made)
         return Value(rounded((sample_score(judgement) + 1) / 2, self.right_at), made[0])
@@ -121,7 +105,7 @@ def checker_value(images: Sequence[Image], prompts: Sequence[Prompt]) -> list[Va
     """V = 1 where the exact checker finds what was asked for, else 0: a second opinion that is the truth. The image of
     a prompt that is not of the embedded world, or of another size, has no value."""
     return [
-        Value(float(check(np.asarray(image.convert("RGB")), prompt.metadata).correct))
+        Value(float(is_right(image, prompt.metadata)))
         if is_checkable(prompt.metadata, (image.height, image.width))
         else Value(None, failure=NO_FACTS)
         for image, prompt in zip(images, prompts, strict=True)

@@ -303,9 +303,16 @@ class Trainer:
         return room(4 * numbers * (1 + len(self.followers())), moments * numbers, published, self.config, start)
 
     def followers(self) -> dict[str, tuple[Copy, float]]:
-        """The second sets of weights that follow the trained ones, and the decay of each."""
+        """The second sets of weights that a checkpoint has to hold, and the decay by which each follows the trained
+        ones: all but those that entered, or that are taken anew after every checkpoint."""
         copies = {"average": (self.average, self.config.ema), "old": (self.old, self.objective.old_decay or 0.0)}
-        return {name: (copy, decay) for name, (copy, decay) in copies.items() if copy is not None and decay < 1}
+        every = self.objective.old_every
+        within = bool(every and self.config.checkpoint_every % every)
+        return {
+            name: (copy, decay)
+            for name, (copy, decay) in copies.items()
+            if copy is not None and (decay < 1 or (name == "old" and within))
+        }
 
     def settle(self) -> dict[str, Tensor]:
         """Give the network the weights that are published; the LoRA updates, whole, where there are any."""
@@ -347,7 +354,8 @@ class Trainer:
             return self.leave_out("gradient", number, step.ids)
         self.optimizer.step()
         for copy, decay in self.followers().values():
-            copy.follow(decay)
+            if decay < 1:
+                copy.follow(decay)
         means = sums.means(step.text_tokens)
         row = {"step": number + 1, "loss": means.pop("loss"), "grad_norm": norm.item(), "lr": lr}
         return row | means | dict(step.facts)
@@ -355,7 +363,7 @@ class Trainer:
     def leave_out(self, what: str, number: int, ids: Sequence[str]) -> dict[str, Any]:
         """The row of a step that was left out, or NonFiniteError."""
         if self.config.on_nonfinite == "stop":
-            raise NonFiniteError(what, number, ids)
+            raise NonFiniteError(what, number + 1, ids)
         self.optimizer.zero_grad()
         nothing = {"loss": None, "loss_by_timestep": [None] * TIMESTEP_BINS}
         return {"step": number + 1, "non_finite": what, "examples": list(ids)} | nothing

@@ -21,7 +21,7 @@ from srum.processes import Processes
 from srum.records import Name, Prompt, Record, RunPath, Score
 from srum.run_dir import RunError, run_stage, save_image
 from srum.seeding import seed_for
-from srum.shapes.checker import check
+from srum.shapes.checker import check, is_right
 from srum.shapes.prompts import from_metadata
 from srum.shapes.scenes import IMAGE_SIZE
 
@@ -125,7 +125,7 @@ def _checked(folder: Path, prompt: Prompt, chain: Chain, whole: bool) -> Checked
 def _checked_shot(folder: Path, prompt: Prompt, shot: Shot, number: int) -> CheckedShot:
     name = f"shots/{prompt.id}-{number}.png"
     save_image(shot.image, folder / name)
-    correct = check(np.asarray(shot.image.convert("RGB")), prompt.metadata).correct
+    correct = is_right(shot.image, prompt.metadata)
     return CheckedShot(image=name, correct=correct, score=shot.score, seed=shot.seed, said=shot.said)
 
 

@@ -74,7 +74,7 @@ def spent(run: Run, arm: str, rounds: int) -> Compute:
 def _of_round(run: Run, arm: Arm, k: int) -> Compute:
     config, folder, stages = arm.config, run.round(k), [stage.name for stage in arm.method.stages_of(arm.config)]
     candidates = len(read_records(folder / "candidates.jsonl", Candidate)) if ROLLOUT.name in stages else 0
-    images = candidates + arm.method.drawn(config)
+    images = candidates + arm.method.images_drawn(config)
     judged = read_records(folder / "judgements.jsonl", Judgement) if JUDGE.name in stages else []
     questions = sum(len(one.regions) + 1 for one in judged)
     examples = config.train.steps * config.train.batch_size

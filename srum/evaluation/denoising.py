@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-import numpy as np
 from PIL.Image import Image
 from torch import Tensor
 
@@ -22,7 +21,7 @@ from srum.evaluation.judge_quality import Judge
 from srum.models.base import Sampling, UnifiedModel, require
 from srum.records import Name, Prompt, Record, Region, RegionJudgement, Score
 from srum.run_dir import run_stage
-from srum.shapes.checker import check
+from srum.shapes.checker import is_right
 
 # images and prompts -> per image its regions, or none and what went wrong: ``grounding.base.ground``
 Propose = Callable[[Sequence[Image], Sequence[str]], Sequence[tuple[list[Region], str | None]]]
@@ -91,7 +90,7 @@ def judge_steps(
             JudgedStep(
                 layout=layout.score,
                 detail=detail_score(of_regions),
-                correct=check(np.asarray(image), prompt.metadata).correct if prompt.metadata else None,
+                correct=is_right(image, prompt.metadata) if prompt.metadata else None,
             )
             for prompt, image, (of_regions, layout) in zip(
                 asked, images, judge.judge(images, texts, regions), strict=True

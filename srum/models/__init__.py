@@ -132,8 +132,21 @@ def architecture(folder: Path) -> Architecture:
         user: Architecture = find_plugin("model", _class_of(folder), {})
         return user
     if (ours := shipped_architecture(folder)) is None:
-        raise ModelError(f"{folder} is no model: it has none of {', '.join([*ARCHITECTURES, CLASS])}")
+        raise ModelError(_no_model(folder))
     return ours
+
+
+def _no_model(folder: Path) -> str:
+    """Why a folder is no model: it is a run's, or has no file that marks one."""
+    if (folder / "config.yaml").is_file():
+        weights = max(folder.glob("round-*/train/*/model"), default=folder / "round-000/train/METHOD/model")
+        return f"{folder} is no model but a run: its weights are in {weights}"
+    markers: dict[str, list[str]] = {}
+    for marker, module in ARCHITECTURES.items():
+        name, _, kind = marker.partition(":")
+        markers.setdefault(module.rpartition(".")[2], []).append(f"{name} of type {kind}..." if kind else name)
+    ours = "; ".join(f"{name}: {' or '.join(files)}" for name, files in markers.items())
+    return f"{folder} is no model: it has no file that marks one ({ours}; a class of yours: {CLASS})"
 
 
 def shipped_architecture(folder: Path) -> Any:

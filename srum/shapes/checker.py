@@ -7,12 +7,14 @@ of a thing are compared with drawings of every shape and size at the same sub-pi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
 import cv2
 import numpy as np
+from PIL.Image import Image
 
 from srum.records import Box
 from srum.shapes.matching import assign, faults, matches, related, relation_sentence
@@ -94,6 +96,11 @@ def check(image: np.ndarray, metadata: dict[str, Any]) -> Verdict:
     if len(assignment.exact) == spec.total and not related(things, spec):
         reasons.append(relation_sentence(spec, holds=False))
     return Verdict(not reasons, reasons, spec.category)
+
+
+def is_right(image: Image, metadata: Mapping[str, Any]) -> bool:
+    """The verdict on an image of any mode."""
+    return check(np.asarray(image.convert("RGB")), dict(metadata)).correct
 
 
 def parse(image: np.ndarray) -> list[Found]:

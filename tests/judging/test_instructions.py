@@ -61,7 +61,7 @@ def test_a_bad_template_is_named_with_its_field(tmp_path: Path, changes: dict[st
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("a: [", "is not YAML"), ("- 1", "Input should be"), ("", "Input should be")]
+    ("text", "message"), [("a: [", ":1:5: not YAML"), ("- 1", "Input should be"), ("", "Input should be")]
 )
 def test_a_file_that_is_no_template(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "own.yaml").write_text(text)

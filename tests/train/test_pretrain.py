@@ -23,6 +23,7 @@ from srum.flow import FlowNoise
 from srum.models.bagel.autoencoder import build_autoencoder, encode_mean, official_state
 from srum.models.bagel.model import Bagel
 from srum.models.base import Sampling, Segment
+from srum.run_dir import RunError
 from srum.train import phases as schedule
 from srum.train import pretrain, pretrain_autoencoder
 from srum.train.muon import StackedMuon
@@ -87,6 +88,9 @@ def test_sittings_end_where_one_run_ends(
             with pytest.raises(KeyboardInterrupt):
                 pretrain.pretrain(parts, autoencoder_steps=1, phases=TINY)
         pretrain.pretrain(parts, autoencoder_steps=1, phases=TINY)
+    for other in ({"seed": 1}, {"scale": 0.5}):
+        with pytest.raises(RunError, match="holds work of other settings"):
+            pretrain.pretrain(parts, autoencoder_steps=1, phases=TINY, **other)  # type: ignore[arg-type]
     assert kills == [phase.name for phase in TINY]
     for name in ("ema.safetensors", "ae.safetensors"):
         expected, found = (load_file(folder / "model" / name) for folder in (whole, parts))

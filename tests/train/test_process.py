@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL.Image import fromarray
 
-from srum.config import ConfigError, load_config
-from srum.models.base import Generated
+from srum.config import ConfigError, config_of, load_config
+from srum.evaluation.accuracy import drawn as drawn_once
+from srum.models.base import Generated, Written
 from srum.rollout import choose_prompts
 from srum.run import Run, find_method
 from srum.run_dir import RunError
@@ -27,17 +28,19 @@ from srum.shapes.scenes import Scene, Spec, Thing, Want, sample_scene
 from srum.shapes.strokes import Plan, parse_inspection, parse_plan
 from srum.shapes.wording import placed
 from srum.strokes import Drawing, Stage
+from srum.train.examples import Example
 from srum.train.feed import Mix
 from srum.train.inspected import inspected
-from srum.train.interleaved import SHORT, exact_chain, long_segments, read_chains, write_chains
+from srum.train.interleaved import SHORT, Turn, exact_chain, long_segments, read_chains, write_chains
 from srum.train.metrics import keep_rows
 from srum.train.tasks.base import recognised
 from srum.train.trainer import train
+from tests.fakes import FakeModel
 from tests.train.test_flow_grpo import tiny
 
 RED, STAR = Thing("circle", "red", "small", 0, 0), Thing("star", "blue", "small", 2, 2)
 SEEDS = st.integers(0, 2**31)
-SMALL = ("method=process", "samples=5", "train.batch_size=5", "train.steps=1", "train.precision=fp32", "device=cpu")
+SMALL = ("method=process", "samples=4", "train.batch_size=4", "train.steps=1", "train.precision=fp32", "device=cpu")
 
 
 @settings(max_examples=25, deadline=None)
@@ -84,7 +87,7 @@ def test_a_rejected_draft_is_seen_and_not_learned() -> None:
 
 @pytest.mark.parametrize("layout", ["short", "long"])
 def test_a_step_of_both_layouts(layout: str, tmp_path: Path) -> None:
-    config = load_config(None, [*SMALL, f"layout={layout}", "train.trainable=all"])
+    config = load_config(None, [*SMALL, f"layout={layout}"])
     method, model = find_method("process"), tiny()
     mix = method.examples(Run(tmp_path, config), 0, config)
     train(model, mix, method.objective(config), config.train, tmp_path, seed=1, progress=False)
@@ -94,6 +97,7 @@ def test_a_step_of_both_layouts(layout: str, tmp_path: Path) -> None:
 
 def test_chains_are_written_and_read_again(tmp_path: Path) -> None:
     prompt, turns = exact_chain(np.random.default_rng(1))
+    turns.append(Turn("a\u2028b"))
     write_chains([("one", prompt, turns)], tmp_path / "chains.jsonl")
     ((name, asked, read),) = read_chains(tmp_path / "chains.jsonl")
     assert (name, asked, [t.text for t in read]) == ("one", prompt, [t.text for t in turns])
@@ -103,11 +107,52 @@ def test_chains_are_written_and_read_again(tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text('{"id": "x", "prompt": "p", "turns": [{"text": "a", "image": "b"}]}\n')
     with pytest.raises(RunError, match=r"bad\.jsonl:1"):
         read_chains(tmp_path / "bad.jsonl")
+    line = (tmp_path / "chains.jsonl").read_bytes()
+    for second, message in ((line, "the id 'one' is taken"), (line.replace(b'"one"', b'"\xff"'), "no chain")):
+        (tmp_path / "bad.jsonl").write_bytes(line + b"\n" + second)
+        with pytest.raises(RunError, match=rf"bad\.jsonl:3: {message}"):
+            read_chains(tmp_path / "bad.jsonl")
 
 
-def test_a_file_of_chains_is_long() -> None:
-    with pytest.raises(ConfigError, match="layout=long"):
-        load_config(None, [*SMALL, "chains=x.jsonl"])
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("chains=x.jsonl", "layout=long"),
+        ("train.batch_size=6", "no multiple of 4"),
+        ("train.trainable=generation", "texts"),
+    ],
+)
+def test_contradictions(wrong: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(None, [*SMALL, wrong])
+
+
+def test_the_defaults_make_a_batch_and_learn_texts() -> None:
+    config = load_config(None, ["method=process"])
+    kinds = {kind: [Example(id=kind, segments=[])] for kind in SHORT}
+    mix = Mix.of_shares(kinds, dict(zip(SHORT, config.shares, strict=True)), config.train.batch_size)  # type: ignore[attr-defined]
+    assert [part.per_step for part in mix.parts] == [16, 16, 32] and config.train.trainable == "all"
+    assert config_of("process", load_config(None, ["train.trainable=all", "train.batch_size=8"])).train.batch_size == 8
+
+
+def test_a_prompt_without_a_readable_plan_is_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second of two pens cannot be read: the image of its prompt is that of the bare evaluation."""
+    model, config = FakeModel(), load_config(None, ["method=process", "max_strokes=1", "eval.plan=true"])
+    prompts = {prompt.id: prompt for prompt in choose_prompts("development", 2, 0)}
+    _, silent = prompts.values()
+
+    def write(contexts, decoding, seeds):  # type: ignore[no-untyped-def]
+        plans = [
+            "no plan" if context[0].text == silent.text else str(Plan((Edit(None, RED),), (RED,)))
+            for context in contexts
+        ]
+        return [Written(plan, [], torch.zeros(1), ended=True) for plan in plans]
+
+    monkeypatch.setattr(model, "write", write)
+    read, unread = find_method("process").draw(model, config, 3)(prompts)  # type: ignore[misc, arg-type]
+    (bare,) = drawn_once(model, {silent.id: silent}, config.eval.model_copy(update={"plan": False}), 3)  # type: ignore[arg-type]
+    assert read.shots[0].said and [shot.said for shot in unread.shots] == [None]
+    assert np.array_equal(np.asarray(unread.image), np.asarray(bare.image))
 
 
 def drawn(plan: str, *things: Thing) -> Drawing:

@@ -26,7 +26,7 @@ from srum.config import LoraConfig, load_config
 from srum.run import Run
 from srum.run_dir import CONFIG, claim_run
 from srum.train import lora, publishing
-from srum.train.model_card import base_of, judge_of, licence_of
+from srum.train.model_card import _changed, base_of, judge_of, licence_of, snippet
 from srum.train.publishing import PublishError, publish, to_hub
 from tests.fakes import FakeModel, run_on_fakes
 
@@ -122,9 +122,16 @@ def test_base_judge_and_licence_come_from_cards_and_config(tmp_path: Path) -> No
     assert said == ["the model itself", "the base model", "`a:B`", "m, on a server"]
 
 
-def test_an_adapter_is_added_to_what_it_was_merged_into(tmp_path: Path) -> None:
-    """On the real network, its updates as large as the weights' own spread."""
-    trained, fresh = models.load("srum-tiny", "cpu"), models.load("srum-tiny", "cpu")
+def test_the_card_tells_what_differs_from_the_methods_own_defaults() -> None:
+    """A policy's own sections have other defaults than the run's."""
+    config = load_config(None, ["method=flow_grpo", "train.lr=1e-6"])
+    assert list(_changed(config)) == [("train.lr", "1e-06")]
+
+
+def test_an_adapter_is_added_by_the_code_on_its_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the real network, its updates as large as the weights' own spread: as merged."""
+    monkeypatch.chdir(tmp_path)
+    trained = models.load("srum-tiny", "cpu")
     names = [name for name, _ in trained.generation_parameters()]
     config = LoraConfig(rank=2, alpha=4)
     with lora.adapted(trained, names, config) as updates:
@@ -134,8 +141,10 @@ def test_an_adapter_is_added_to_what_it_was_merged_into(tmp_path: Path) -> None:
             torch.nn.init.normal_(parameter.data, std=0.1, generator=torch.Generator().manual_seed(number))
         lora.save_adapter(own, config, tmp_path)
         lora.merge(trained.network)
-        lora.add_adapter(fresh.network, tmp_path)
-    merged, added = dict(trained.network.named_parameters()), dict(fresh.network.named_parameters())
+    drawing = load_config(None, ["eval.timesteps=2", "eval.guidance=1"])
+    fresh: dict[str, Any] = {}
+    exec(snippet(str(tmp_path), "srum-tiny", "a red circle", 0, drawing, adapter=True), fresh)
+    merged, added = dict(trained.network.named_parameters()), dict(fresh["model"].network.named_parameters())
     untouched = dict(models.load("srum-tiny", "cpu").network.named_parameters())
     assert merged.keys() == added.keys() and all(torch.equal(merged[name], added[name]) for name in merged)
     assert any(not torch.equal(merged[name], untouched[name]) for name in merged)

@@ -11,7 +11,7 @@ import torch
 from PIL.Image import Image
 
 from srum.chains import Failure, parse_reflection, template
-from srum.config import ConfigError, load_config
+from srum.config import FREE, ConfigError, load_config
 from srum.errors import TrainingError
 from srum.loop import require_abilities
 from srum.models.base import Generated, MissingAbility, Written
@@ -23,6 +23,7 @@ from srum.train.reason import source_of
 from srum.train.reflect import Refined, State, Trajectories, Tree, chain_figures
 from srum.train.rewards import Value
 from srum.train.trainer import train
+from tests.fakes import FakeModel
 from tests.train.test_flow_grpo import PROMPTS, brightness, tiny
 
 SMALL = (
@@ -121,9 +122,33 @@ def test_judgements_that_all_fail_teach_nothing(tmp_path: Path) -> None:
     assert all(row["failed_no_reply"] == 1 and row["zero_spread_groups"] == 1 for row in rows)
 
 
-def test_a_cycle_is_resumed_whole() -> None:
-    with pytest.raises(ConfigError, match="multiple of 3"):
-        load_config(None, [*SMALL, "refinements=2", "train.checkpoint_every=4"])
+def test_a_step_whose_replies_ask_for_no_image_draws_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts are not trained, so that nothing of its own could be learned."""
+    model, settings = FakeModel(), ["images_by=forward", "rollout.plan=false", "train.trainable=generation"]
+    config = load_config(None, [*SMALL, *settings])
+    player = Tree(model, brightness, PROMPTS, config, 3)  # type: ignore[arg-type]
+    player.play(0)
+    stop = parse_reflection("a\nNo further edit needed.", template("compact"))
+    monkeypatch.setattr("srum.train.reflect.parse_reflection", lambda *_: stop)
+    played = player.play(1)
+    assert [example.segments[-1].kind for example in played.examples] == ["noisy"] * 4
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("refinements=2 train.checkpoint_every=4", "multiple of 3"),
+        ("random_steps=3 refine_range=[0,1]", "random_range: .* has 2 of the steps"),
+        ("random_range=[0.5,0.5]", "random_range: .* has 0 of the steps"),
+        ("random_steps=2 refine_range=[0.5,0.75]", "refine_range: .* has 1 of the steps"),
+    ],
+)
+def test_contradictions(wrong: str, message: str) -> None:
+    """Four steps to an image, in the first half of which two can be random."""
+    with pytest.raises(ConfigError, match=message):
+        load_config(None, [*SMALL, *wrong.split()])
+    load_config(None, [*SMALL, "random_steps=2"])
+    load_config(None, [*SMALL, "random_steps=3", "images_by=forward"])  # there are none
 
 
 def test_without_random_steps_a_model_need_not_explore(tmp_path: Path) -> None:
@@ -133,6 +158,16 @@ def test_without_random_steps_a_model_need_not_explore(tmp_path: Path) -> None:
     source_of(Run(tmp_path, drawn), 0, drawn, Tree).make(model).play(0)  # type: ignore[arg-type]
     with pytest.raises(MissingAbility, match="explore"):
         require_abilities(load_config(None, list(SMALL)), model)
+
+
+def test_what_may_change_on_resuming_leaves_the_digest_alone(tmp_path: Path) -> None:
+    def digest(*overrides: str) -> str:
+        config = load_config(None, [*SMALL, *overrides])
+        return source_of(Run(tmp_path, config), 0, config, Tree).digest()  # type: ignore[arg-type]
+
+    changes = {"device": "cuda:1", "processes": 2, "compile": "true", "train.keep_checkpoints": "true", "rounds": 9}
+    assert changes.keys() == {*FREE, "rounds"}
+    assert digest() == digest(*(f"{name}={value}" for name, value in changes.items())) != digest("kl=0.5")
 
 
 @pytest.mark.parametrize("missing", ["edit", "explore"])

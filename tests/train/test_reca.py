@@ -75,8 +75,8 @@ def test_every_source_gives_the_same_pictures(tmp_path: Path, pictures: list[Ima
                 archive.addfile(member, io.BytesIO(data))
     rows = [{"image": {"bytes": encoded(image), "path": None}} for image in pictures]
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet", row_group_size=2)
-    lines = [{"image": f"folder/{'deep/' if number else ''}{number}.png"} for number in range(3)]
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    lines = [{"image": f"folder/{'deep/' if number else ''}{number}.png", "of": "\u2028"} for number in range(3)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     wanted = [image.tobytes() for image in pictures]
     for source in (folder, tmp_path / "a.tar", tmp_path / "a.parquet", tmp_path / "a.jsonl"):
         assert pixels_of(source) == wanted
@@ -103,12 +103,14 @@ def test_transparent_pictures_lie_on_white(tmp_path: Path) -> None:
         ("nowhere", "'nowhere' is no image, folder or pattern of images"),
         ("bad.tar", "bad.tar cannot be read as an uncompressed tar"),
         ("bad.jsonl", "bad.jsonl:1: expected the path of an image in 'image' (images.column)"),
+        ("latin.jsonl", "latin.jsonl:2: not JSON in UTF-8"),
     ],
 )
 def test_sources_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, message: str) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bad.tar").write_bytes(b"no archive at all")
     (tmp_path / "bad.jsonl").write_text('{"picture": "a.png"}\n')
+    (tmp_path / "latin.jsonl").write_bytes(b'\n{"image": "\xe9.png"}\n')
     with pytest.raises(RunError) as raised:
         list(read_entries(ImagesConfig(source=source)))
     assert message in str(raised.value)
@@ -180,6 +182,13 @@ def test_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> 
     assert (tmp_path / "run/round-000/train/reca/model").is_dir()
     assert list(json.loads((tmp_path / "run/round-000/train/reca/compared.json").read_text())) == [SEEN, TOLD]
     assert (tmp_path / "run/round-000/candidates.jsonl").exists() == (source != "rendered")
+    if source == "candidates":
+        holding = [f"images.source={source}", "train.validation.share=0.5", "mix=[1,1,0]"]
+        config = load_config(None, [*SMALL, *sizes, *holding])
+        mix = Reca().examples(Run(tmp_path / "run", config), 0, config)  # type: ignore[arg-type]
+        held = {example.group for example in mix.held_out}
+        learned = {example.group for part in mix.parts for example in part.examples}
+        assert held and learned and not held & learned
 
 
 def test_a_model_that_sees_nothing_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,11 +289,14 @@ def test_latents_come_from_files_visit_by_visit(tmp_path: Path) -> None:
         ("mix=[2,1,0]", "mix: train.batch_size=4 is no multiple of 3"),
         ("mix=[2,1,1]", "mix: nothing that reads and writes text is trained unless train.trainable is all"),
         ("seen_size=0", "seen_size"),
+        ("mix=[2,1,1] train.trainable=all judge.think=true", "mix: replies are learned with judge.view=boxes"),
+        ("rollout.plan=true train.plan_in_context=true", "reca learns from bare prompts"),
+        ("train.trainable=all train.replies=2", "train.replies: reca"),
     ],
 )
 def test_contradictions(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message.replace("[", r"\[")):
-        load_config(None, [*SMALL, override])
+        load_config(None, [*SMALL, *override.split()])
 
 
 def test_a_step_has_its_shares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,5 +322,5 @@ def test_reconstructions_are_not_taken_for_those_of_other_weights(
         patch.setattr(FakeModel, "draw", None)
         assert reconstruct_images(config, tmp_path / "out", None, "srum-tiny") == line
     for change in ("refine.guidance=3.0", "seed=1"):
-        with pytest.raises(RunError, match="holds images of other settings or weights"):
+        with pytest.raises(RunError, match="holds work of other settings or weights"):
             reconstruct_images(changed(config, [change]), tmp_path / "out", None, None)

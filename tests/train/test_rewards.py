@@ -9,14 +9,16 @@ from PIL import Image
 
 from srum.alarms import WINDOW, alarms, widened
 from srum.config import ConfigError, load_config
-from srum.records import Failure, Prompt
+from srum.records import Failure, Grounding, Judgement, LayoutJudgement, Prompt, Region, RegionJudgement
 from srum.run import Run, find_method
+from srum.train import rewards
 from srum.train.metrics import keep_rows
 from srum.train.online import OnlineSource
 from srum.train.policy import group_advantages
 from srum.train.reason import Reason, figures
 from srum.train.rewards import QuestionReward, Value, checker_value
 from srum.train.trainer import train
+from tests.fakes import FakeModel
 from tests.train.test_flow_grpo import PROMPTS, SMALL, brightness, tiny
 
 BLANK = Image.new("RGB", (64, 64), "white")
@@ -35,6 +37,32 @@ def test_failures_are_counted_by_kind_and_have_no_advantage() -> None:
     told = figures(values, [0, 0, 1, 1])
     assert (told["failed_values"], told["failed_no_reply"], told["value"]) == (0.5, 0.25, 0.5)
     assert group_advantages([one.value for one in values], [0, 0, 1, 1]) == [0.0] * 4
+
+
+@pytest.mark.parametrize(
+    ("rules", "value", "lowest"),
+    [
+        ([], None, None),
+        (["reward.on_failure=keep"], 0.0, -1.0),
+        (["reward.on_failure=keep", "reward.overlap=max", "reward.mapping=unit"], 0.0, 1.0),
+    ],
+)
+def test_the_judges_reward_follows_the_rules_of_the_config(
+    rules: list[str], value: float | None, lowest: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A good region, a bad one within it, and one whose judgement failed; the map is signed whatever the mapping."""
+    boxes = {1: (0, 0, 64, 64), 2: (0, 0, 32, 32), 3: (32, 32, 64, 64)}
+    regions = [Region(id=i, box=box, area=(box[2] - box[0]) ** 2, source="test") for i, box in boxes.items()]
+    said = [RegionJudgement(region_id=i, score=score) for i, score in ((1, 1.0), (2, -1.0))]
+    said.append(RegionJudgement(region_id=3, score=None, failure=Failure.NO_REPLY))
+    judgement = Judgement(candidate_id="image", regions=said, layout=LayoutJudgement(score=1.0))
+    grounding = Grounding(candidate_id="image", regions=regions)
+    monkeypatch.setattr(rewards, "load_model", lambda *_: FakeModel())
+    monkeypatch.setattr(rewards, "image_judge", lambda *_: lambda images, *_: [(grounding, judgement)] * len(images))
+    config = load_config(None, [*SMALL, *rules])
+    (one,) = rewards.JudgeReward(Run(tmp_path, config), 0, config, 0.9)([BLANK], PROMPTS[:1])
+    assert one.value == value and (one.failure is None) == (value is not None)
+    assert lowest is None or (one.reward_map is not None and float(one.reward_map.min()) == lowest)
 
 
 def test_questions_are_asked_of_the_weights_that_entered(tmp_path: Path) -> None:

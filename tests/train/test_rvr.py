@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -235,6 +236,15 @@ def test_no_pair_is_an_error_that_says_why(run: Run, fake: None, tmp_path: Path)
     assert (tmp_path / "run/round-000/rewards.jsonl").exists()  # nothing finished is lost
 
 
+def test_refining_images_none_of_which_can_be_read_is_an_error(run: Run, fake: None, tmp_path: Path) -> None:
+    """The records of a round without its images; nothing is finished, so that it can be tried again."""
+    for name in ("candidates.jsonl", "prompts.jsonl"):
+        shutil.copy(run.round(0) / name, tmp_path / name)
+    with pytest.raises(RunError, match="none of its 24 images can be read"):
+        refine_run(run, tmp_path, "srum-tiny", run.config)
+    assert not (tmp_path / "refined/refined.jsonl").exists()
+
+
 def test_refining_a_round_goes_on_where_it_was_interrupted(
     run: Run, fake: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,7 +266,7 @@ def test_refining_a_round_goes_on_where_it_was_interrupted(
     made = refine_run(run, run.round(0), "srum-tiny", config)
     assert made == read_records(run.round(0) / "refined/refined.jsonl", Refinement)
     assert len(made) == 24 and all(len(one.turns) == 3 for one in made)
-    with pytest.raises(RunError, match="holds images of other settings or weights"):
+    with pytest.raises(RunError, match="holds work of other settings or weights"):
         refine_run(run, run.round(0), "srum-tiny", run.config)
 
 

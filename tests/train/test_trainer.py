@@ -26,6 +26,7 @@ from srum.train.checkpoint import CheckpointMismatch, list_checkpoints
 from srum.train.data import TrainingRecord, candidate_examples, load_training_records
 from srum.train.examples import draw_order
 from srum.train.methods.base import CandidateMethod
+from srum.train.methods.region_nft import RegionNft
 from srum.train.metrics import TIMESTEP_BINS, image_sums, keep_rows, step_means, text_sums
 from srum.train.packs import at_timestep, cut
 from srum.train.trainer import Losses, NonFiniteError, Trainer, TrainResult
@@ -182,6 +183,16 @@ def test_resume_is_the_uninterrupted_run_bit_for_bit(
     assert resumed.losses == whole.losses
     assert same(weights(tmp_path / "cut"), weights(tmp_path / "whole"))
     assert (tmp_path / "cut" / "metrics.jsonl").read_text() == (tmp_path / "whole" / "metrics.jsonl").read_text()
+
+
+def test_old_weights_that_were_taken_anew_between_checkpoints_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Taken before the fourth step, wanted by the fifth, which follows a checkpoint."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RegionNft, "old_decay", lambda *_: 1.0)
+        patch.setattr(RegionNft, "old_every", lambda *_: 3)
+        test_resume_is_the_uninterrupted_run_bit_for_bit(tmp_path, monkeypatch, "region_nft", 6)
 
 
 def test_a_finished_folder_returns_at_once_with_its_weights(tmp_path: Path) -> None:
@@ -383,7 +394,7 @@ def test_validation_draws_its_noise_by_seed_candidate_and_timestep() -> None:
 def test_a_non_finite_loss_names_its_candidate(tmp_path: Path, method: str) -> None:
     records = make_records()
     records[4].latent[0, 0, 0] = torch.nan
-    with pytest.raises(NonFiniteError, match="loss in step 0") as caught:
+    with pytest.raises(NonFiniteError, match="loss in step 1") as caught:
         run(tmp_path, settings(method=method, batch_size=18), records=records)
     assert caught.value.ids == ["c4"] and str(caught.value).count("c4") == 1
 
@@ -391,7 +402,7 @@ def test_a_non_finite_loss_names_its_candidate(tmp_path: Path, method: str) -> N
 def test_a_non_finite_gradient_stops_before_the_weights_change(tmp_path: Path) -> None:
     model = TinyModel()
     model.generation[0].weight.register_hook(lambda grad: grad * torch.inf)
-    with pytest.raises(NonFiniteError, match="gradient in step 0"):
+    with pytest.raises(NonFiniteError, match="gradient in step 1"):
         run(tmp_path, settings(), model)
     assert same(dict(model.state_dict()), dict(TinyModel().state_dict()))
 

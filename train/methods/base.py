@@ -74,7 +74,7 @@ class Method:
         """What is said of the losses before the first step of what its mix compares, by its name."""
         return ", ".join(f"{name}: {loss:.3f}" for name, loss in losses.items())
 
-    def drawn(self, config: Any) -> int:
+    def images_drawn(self, config: Any) -> int:
         """How many images its training draws in a round, beside those of the stages."""
         return 0
 
@@ -112,6 +112,26 @@ class CandidateMethod(Method):
         return candidate_mix(records, self.credits(records, config), config.train, run.seed(k, "train"), replies)
 
 
+def check_mix(config: RunConfig, mix: Sequence[int]) -> None:
+    """ValueError where a batch cannot have these shares, the last of which is of the judge's replies."""
+    train = config.train
+    if train.batch_size % sum(mix):
+        raise ValueError(f"mix: train.batch_size={train.batch_size} is no multiple of {sum(mix)}")
+    if mix[-1] and train.trainable != "all":
+        raise ValueError("mix: nothing that reads and writes text is trained unless train.trainable is all")
+    if mix[-1]:
+        config.judge.require_replies("mix")
+    if train.replies:
+        raise ValueError(f"train.replies: {config.method} learns so many replies as mix says; leave it at 0")
+    if train.plan_in_context:
+        raise ValueError(f"train.plan_in_context: {config.method} learns from bare prompts; leave it false")
+
+
 def cross_entropy(tokens: Tokens, config: RunConfig) -> Terms:
     """The terms of text tokens that are learned as they are: replies, plans."""
     return {"cross_entropy": config.train.text_weight * tokens.credit * tokens.error}
+
+
+def weighted_error(tokens: Tokens, config: RunConfig) -> Terms:
+    """The terms of tokens that are learned as they are: the error of images, the cross-entropy of texts."""
+    return cross_entropy(tokens, config) if tokens.kind == "text" else {"error": tokens.credit * tokens.error}

@@ -5,6 +5,10 @@
     examples  [prompt, (plan,) x_t -> x_s]       log p(x_s) = -w |v - u|^2,  u the velocity that leads to x_s
     loss      max(-A rho, -A clip(rho)) + kl KL(new || entered)      rho = p / p when drawn, per image and step
               texts the same, rho per token
+              images_by=forward: an image is noised anew, A change + beta drift (``train.reinforced``)
+
+Where it leaves the paper: A is not divided by the deviation of the group (``advantage``), and random steps are in the
+first half of an image's alone (``random_range``).
 
 At the first update after a draw rho is 1, and the gradient is A grad log p. KL of a step is w |v - v_entered|^2, exact;
 of a text k3. With ``credit: region`` an image's advantage is spread by blame (``train.advantages``), rho per cell.

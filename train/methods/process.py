@@ -2,7 +2,7 @@
 
     stages    none: chains of exact scenes, or of a file
     examples  short   [prompt, (clean, seen, description,) plan*, (first image*)]   [clean, seen, plan, image*]
-                      [prompt, plan, seen, inspection*]                             2 : 2 : 1
+                      [prompt, plan, seen, inspection*]                             1 : 1 : 2
               long    [prompt, plan*, image*, clean, seen, inspection*, plan*, image*, ...]        one per chain
     loss      cross-entropy of the texts + |v - u|^2 of the images
 
@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from srum.config import Count, RunConfig
+from srum.config import Count, RunConfig, TrainConfig
 from srum.stages import Stage
-from srum.train.methods.base import Method, cross_entropy
+from srum.train.methods.base import Method, weighted_error
 from srum.train.objective import Terms, Tokens
 
 if TYPE_CHECKING:
@@ -32,16 +32,23 @@ if TYPE_CHECKING:
     from srum.train.feed import Mix
 
 
+class ProcessTrain(TrainConfig):
+    """All weights, as plans and inspections are texts."""
+
+    trainable: Literal["generation", "all"] = "all"
+
+
 class ProcessConfig(RunConfig):
     """Which chains, in which layout, and how long a drawing may take."""
 
     method: str = "process"
     compare: tuple[str, ...] = ()
-    layout: Literal["short", "long"] = "short"  # an example is a stage of a chain, or the whole chain in one row; and
-    # what a stage of a drawing sees
+    train: ProcessTrain = ProcessTrain()
+    layout: Literal["short", "long"] = "short"  # an example is a stage of a chain, or the whole chain in one row; a
+    # stage of a drawing sees the newest image and texts, or all that was written and drawn before it
     chains: str = ""  # a .jsonl file of chains (train/interleaved.py), for layout=long; empty: exact scenes
     samples: Count = 2048  # chains, or stages of chains, of the exact scenes of a round
-    shares: tuple[Count, Count, Count] = (2, 2, 1)  # of plan, draft and inspect in each batch of short examples
+    shares: tuple[Count, Count, Count] = (1, 1, 2)  # of plan, draft and inspect in each batch of short examples
     own: Annotated[int, Field(ge=0)] = 0  # prompts that the model draws before: inspections of these are learned, too
     max_strokes: Count = 5  # of a drawing in an evaluation, at most
     max_refinements: Annotated[int, Field(ge=0)] = 1  # corrections of a stroke there, at most
@@ -53,6 +60,10 @@ class ProcessConfig(RunConfig):
             raise ValueError("chains: a file of chains is learned with layout=long")
         if self.own and self.layout == "long":
             raise ValueError("own: inspections of own drawings are stages, which are learned with layout=short")
+        if self.train.trainable != "all":
+            raise ValueError("train.trainable: plans and inspections are texts, which are learned where it is all")
+        if self.layout == "short" and self.train.batch_size % sum(self.shares):
+            raise ValueError(f"shares: train.batch_size={self.train.batch_size} is no multiple of {sum(self.shares)}")
         if self.train.probes or self.train.samples.count or self.train.replies:
             raise ValueError("train: probes, samples and replies are of candidates, and there are none")
         return self
@@ -83,22 +94,27 @@ class Process(Method):
 
     def terms(self, tokens: Tokens, config: ProcessConfig) -> Terms:
         """Both losses as they are."""
-        if tokens.kind == "text":
-            return cross_entropy(tokens, config)
-        return {"error": tokens.credit * tokens.error}
+        return weighted_error(tokens, config)
 
     def draw(self, model: TrainableModel, config: ProcessConfig, seed: int) -> Draw:
-        """In strokes."""
+        """In strokes; a prompt whose first plan cannot be read is drawn once, without a plan."""
         from srum.drawing import Chain, Shot
+        from srum.evaluation.accuracy import drawn
         from srum.strokes import draw_in_strokes
 
-        settings = _settings(config)
+        settings, once = _settings(config), config.eval.model_copy(update={"plan": False})
 
         def draw(prompts: Mapping[str, Prompt]) -> list[Chain]:
             texts = [prompt.text for prompt in prompts.values()]
             drawings = draw_in_strokes(model, texts, list(prompts), settings, seed)
-            asked = [[(s.made, s.asked) for s in d.stages if s.made is not None] for d in drawings]
-            return [Chain([Shot(made.image, said=text) for made, text in own], len(own) - 1) for own in asked]
+            shots = {
+                name: [Shot(stage.made.image, said=stage.asked) for stage in drawing.stages if stage.made is not None]
+                for name, drawing in zip(prompts, drawings, strict=True)
+            }
+            if unread := {name: prompts[name] for name, own in shots.items() if not own}:
+                made = drawn(model, unread, once, seed)
+                shots |= {name: [Shot(one.image)] for name, one in zip(unread, made, strict=True)}
+            return [Chain(own, len(own) - 1) for own in shots.values()]
 
         return draw
 

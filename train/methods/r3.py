@@ -7,6 +7,7 @@
     examples  [instruction, prompt, plan*, x_t -> x_s*]   [seen, question, reply*]   [clean, seen, edit, x_t -> x_s*]
     reward    image V; plan f (V + w f);  edit C = V - V before; stop C = 1 if that was right, else 0; reply f (C + w)
     loss      max(-A rho, -A clip(rho)) + kl KL(new || entered)
+              images_by=forward: an image is noised anew, A change + beta drift (``train.reinforced``)
 
 A stopped or unreadable reply draws no image, and an unreadable one has f = 0. With ``tree: false`` a group has whole
 chains, and each of their turns has the advantage of the last image.
@@ -49,6 +50,11 @@ class R3Config(PolicyConfig):
         cycle = (1 + self.refinements) * self.updates
         if self.tree and self.train.checkpoint_every % cycle:
             raise ValueError(f"train.checkpoint_every: a multiple of {cycle}, the steps of a cycle that share images")
+        return self
+
+    @model_validator(mode="after")
+    def _refining_has_its_random_steps(self) -> R3Config:
+        self.require_random_steps("refine_range", self.refine_range, self.refine_timesteps)
         return self
 
 

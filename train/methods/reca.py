@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from srum.config import Count, RunConfig
 from srum.errors import SrumError
 from srum.stages import GROUND, IMAGES, JUDGE, RASTERIZE, ROLLOUT, Stage
-from srum.train.methods.base import Method, cross_entropy
+from srum.train.methods.base import Method, check_mix, weighted_error
 from srum.train.objective import Terms, Tokens
 
 if TYPE_CHECKING:
@@ -58,10 +58,7 @@ class RecaConfig(RunConfig):
 
     @model_validator(mode="after")
     def _can_be_mixed(self) -> RecaConfig:
-        if self.train.batch_size % sum(self.mix):
-            raise ValueError(f"mix: train.batch_size={self.train.batch_size} is no multiple of {sum(self.mix)}")
-        if self.mix[2] and self.train.trainable != "all":
-            raise ValueError("mix: nothing that reads and writes text is trained unless train.trainable is all")
+        check_mix(self, self.mix)
         return self
 
 
@@ -80,26 +77,29 @@ class Reca(Method):
 
     def examples(self, run: Run, k: int, config: RecaConfig) -> Mix:
         """The pictures that could be read, and the shares of the round's candidates and replies; beside them the first
-        pictures, as they are learned and from a text alone."""
+        pictures, as they are learned and from a text alone. Of a prompt that is held out no image is learned."""
         import torch
 
         from srum.records import Candidate
-        from srum.run_dir import read_records
+        from srum.run_dir import read_by_id
         from srum.train.data import candidate_examples, load_replies, load_training_records
         from srum.train.examples import hold_out
         from srum.train.feed import Mix
 
         folder = run.round(k)
-        pictures, prompts = reconstructions(folder, config), {}
-        if config.images.source in ("candidates", "good"):
-            prompts = {one.id: one.prompt for one in read_records(folder / "candidates.jsonl", Candidate)}
+        own = config.images.source in ("candidates", "good")
+        candidates = read_by_id(folder / "candidates.jsonl", Candidate) if own else {}
+        prompts = {name: candidate.prompt for name, candidate in candidates.items()}
+        groups = {name: candidate.prompt_id for name, candidate in candidates.items()}
+        pictures = reconstructions(folder, config, groups)
         training, held_out = hold_out(pictures, config.train.validation.share, run.seed(k, "train"))
         kinds: dict[str, Sequence[Example]] = {"": training, "t2i": (), "replies": ()}
         if config.mix[1]:
-            records = load_training_records(run.round(k))
+            aside = {example.group for example in held_out}
+            records = [one for one in load_training_records(folder) if one.candidate.prompt_id not in aside]
             kinds["t2i"] = candidate_examples(records, [torch.ones(())] * len(records))
         if config.mix[2]:
-            kinds["replies"] = load_replies(run.round(k), config.judge.instructions)
+            kinds["replies"] = load_replies(folder, config.judge.instructions)
         shares = dict(zip(kinds, config.mix, strict=True))
         compared = {SEEN: pictures[:COMPARED], TOLD: [told(one, prompts) for one in pictures[:COMPARED]]}
         return Mix(Mix.of_shares(kinds, shares, config.train.batch_size).parts, held_out, compared)
@@ -111,20 +111,21 @@ class Reca(Method):
 
     def terms(self, tokens: Tokens, config: RecaConfig) -> Terms:
         """The error itself."""
-        if tokens.kind == "text":
-            return cross_entropy(tokens, config)
-        return {"error": tokens.credit * tokens.error}
+        return weighted_error(tokens, config)
 
 
-def reconstructions(folder: Path, config: RecaConfig) -> list[Example]:
-    """An example of each picture of the round. Raises TemplateError."""
+def reconstructions(folder: Path, config: RecaConfig, groups: Mapping[str, str]) -> list[Example]:
+    """An example of each picture of the round, in its group of ``groups`` or alone. Raises TemplateError."""
     from srum.records import Picture
     from srum.run_dir import read_records
     from srum.train.examples import Example
 
     templates = read_templates(config.templates)[: config.template_count]
     pictures = [one for one in read_records(folder / "pictures.jsonl", Picture) if one.failure is None]
-    return [Example(id=one.id, group=one.id, segments=layout(folder, one, templates, config)) for one in pictures]
+    return [
+        Example(id=one.id, group=groups.get(one.id, one.id), segments=layout(folder, one, templates, config))
+        for one in pictures
+    ]
 
 
 def told(example: Example, prompts: Mapping[str, str]) -> Example:

@@ -3,7 +3,7 @@
     stages    ROLLOUT GROUND JUDGE RASTERIZE PAIR
     examples  [SYSTEM, seen: the candidate that misses, USER(prompt), noisy: the one that meets it]
               + [prompt, noisy] of the latter, + [seen, question, reply] of the judge, in the shares ``mix``
-    loss      |v - u|^2 + train.text_weight CE                                                            (Eq. 9)
+    loss      |v - u|^2 + 0.25 CE                            0.25: train.text_weight                      (Eq. 9)
     draw      once, then again while the model's own judge finds fault (``refine``)
 
 The two images are independent of one another, so that nothing has to be preserved; no instruction is written. What the
@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, model_validator
 
-from srum.config import Count, RunConfig
+from srum.config import Count, NotNegative, RunConfig, TrainConfig
 from srum.stages import GROUND, JUDGE, PAIR, RASTERIZE, ROLLOUT
-from srum.train.methods.base import Method, cross_entropy
+from srum.train.methods.base import Method, check_mix, weighted_error
 from srum.train.objective import Terms, Tokens
 
 if TYPE_CHECKING:
@@ -34,10 +34,17 @@ if TYPE_CHECKING:
 Share = Annotated[int, Field(ge=0)]
 
 
+class RvrTrain(TrainConfig):
+    """Texts count a quarter (Eq. 9)."""
+
+    text_weight: NotNegative = 0.25
+
+
 class RvrConfig(RunConfig):
     """What is mixed in, and what drops."""
 
     method: str = "rvr"
+    train: RvrTrain = RvrTrain()
     mix: tuple[Count, Share, Share] = (1, 1, 0)  # refinement : text to image : replies; 2 : 1 : 1 in the paper
     droppable: bool = (
         False  # drop the prompt and what is seen, for guidance, as train.text_dropout and image_dropout say
@@ -49,10 +56,7 @@ class RvrConfig(RunConfig):
             raise ValueError("candidates_per_prompt: rvr pairs two candidates of a prompt; it needs at least 2")
         if self.refine.way not in ("regenerate", "regenerate_clean"):
             raise ValueError(f"refine.way: rvr is trained to draw again, not to {self.refine.way}; use regenerate")
-        if self.train.batch_size % sum(self.mix):
-            raise ValueError(f"mix: train.batch_size={self.train.batch_size} is no multiple of {sum(self.mix)}")
-        if self.mix[2] and self.train.trainable != "all":
-            raise ValueError("mix: nothing that reads and writes text is trained unless train.trainable is all")
+        check_mix(self, self.mix)
         return self
 
 
@@ -89,9 +93,7 @@ class Rvr(Method):
 
     def terms(self, tokens: Tokens, config: RvrConfig) -> Terms:
         """The error itself."""
-        if tokens.kind == "text":
-            return cross_entropy(tokens, config)
-        return {"error": tokens.credit * tokens.error}
+        return weighted_error(tokens, config)
 
     def draw(self, model: TrainableModel, config: Any, seed: int) -> Draw:
         """As the evaluation draws, then again as ``refine`` says, scored by the model itself."""

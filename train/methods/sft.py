@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from srum.config import RunConfig
 from srum.lazy import Lazy
-from srum.train.methods.base import CandidateMethod, cross_entropy
+from srum.train.methods.base import CandidateMethod, weighted_error
 from srum.train.objective import Terms, Tokens
 
 if TYPE_CHECKING:
@@ -41,6 +41,4 @@ class Sft(CandidateMethod):
 
     def terms(self, tokens: Tokens, config: SftConfig) -> Terms:
         """The error itself."""
-        if tokens.kind == "text":
-            return cross_entropy(tokens, config)
-        return {"error": tokens.credit * tokens.error}
+        return weighted_error(tokens, config)
