@@ -82,9 +82,9 @@ def table_of(found: Sequence[Mapping[str, Mapping[str, Any]]]) -> Table:
     for way, own in values.items():
         speed = median(a / b for a, b in zip(plain["seconds"], own["seconds"], strict=True))
         cells = (
-            [_told(crossed(own[name]), "") for name in ("right", "score")]
+            [_told(crossed(own[name]).times(100), "") for name in ("right", "score")]
             if way == PLAIN
-            else [_told(difference(own[name], plain[name]), "+") for name in ("right", "score")]
+            else [_told(difference(own[name], plain[name]).times(100), "+") for name in ("right", "score")]
         )
         table.add_row(way, str(passes_of(config_of(way))), f"{speed:.2f}", *cells)
     return table

@@ -478,7 +478,7 @@ def accuracy_rows(found: Sequence[Verdicts], pairs: Sequence[tuple[str, str]] = 
 
 def accuracy_row(what: str, values: np.ndarray) -> Row:
     """``values`` (seeds, prompts) in [-1, 1]; the mean over both in percent, its crossed interval."""
-    estimate = crossed(values)
+    estimate = crossed(values).times(100)
     return Row(what, estimate.value, (100 * values.mean(axis=1)).tolist(), estimate.interval, estimate.covers)
 
 

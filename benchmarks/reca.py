@@ -188,8 +188,8 @@ def table(rows: Mapping[str, Sequence[Outcome]]) -> Table:
         cells = []
         for name in ("drawn", "reconstructed"):
             ours, theirs = (np.array([getattr(o, name) for o in these], float) for these in (outcomes, base))
-            gain = difference(ours, theirs[: len(ours)])
-            cells += [f"{crossed(ours).value:.1f}", f"{gain.value:+.1f} ({gain.low:+.1f} to {gain.high:+.1f})"]
+            share, gain = crossed(ours).times(100), difference(ours, theirs[: len(ours)]).times(100)
+            cells += [f"{share.value:.1f}", f"{gain.value:+.1f} ({gain.low:+.1f} to {gain.high:+.1f})"]
         loss = "" if arm == BASE else " to ".join(f"{fmean(o.loss[i] for o in outcomes):.3f}" for i in (0, 1))
         shown.add_row(arm, *cells, loss, str(len(outcomes)))
     return shown

@@ -370,8 +370,8 @@ def table(rows: Mapping[str, Sequence[Outcome]]) -> Table:
         mended, broken = (100 * (x > y).mean() for x, y in ((after, before), (before, after)))
         passes = np.mean([one.passes for one in outcomes])
         cells = (
-            estimate_cell(crossed(after)),
-            estimate_cell(gain, "+"),
+            estimate_cell(crossed(after).times(100)),
+            estimate_cell(gain.times(100), "+"),
             f"{mended:.1f}",
             f"{broken:.1f}",
             f"{passes:.0f}",

@@ -265,7 +265,8 @@ def drawing_table(rows: Mapping[str, Sequence[Outcome]]) -> Table:
             cells = []
             for name, ours in (("once", once), ("refined", refined)):
                 theirs = np.array([getattr(o, name)[mode] for o in rows[BASE][: len(ours)]])
-                cells += [estimate_cell(crossed(ours)), estimate_cell(difference(ours, theirs), "+")]
+                gain = difference(ours, theirs).times(100)
+                cells += [estimate_cell(crossed(ours).times(100)), estimate_cell(gain, "+")]
             counts = [int(one.sum()) for one in (refined & ~once, once & ~refined, edits, edits & once)]
             more = np.mean([[said in ("edit", "again") for said in o.said[mode]] for o in outcomes])
             passes = f"{(1 + more) * passes_of(EvalConfig()):.0f}"
@@ -278,7 +279,7 @@ def bare_table(rows: Mapping[str, Sequence[Sequence[bool]]]) -> Table:
     table = Table("arm", "bare, once, %", "- base", "prompts", "seeds")
     for arm, verdicts in rows.items():
         ours, theirs = np.array(verdicts), np.array(rows[BASE][: len(verdicts)])
-        cells = estimate_cell(crossed(ours)), estimate_cell(difference(ours, theirs), "+")
+        cells = estimate_cell(crossed(ours).times(100)), estimate_cell(difference(ours, theirs).times(100), "+")
         table.add_row(arm, *cells, str(ours.shape[1]), str(len(ours)))
     return table
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from PIL.Image import Image
 
-from srum.geometry import scale_box
+from srum.geometry import format_box, scale_box
 from srum.models.base import Segment, UnifiedModel, box_frame
 from srum.records import Box, Region
 
@@ -43,4 +43,4 @@ class RelevanceFilter:
 
 
 def _question(prompt: str, box: Box) -> str:
-    return QUESTION.format(prompt=prompt, box="[" + ", ".join(str(round(value)) for value in box) + "]")
+    return QUESTION.format(prompt=prompt, box=format_box(box))

@@ -14,10 +14,9 @@ from srum.processes import Processes
 from srum.records import Candidate, Grounding, Judgement, Prompt
 from srum.run import Run
 from srum.run_dir import read_by_id, run_stage, write_json
-from srum.shapes.prompts import from_metadata
+from srum.shapes.prompts import is_checkable
 
 FOLDER, QUALITY = "judge", "quality.json"  # of the last round, in its folder
-SIDE = (64, 64)  # of images whose truth can be read off their pixels
 
 
 def judge_again(run: Run) -> None:
@@ -30,7 +29,7 @@ def judge_again(run: Run) -> None:
         return
     prompts = read_by_id(first / "prompts.jsonl", Prompt)
     candidates = read_by_id(first / "candidates.jsonl", Candidate)
-    if not all(_is_checkable(prompts[one.prompt_id]) and one.size == SIDE for one in candidates.values()):
+    if not all(is_checkable(prompts[one.prompt_id].metadata, one.size) for one in candidates.values()):
         return
     groundings = read_by_id(first / "regions.jsonl", Grounding, candidates)
     newest = run.config.model_copy(update={"judge": run.config.judge.model_copy(update={"model": "self"})})
@@ -52,14 +51,6 @@ def _is_frozen(run: Run) -> bool:
     own = judge.by == "self" and not judge.reward and not judge.server.url
     judged = all((run.round(0) / f"{name}.jsonl").exists() for name in ("candidates", "regions", "judgements"))
     return own and judge.model == "start" and run.config.train.trainable == "all" and judged
-
-
-def _is_checkable(prompt: Prompt) -> bool:
-    try:
-        from_metadata(dict(prompt.metadata))
-    except ValueError:
-        return False
-    return True
 
 
 def _quality(

@@ -11,11 +11,12 @@ from functools import cache
 from pathlib import Path
 from string import Formatter
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from srum.errors import SrumError
+from srum.geometry import format_box
 from srum.records import Region
-from srum.yaml_files import YamlError, read_yaml
+from srum.yaml_files import load_named
 
 TEMPLATES = Path(__file__).parent / "templates"
 PLACEHOLDERS = {
@@ -87,11 +88,6 @@ class Instructions(BaseModel):
         return self.whole.format(prompt=prompt)
 
 
-def format_box(box: Sequence[float]) -> str:
-    """``[x0, y0, x1, y1]`` in whole pixels."""
-    return "[" + ", ".join(str(round(value)) for value in box) + "]"
-
-
 def region_reply(region_id: int, label: str, score: float, reason: str, asked: str = "") -> str:
     """One region's part of a well-formed reply; what ``replies.parse_regions`` reads. ``asked``: what was asked for."""
     compared = f"Asked For: {asked}\n" if asked else ""
@@ -110,17 +106,4 @@ def load_instructions(name_or_path: str) -> Instructions:
 
     Raises InstructionsError: with the names that exist where there is none; naming file and field for what is none.
     """
-    path = Path(name_or_path)
-    if path.suffix not in (".yaml", ".yml"):
-        path = TEMPLATES / f"{name_or_path}.yaml"
-    if not path.is_file():
-        shipped = ", ".join(sorted(p.stem for p in TEMPLATES.glob("*.yaml")))
-        raise InstructionsError(f"no instruction template {name_or_path!r}: give a .yaml path or one of {shipped}")
-    try:
-        return Instructions.model_validate(read_yaml(path))
-    except YamlError as error:
-        raise InstructionsError(str(error)) from None
-    except ValidationError as error:
-        detail = error.errors()[0]
-        field = ".".join(map(str, detail["loc"])) or "the file"
-        raise InstructionsError(f"{path}: {field}: {detail['msg'].removeprefix('Value error, ')}") from None
+    return load_named(Instructions, name_or_path, TEMPLATES, InstructionsError)

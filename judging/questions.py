@@ -14,7 +14,7 @@ from PIL.Image import Image
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 
 from srum.chat import NoReply
-from srum.errors import SrumError
+from srum.errors import SrumError, first_fault
 from srum.judging.base import Scorer, Writer
 from srum.models.base import Decoding, Segment
 from srum.records import Failure
@@ -53,9 +53,7 @@ def questions_of(metadata: Mapping[str, Any]) -> list[AskedFact]:
         try:
             return TypeAdapter(list[AskedFact]).validate_python(metadata["questions"])
         except ValidationError as error:
-            detail = error.errors()[0]
-            where = ".".join(map(str, ("questions", *detail["loc"])))
-            raise QuestionsError(f"{where}: {detail['msg'].removeprefix('Value error, ')}") from None
+            raise QuestionsError(first_fault(error, "questions")) from None
     if "include" not in metadata:
         return []
     return [AskedFact(question=q, answer=a, choices=c) for q, a, c in facts(from_metadata(dict(metadata)))]

@@ -19,12 +19,12 @@ from pathlib import Path
 from string import Formatter
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from srum.errors import SrumError
 from srum.models.base import Decoding, Generated, Sampling, Segment, UnifiedModel, Written, require
 from srum.seeding import seed_for
-from srum.yaml_files import YamlError, read_yaml
+from srum.yaml_files import load_named
 
 TEMPLATES = Path(__file__).parent / "templates"
 ENDS = re.compile(r"[.!?\n]+")
@@ -95,17 +95,7 @@ class Template(BaseModel):
 @cache
 def template(name: str) -> Template:
     """A shipped template, ``compact`` or ``released``, or the one of a .yaml file. Raises TemplateError."""
-    path = TEMPLATES / f"{name}.yaml" if (TEMPLATES / f"{name}.yaml").is_file() else Path(name)
-    if not path.is_file():
-        shipped = ", ".join(sorted(one.stem for one in TEMPLATES.glob("*.yaml")))
-        raise TemplateError(f"no template of chains {name!r}: give one of {shipped}, or a .yaml file")
-    try:
-        return Template.model_validate(read_yaml(path))
-    except YamlError as error:
-        raise TemplateError(str(error)) from None
-    except ValidationError as error:
-        detail = error.errors()[0]
-        raise TemplateError(f"{path}: {'.'.join(map(str, detail['loc']))}: {detail['msg']}") from None
+    return load_named(Template, name, TEMPLATES, TemplateError)
 
 
 # --- replies

@@ -34,6 +34,7 @@ from srum.json_files import as_unicode
 
 OURS = (401, 403, 404)  # statuses that no other question could change
 PASSING = (408, 429)  # statuses, beside those from 500, that another try may change
+HUNG_UP = (BrokenPipeError, ConnectionResetError)  # what sending ends in where a proxy refuses a body half read
 LONGEST = 64_000_000  # bytes of a response that are read
 LONGEST_WAIT = 600.0  # seconds that a server may ask to be left alone
 
@@ -190,11 +191,13 @@ class Server:
             wait = self.backoff * 2**attempt
             try:
                 status, headers, response = self._post(path, body)
-            except URLError as error:
-                if attempt == self.retries:
-                    raise ServerError(f"{self.url} cannot be reached: {error.reason}") from None
             except (HTTPException, OSError) as error:  # broken off, or silent for too long
-                failed = NoReply(f"{type(error).__name__}: {error}", busy=True)
+                reason = error.reason if isinstance(error, URLError) else error
+                if isinstance(error, URLError) and not isinstance(reason, HUNG_UP):
+                    if attempt == self.retries:
+                        raise ServerError(f"{self.url} cannot be reached: {reason}") from None
+                    continue
+                failed = NoReply(f"{type(reason).__name__}: {reason}", busy=True)
             else:
                 if status < 300:
                     reply = read(response)

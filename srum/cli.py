@@ -27,9 +27,11 @@ from srum.stages import SHIPPED, Stage
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from srum.chains import ChainSettings
     from srum.config import RunConfig
     from srum.processes import Processes
     from srum.run import Run
+    from srum.strokes import StrokeSettings
 
 
 # The commands by group, in the order of `srum --help`.
@@ -564,7 +566,7 @@ def init(
         raise SrumError(f"{path} is there already; choose another name")
     model = _asked(model, "model (srum-tiny, a folder, or a hub id such as ByteDance-Seed/BAGEL-7B-MoT)", "srum-tiny")
     tiny = model == "srum-tiny"
-    gpus = int(_asked(gpus, "GPUs", str(len(list(Path("/dev").glob("nvidia[0-9]*")))), int))
+    gpus = int(_asked(gpus, "GPUs", str(len(list(Path("/dev").glob("nvidia[0-9]*")))), _count))
     prompts = _asked(prompts, "prompts (a .txt or .jsonl file, or train)", "train" if tiny else "prompts.txt")
     grounder = _asked(grounder, "grounder", "classical" if tiny else "sam")
     judge = _asked(judge, "judge (self, start, a model, or a server's http://...)", "self")
@@ -592,6 +594,12 @@ def init(
 def _asked(given: Any, question: str, default: str, parse: Callable[[str], Any] = str) -> Any:
     """What an option gave, or what is answered, asked again until ``parse`` takes it."""
     return given if given is not None else typer.prompt(question, default=default, value_proc=parse)
+
+
+def _count(answer: str) -> int:
+    if not answer.isdecimal():
+        raise typer.BadParameter(f"{answer!r} is no whole number from 0 on")
+    return int(answer)
 
 
 def _method_name(answer: str) -> str:
@@ -740,39 +748,23 @@ def chain(
 
     Where the prompts are the embedded world's, print how accurate the images are after each refinement.
     """
-    from dataclasses import replace
-
-    from srum.chaining import accuracy_table, claim, draw_chains, endings, verdicts
+    from srum.chaining import samplings
     from srum.chains import ChainSettings
     from srum.chains import template as words
-    from srum.loop import console, eval_prompts
-    from srum.models.base import Decoding, Sampling
-    from srum.plots import strips_figure
-    from srum.run import load_model
-    from srum.run_dir import locked
+    from srum.models.base import Decoding
 
-    with _sharing(_check_config(out, config, overrides or [])) as processes:
-        wanted = processes.once(lambda: _config(out, config, overrides or []))
-        drawing, prompts = Sampling(**wanted.eval.sampling()), eval_prompts(wanted)
-        settings = ChainSettings(
+    def settings(wanted: RunConfig) -> ChainSettings:
+        drawing, changing = samplings(wanted, edit_guidance)
+        return ChainSettings(
             drawing=drawing,
-            changing=replace(drawing, guidance=edit_guidance, guidance_interval=(0.0, 1.0)),
+            changing=changing,
             form=words(template),
             plan=wanted.eval.plan,
             max_refinements=refinements,
             decoding=Decoding(temperature=temperature),
         )
-        with locked(out):
-            claim(out, wanted.model, prompts, settings, wanted.seed)
-            model = load_model(wanted, wanted.model)
-            records = draw_chains(model, prompts, settings, out, wanted.seed, wanted.eval.batch_size)
-        if processes.rank == 0:
-            if all("tag" in prompt.metadata for prompt in prompts):
-                tags = [str(prompt.metadata["tag"]) for prompt in prompts]
-                console.print(accuracy_table(verdicts(records, prompts, out, refinements), tags))
-            console.print(f"{len(records)} chains, ended by", endings(records))
-            if image is not None:
-                _save_figure(strips_figure(records[:8], out), image)
+
+    _draw_on(out, config, overrides, settings, image)
 
 
 @app.command()
@@ -788,22 +780,12 @@ def strokes(
     image: Annotated[Path | None, typer.Option(help="Save the first eight as strips, .png, .svg or .pdf.")] = None,
 ) -> None:
     """Draw the evaluation's prompts in strokes: plan, draft, inspect, correct; print what the checker says of each."""
-    from dataclasses import replace
-
-    from srum.chaining import accuracy_table, claim, draw_strokes, endings, verdicts
-    from srum.evaluation.strokes import strokes_table
-    from srum.loop import console, eval_prompts
-    from srum.models.base import Sampling
-    from srum.plots import strips_figure
-    from srum.run import load_model
-    from srum.run_dir import locked
+    from srum.chaining import samplings
     from srum.strokes import StrokeSettings
 
-    with _sharing(_check_config(out, config, overrides or [])) as processes:
-        wanted = processes.once(lambda: _config(out, config, overrides or []))
-        drawing, prompts = Sampling(**wanted.eval.sampling()), eval_prompts(wanted)
-        changing = replace(drawing, guidance=edit_guidance, guidance_interval=(0.0, 1.0))
-        settings = StrokeSettings(
+    def settings(wanted: RunConfig) -> StrokeSettings:
+        drawing, changing = samplings(wanted, edit_guidance)
+        return StrokeSettings(
             drawing=drawing,
             changing=changing,
             layout="long" if long else "short",
@@ -811,16 +793,31 @@ def strokes(
             max_refinements=refinements,
             budget=budget,
         )
+
+    _draw_on(out, config, overrides, settings, image)
+
+
+def _draw_on(
+    out: Path,
+    config: Path | None,
+    overrides: list[str] | None,
+    settings: Callable[[RunConfig], ChainSettings | StrokeSettings],
+    image: Path | None,
+) -> None:
+    """Draw the evaluation's prompts in more than one step, and print what came of it."""
+    from srum.chaining import draw_evaluation, endings, tables
+    from srum.loop import console
+    from srum.plots import strips_figure
+    from srum.run_dir import locked
+
+    with _sharing(_check_config(out, config, overrides or [])) as processes:
+        wanted = processes.once(lambda: _config(out, config, overrides or []))
+        chosen = settings(wanted)
         with locked(out):
-            claim(out, wanted.model, prompts, settings, wanted.seed)
-            model = load_model(wanted, wanted.model)
-            records = draw_strokes(model, prompts, settings, out, wanted.seed, wanted.eval.batch_size)
+            records = draw_evaluation(wanted, chosen, out)
         if processes.rank == 0:
-            if all("tag" in prompt.metadata for prompt in prompts):
-                tags = [str(prompt.metadata["tag"]) for prompt in prompts]
-                console.print(accuracy_table(verdicts(records, prompts, out, budget - 1), tags))
-                console.print(strokes_table(records, prompts, out))
-            console.print(f"{len(records)} drawings, ended by", endings(records))
+            console.print(*tables(wanted, chosen, records, out))
+            console.print(f"{len(records)} prompts drawn, ended by", endings(records))
             if image is not None:
                 _save_figure(strips_figure(records[:8], out), image)
 

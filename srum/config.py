@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from srum.errors import SrumError
+from srum.errors import SrumError, first_fault
 from srum.plugins import PluginError, find
 from srum.yaml_files import YamlError, parse_yaml, read_yaml
 
@@ -43,9 +43,6 @@ class Section(BaseModel):
 
 
 S = TypeVar("S", bound=Section)
-
-
-NOT_SAMPLED = {"plan", "planned_share", "server", "batch_size", "prompts", "count", "own_share", "own_limit"}
 
 
 class ImageConfig(Section):
@@ -77,7 +74,8 @@ class ImageConfig(Section):
 
     def sampling(self) -> dict[str, Any]:
         """The fields of ``srum.models.base.Sampling``."""
-        return self.model_dump(exclude=NOT_SAMPLED)
+        fields = {*ImageConfig.model_fields, "image_guidance"}  # where a section has that
+        return self.model_dump(include=fields - {"plan", "batch_size"})
 
 
 class ServerConfig(Section):
@@ -250,13 +248,6 @@ class RefineConfig(ImageConfig):
     system: str | None = None  # the text before the image; null: the model's own
     image_guidance: NotNegative = 1.0  # <= 1 is off
 
-    def sampling(self) -> dict[str, Any]:
-        """The fields of ``srum.models.base.Sampling``."""
-        return {name: value for name, value in super().sampling().items() if name not in REFINE_ONLY}
-
-
-REFINE_ONLY = {"way", "rounds", "stop", "always", "keep", "system"}  # that the sampler does not know
-
 
 class LoraConfig(Section):
     """LoRA (peft): train low-rank updates of the linear layers of what ``trainable`` names, not the weights."""
@@ -425,9 +416,7 @@ def parse_section(kind: type[S], values: Mapping[str, Any], name: str) -> S:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        detail = error.errors()[0]
-        where = ".".join([name, *map(str, detail["loc"])])
-        raise ConfigError(f"{where}: {detail['msg'].removeprefix('Value error, ')}") from None
+        raise ConfigError(first_fault(error, name)) from None
 
 
 def config_class(method: str) -> type[RunConfig]:

@@ -11,13 +11,17 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
+from srum.disk import GIGABYTE
 from srum.errors import ModelError
 from srum.models import Architecture, architecture, find_device, native_bfloat16
 from srum.models.base import FlowForward, Sampling, Segment, UnifiedModel, require
 from srum.models.needs import BFLOAT, FLOAT, Need, Recipe
 
-GIGABYTE = 1e9
-CONTAINER = Path("/sys/fs/cgroup/memory.max")  # how much it may have in all
+CONTAINER = Path("/sys/fs/cgroup")  # where the system tells of it
+LIMITS = {
+    ".": ("memory.max", "memory.current", "inactive_file"),
+    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}  # of control groups, second and first version: how much it may have, what it has, and what of that are files to drop
 PROCESSES = [2**n for n in range(7)]  # that may share a training
 CHECKED = frozenset({"velocity", "path"})  # abilities of models that can be asked
 CHECK = Sampling(timesteps=2, guidance=1.0)  # a single step from noise
@@ -47,12 +51,20 @@ class Machine:
 
 
 def _available_memory() -> int:
-    """What the system says a new process can have, in bytes, at most what a container may; 0 where it says nothing."""
+    """What the system says a new process can have, in bytes, at most what is left to a container; 0 where it says
+    nothing."""
     lines = Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []
     found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    with suppress(OSError, ValueError):  # no such file; "max" is no limit
-        found = [min(size, int(CONTAINER.read_text())) for size in found]
-    return found[0] if found else 0
+    for place, names in LIMITS.items():
+        with suppress(OSError, ValueError):  # no such file; "max" is no limit
+            found.append(_left(CONTAINER / place, *names))
+    return max(0, min(found)) if found else 0
+
+
+def _left(folder: Path, limit: str, used: str, dropped: str) -> int:
+    """What a container may still have, in bytes. Raises OSError or ValueError where it may have all."""
+    files = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    return int((folder / limit).read_text()) - int((folder / used).read_text()) + int(files.get(dropped, 0))
 
 
 def asked(folder: Path) -> Architecture:

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from srum.config import ConfigError, ImageConfig
+from srum.errors import first_fault
 from srum.models.base import Decoding, Generated, Sampling, Segment, UnifiedModel, require
 from srum.records import Prompt
 
@@ -50,10 +51,7 @@ def checked_sampling(values: Mapping[str, Any]) -> Sampling:
         sampling = TypeAdapter(Sampling).validate_python(values)
         ImageConfig.model_validate({n: v for n, v in asdict(sampling).items() if n in ImageConfig.model_fields})
     except ValidationError as error:
-        detail = error.errors()[0]
-        message = detail["msg"].removeprefix("Value error, ")
-        named = f"{detail['loc'][0]}: {message}, got {detail['input']!r:.80}" if detail["loc"] else message
-        raise ConfigError(named) from None
+        raise ConfigError(first_fault(error)) from None
     for name in ("image_guidance", "renorm_min"):
         if not isfinite(getattr(sampling, name)):
             raise ConfigError(f"{name}: expected a finite number")

@@ -30,6 +30,11 @@ def scale_box(box: Sequence[float], from_size: Size, to_size: Size) -> Box:
     return x0 * x_scale, y0 * y_scale, x1 * x_scale, y1 * y_scale
 
 
+def format_box(box: Sequence[float]) -> str:
+    """``[x0, y0, x1, y1]`` in whole pixels, as models are told of it."""
+    return f"[{', '.join(str(round(value)) for value in box)}]"
+
+
 def iou(box: Sequence[float], other: Sequence[float]) -> float:
     """Intersection over union, in [0, 1], of two boxes (x0, y0, x1, y1), neither of them empty."""
     width = min(box[2], other[2]) - max(box[0], other[0])

@@ -21,7 +21,6 @@ from torch.nn import Parameter
 
 from srum import models, own
 from srum.config import ConfigError, RunConfig, config_of
-from srum.errors import SrumError
 from srum.evaluation.accuracy import EvalResult, require_metadata
 from srum.evaluation.comparison import EVAL, eval_prompts, evaluate_arm, summarize, summary_table
 from srum.fork import share_folder
@@ -120,7 +119,7 @@ def _ending(run: Run) -> Iterator[None]:
         yield
     except BaseException:
         if Processes.here().rank == 0:
-            with suppress(SrumError):  # a disk that is full is said by what is raised here
+            with suppress(Exception):  # what went wrong is raised here; the report may fail of the same, and hide it
                 write_report(run.folder)
         raise
 
@@ -162,7 +161,7 @@ def check_inputs(config: RunConfig, folder: Path | None = None) -> RunConfig:
     require_arms(config)
     round_prompts(config if folder is None else Run(folder, config).pinned, 0)
     if config.eval.count:
-        require_metadata(eval_prompts(config))
+        require_metadata(eval_prompts(config), config.eval.size)
     empty = models.load(config.model, config.device, empty=True)  # it knows its abilities and its grid
     require_abilities(config, empty)
     require_sizes(config, empty)

@@ -40,7 +40,7 @@ class JudgedImage(Drawn):
 def mean_score(images: Sequence[JudgedImage]) -> Estimate | None:
     """The mean score in [-1, 1] with its interval over prompts; None where no image has one."""
     scores = [image.score for image in images if image.score is not None]
-    return _unscaled(crossed(scores)) if scores else None
+    return crossed(scores) if scores else None
 
 
 def gain(images: Sequence[JudgedImage], base: Sequence[JudgedImage]) -> Estimate | None:
@@ -48,11 +48,7 @@ def gain(images: Sequence[JudgedImage], base: Sequence[JudgedImage]) -> Estimate
     scores = {image.prompt_id: image.score for image in base}
     pairs = [(image.score, scores.get(image.prompt_id)) for image in images]
     differences = [new - old for new, old in pairs if new is not None and old is not None]
-    return _unscaled(crossed(differences)) if differences else None
-
-
-def _unscaled(percent: Estimate) -> Estimate:
-    return Estimate(percent.value / 100, percent.low / 100, percent.high / 100, prompts=percent.prompts)
+    return crossed(differences) if differences else None
 
 
 def summary(judge: str, arms: Mapping[str, Sequence[JudgedImage]]) -> dict[str, Any]:

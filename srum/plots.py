@@ -304,7 +304,7 @@ def _arrow(figure: Figure, corners: Sequence[tuple[float, float]]) -> None:
 def strips_figure(chains: Sequence[ChainRecord], folder: pathlib.Path) -> Figure:
     """Chains one below the other: their images (in ``folder``) from the first on, under each what was drawn after it
     was looked at, and how the chain ended."""
-    columns = max(len(chain.images) for chain in chains)
+    columns = max([1, *(len(chain.images) for chain in chains)])
     figure = Figure(figsize=(2.6 * columns, 3.8 * len(chains)))
     places = figure.subplots(len(chains), columns, squeeze=False, gridspec_kw={"hspace": 0.6})
     for row, chain in zip(places, chains, strict=True):

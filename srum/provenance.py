@@ -6,7 +6,6 @@ code, libraries or another device, or another value of a field that may change w
 
 from __future__ import annotations
 
-import json
 import platform
 import subprocess
 import warnings
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 
 import srum
+from srum.json_files import read_json_list
 
 LIBRARIES = ("torch", "transformers", "diffusers", "numpy")
 APART = ("date", "notes")  # of an entry: what may differ without being told of
@@ -74,8 +74,8 @@ def _fact(name: str, value: Any) -> str:
 
 
 def read_entries(path: Path) -> list[dict[str, Any]]:
-    """The entries of a ``made_with.json``; none where there is no such file."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    """The entries of a ``made_with.json``; none where there is no such file. Raises JsonError."""
+    return read_json_list(path) if path.exists() else []
 
 
 def device_name(device: str) -> str:

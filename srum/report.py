@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import csv
 import io
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +33,7 @@ from srum.evaluation.benchmark import Drawn
 from srum.evaluation.leakage import leakage
 from srum.evaluation.statistics import Estimate, difference
 from srum.images import ImageError, data_uri, open_image
+from srum.json_files import read_json, read_json_lines
 from srum.lazy import Lazy
 from srum.outcomes import in_words, undrawn_in_words
 from srum.own import OWN, JudgedImage
@@ -178,7 +178,7 @@ def _gains(arms: Mapping[str, list[CheckedImage]]) -> dict[str, Estimate]:
     correct = {arm: {v.prompt_id: v.correct for v in verdicts} for arm, verdicts in arms.items()}
     base = correct.pop(BASE, {})
     return {
-        arm: difference([of_arm[key] for key in base], list(base.values()))
+        arm: difference([of_arm[key] for key in base], list(base.values())).times(100)
         for arm, of_arm in correct.items()
         if base and base.keys() == of_arm.keys()
     }
@@ -558,12 +558,11 @@ def _read_text(path: Path) -> str:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(_read_text(path) or "{}")
+    return read_json(path) if path.exists() else {}
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file of JSON lines; one that is being written at this moment is left out."""
-    return [json.loads(line) for line in _read_text(path).splitlines(keepends=True) if line.endswith("\n")]
+    return read_json_lines(path) if path.exists() else []
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

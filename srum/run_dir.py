@@ -42,13 +42,14 @@ from pydantic import ValidationError
 
 from srum.config import CONFIG, FREE, RunConfig, differing_fields, dump, load_config
 from srum.disk import DiskFullError, writing
-from srum.errors import SrumError
+from srum.errors import SrumError, first_fault
 from srum.json_files import read_json
 from srum.lazy import Lazy
 from srum.processes import Processes
 from srum.progress import counting
 from srum.provenance import next_entry, read_entries
 from srum.records import SCHEMA_VERSION, Record
+from srum.stages import STAGE_OF
 
 MADE_WITH = "made_with.json"
 RESULTS = ("eval", "summary.json", "own", "own.json")  # of the weights after the last round
@@ -56,16 +57,6 @@ PARTS = ".parts"  # how the folder of a stage's shards ends
 T = TypeVar("T")
 R = TypeVar("R", bound=Record)
 
-STAGE_OF = {
-    "prompts": "rollout",
-    "candidates": "rollout",
-    "regions": "ground",
-    "judgements": "judge",
-    "rewards": "rasterize",
-    "pictures": "images",
-    "pairs": "pair",
-    "verdicts": "eval",
-}  # the command that writes a file of this name
 VERSIONED = f'{{"schema": {SCHEMA_VERSION}, '.encode()  # how a line begins
 SECOND_VALUE = re.compile(rb'\{"schema": \d+, "\w+": "([A-Za-z0-9._-]+)"')
 LARGEST_FILE = 2**44  # bytes of a file of records
@@ -114,6 +105,8 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _require_empty(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder} is a file; choose a folder")
     if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise RunError(f"{folder} is not empty and has no {CONFIG}; choose another folder")
 
@@ -477,9 +470,7 @@ def _validated(values: Mapping[str, Any], kind: type[R], where: str) -> R:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        detail = error.errors()[0]
-        field = ".".join(map(str, detail["loc"])) or kind.__name__
-        raise RunError(f"{where}: {field}: {detail['msg'].removeprefix('Value error, ')}") from None
+        raise RunError(f"{where}: {first_fault(error)}") from None
 
 
 def _require_inside(record: Record, home: Home, where: str) -> None:

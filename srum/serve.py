@@ -13,13 +13,13 @@ import json
 import re
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from email import policy
 from email.parser import BytesParser
-from functools import lru_cache
+from hashlib import sha256
 from hmac import compare_digest
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
@@ -58,6 +58,7 @@ class Limits:
     images: int = 16  # that a request shows or asks for
     pixels: int = 2**24  # of an image
     tokens: int = 4096  # of a reply
+    kept: int = 2**28  # bytes of the images that were shown last
     waiting: int = 256
     batch: int = 16  # requests that are worked at together
     seconds: float = 60.0  # without a byte from a client
@@ -111,7 +112,7 @@ class Line:
     def _work(self) -> None:
         while jobs := self._next():
             try:
-                results = self._done(jobs)
+                results = list(zip(jobs, self._done(jobs), strict=True))
             except Exception as error:  # one of them may spoil it for the others
                 if len(jobs) == 1:
                     jobs[0].result.set_exception(error)
@@ -119,12 +120,13 @@ class Line:
                 for job in jobs:
                     self._alone(job)
             else:
-                for job, result in zip(jobs, results, strict=True):
+                for job, result in results:
                     job.result.set_result(result)
 
     def _alone(self, job: Job) -> None:
         try:
-            job.result.set_result(self._done([job])[0])
+            (result,) = self._done([job])
+            job.result.set_result(result)
         except Exception as error:  # is raised in the thread that asked
             job.result.set_exception(error)
 
@@ -154,13 +156,44 @@ class Line:
 # --- requests
 
 
+class Shown:
+    """What ``look`` makes of an image's address, one segment per image, so that what it costs is shared.
+
+    Those used last are kept, as long as their pixels take no more than ``most`` bytes. Threads may call it.
+    """
+
+    def __init__(self, look: Callable[[str], Segment], most: int) -> None:
+        self._look, self._most = look, most
+        self._kept: dict[bytes, Segment] = {}  # by the hash of the address, which holds the whole file; oldest first
+        self._lock = threading.Lock()
+
+    def __call__(self, url: str) -> Segment:
+        key = sha256(url.encode("utf-8", "surrogatepass")).digest()
+        with self._lock:
+            known = self._kept.pop(key, None)
+            if known is not None:
+                self._kept[key] = known
+                return known
+        segment = self._look(url)
+        with self._lock:
+            segment = self._kept.setdefault(key, segment)
+            while sum(map(_bytes, self._kept.values())) > self._most:
+                del self._kept[next(iter(self._kept))]
+        return segment
+
+
+def _bytes(segment: Segment) -> int:
+    image = segment.image
+    return 3 * image.width * image.height if isinstance(image, Image.Image) else 0
+
+
 class Service:
     """Answers requests with a model, called ``name``."""
 
     def __init__(self, model: UnifiedModel, name: str, limits: Limits | None = None) -> None:
         self.model, self.name, self.limits = model, name, limits or Limits()
         self.line = Line(model, self.limits)
-        self._seen = lru_cache(64)(self._look)  # one segment per image, so that what it costs is shared
+        self._seen = Shown(lambda url: Segment("seen", image=self._picture(url)), self.limits.kept)
 
     def answer(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """The response to a POST. Raises Refused."""
@@ -277,9 +310,6 @@ class Service:
             raise Refused(400, "messages: parts are texts and image_url")
         return self._seen(url)
 
-    def _look(self, url: str) -> Segment:
-        return Segment("seen", image=self._picture(url))
-
     def _picture(self, data: str | bytes) -> Image.Image:
         """The image of a data address, or of a file's bytes; addresses elsewhere are not followed."""
         if isinstance(data, str):
@@ -337,17 +367,17 @@ def _size(size: Any) -> tuple[int, int]:
 
 
 def _form(kind: str, content: bytes) -> dict[str, Any]:
-    """The fields of a form with files, as clients send images/edits."""
+    """The fields of a form with files, as clients send images/edits; what is there more than once is a list."""
     message = BytesParser(policy=policy.HTTP).parsebytes(f"Content-Type: {kind}\r\n\r\n".encode() + content)
     if not message.is_multipart():
         raise Refused(400, "the form has no parts")
-    fields: dict[str, Any] = {}
+    fields: dict[str, list[Any]] = {}
     for part in message.iter_parts():
         name = str(part.get_param("name", "", header="content-disposition")).removesuffix("[]")
         payload = part.get_payload(decode=True) or b""
         assert isinstance(payload, bytes)
-        fields[name] = payload if part.get_filename() else payload.decode("utf-8", "replace")
-    return fields
+        fields.setdefault(name, []).append(payload if part.get_filename() else payload.decode("utf-8", "replace"))
+    return {name: values[0] if len(values) == 1 else values for name, values in fields.items()}
 
 
 # --- HTTP

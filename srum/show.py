@@ -99,7 +99,7 @@ def _accuracies(a: RunView, b: RunView) -> Table:
         sides = [[verdict.correct for verdict in verdicts] for verdicts in (ours[arm], theirs[arm])]
         gain = ("", "")
         if _prompts(ours[arm]) == _prompts(theirs[arm]):
-            points = difference(sides[1], sides[0])
+            points = difference(sides[1], sides[0]).times(100)
             gain = f"{points.value:+.1f}", f"{points.low:+.1f} to {points.high:+.1f}"
         table.add_row(arm, *(f"{accuracy_of(side).accuracy:.1f}" for side in sides), *gain)
     return table

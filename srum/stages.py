@@ -42,4 +42,5 @@ PAIR = Stage("pair", ("pairs",), "srum.pairs:pair_stage", "Pair the candidates t
 TRAIN = Stage("train", (), "srum.train.stage:train_stage", "Train every arm on the candidates of a round.")
 
 SHIPPED = (ROLLOUT, GROUND, JUDGE, RASTERIZE, IMAGES, PAIR, TRAIN)
-STAGE_OF = {name: stage.name for stage in SHIPPED for name in stage.writes} | {"verdicts": "eval"}  # of a file
+STAGE_OF = {name: stage.name for stage in SHIPPED for name in stage.writes} | {"verdicts": "eval"}
+# the command that writes a file of this name

@@ -9,7 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.table import Table
 
 from srum.config import CONFIG, ConfigError, RunConfig, changed
@@ -21,6 +20,7 @@ from srum.processes import Processes
 from srum.reading import RunView
 from srum.run import BASE, Run
 from srum.run_dir import write_json
+from srum.yaml_files import YamlError, parse_yaml
 
 ONLY = "as configured"  # the name of the setting where nothing is varied
 
@@ -34,8 +34,8 @@ def settings(varied: Sequence[str]) -> dict[str, list[str]]:
     for one in varied:
         name, _, text = one.partition("=")
         try:
-            found = yaml.safe_load(f"[{text}]")
-        except yaml.YAMLError:
+            found = parse_yaml(f"[{text}]", one)
+        except YamlError:
             found = []
         if name == "seed":
             raise ConfigError("--vary seed: --seeds says how many of them there are")
@@ -75,18 +75,18 @@ def sweep(config: RunConfig, varied: Sequence[str], seeds: Sequence[int], out: P
 
 def compared(runs: Mapping[str, Sequence[RunView]]) -> list[dict[str, Any]]:
     """A row per setting and arm: ``accuracy``, the difference ``to base``, and of the setting's own arm that ``to
-    first``, which is the own arm of the first setting; each an Estimate over seeds and prompts."""
+    first``, which is the own arm of the first setting; each an Estimate over seeds and prompts, in percent, points."""
     rows: list[dict[str, Any]] = []
     first: list[list[bool]] | None = None
     for setting, views in runs.items():
         own, verdicts = Run(views[0].folder, views[0].config).method.name, [view.verdicts() for view in views]
         correct = {arm: [[one.correct for one in of_seed[arm]] for of_seed in verdicts] for arm in verdicts[0]}
         for arm, table in correct.items():
-            row: dict[str, Any] = {"setting": setting, "arm": arm, "accuracy": crossed(table)}
+            row: dict[str, Any] = {"setting": setting, "arm": arm, "accuracy": crossed(table).times(100)}
             if arm != BASE:
-                row["to base"] = difference(table, correct[BASE])
+                row["to base"] = difference(table, correct[BASE]).times(100)
             if arm == own and first is not None:
-                row["to first"] = difference(table, first)
+                row["to first"] = difference(table, first).times(100)
             rows.append(row)
         first = first or correct[own]
     return rows

@@ -36,7 +36,7 @@ from srum.reward_map import Skipped, binarized, rasterize, sample_score
 from srum.rollout import own_prompts
 from srum.run import BASE, Run, load_model
 from srum.shapes.checker import Verdict, check
-from srum.shapes.prompts import prompt_set
+from srum.shapes.prompts import is_checkable, prompt_set
 from srum.train.methods.base import Method
 from srum.train.methods.r3 import R3Config
 from srum.train.refining import ImageJudge, drawn_again, image_judge
@@ -174,9 +174,11 @@ class Session:
         return chain
 
     def verdict(self, text: str, image: Image) -> Verdict | None:
-        """The exact checker's verdict, where it knows the prompt."""
+        """The exact checker's verdict, where it knows the prompt and such images."""
         prompt = self.offered.get(text)
-        return check(np.asarray(image), prompt.metadata) if prompt and "tag" in prompt.metadata else None
+        if prompt is None or not is_checkable(prompt.metadata, (image.height, image.width)):
+            return None
+        return check(np.asarray(image), prompt.metadata)
 
     def remarks(self, text: str) -> list[str]:
         """What is to be said of a prompt that the model was not made for."""
@@ -471,7 +473,8 @@ def _about(session: Session) -> str:
     who = "the model itself, each set of weights its own images" if alone else judge_of(judge)
     sides = f"{len(session.weights) - 1} trained sets of weights beside base; both sides begin from the same noise. "
     return (
-        "Type a prompt and draw it: regions, what the judge says of each, and the reward map that training would get. "
+        "Type a prompt and draw it: regions, what the judge says of each, and the reward map that training would get"
+        f"{', but not centred over candidates, of which there is one' if session.config.reward.centred else ''}. "
         f"{sides if session.trained != BASE else ''}The judge: {who}."
     )
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
+from pydantic import BaseModel, ValidationError
 
-from srum.errors import SrumError
+from srum.errors import SrumError, first_fault
+
+M = TypeVar("M", bound=BaseModel)
 
 
 class YamlError(SrumError, ValueError):
@@ -36,3 +39,19 @@ def read_yaml(path: Path) -> Any:
     except UnicodeDecodeError as error:
         raise YamlError(f"{path} is not YAML in UTF-8: {error}") from None
     return parse_yaml(text, str(path))
+
+
+def load_named(kind: type[M], name: str, folder: Path, error: type[SrumError]) -> M:
+    """What a YAML file holds: one of ``folder``, by its name there, or a user's, by its path. Raises ``error``, with
+    the names that there are, or naming file and field."""
+    shipped = folder / f"{name}.yaml"
+    path = shipped if shipped.is_file() else Path(name)
+    if not path.is_file():
+        names = ", ".join(sorted(one.stem for one in folder.glob("*.yaml")))
+        raise error(f"no {kind.__name__.lower()} {name!r}: give one of {names}, or a .yaml file")
+    try:
+        return kind.model_validate(read_yaml(path))
+    except YamlError as fault:
+        raise error(str(fault)) from None
+    except ValidationError as fault:
+        raise error(f"{path}: {first_fault(fault)}") from None

@@ -21,7 +21,7 @@ def chat_server(behave: Callable[[dict[str, Any]], Reply]) -> Iterator[str]:
     """The address of a server of chat completions; ``behave`` gives the text of a reply to a request, or the status,
     the headers and the body."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(_Quiet):
         def do_POST(self) -> None:
             said = behave(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             if isinstance(said, str):
@@ -34,10 +34,31 @@ def chat_server(behave: Callable[[dict[str, Any]], Reply]) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(data)
 
-        def log_message(self, *_: Any) -> None:
-            pass
+    with _listening(Handler) as address:
+        yield address
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+
+@contextmanager
+def refusing_server() -> Iterator[str]:
+    """The address of a server that answers 413 and hangs up before it has read what is sent."""
+
+    class Handler(_Quiet):
+        def do_POST(self) -> None:
+            self.send_response(413)
+            self.end_headers()
+
+    with _listening(Handler) as address:
+        yield address
+
+
+class _Quiet(BaseHTTPRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@contextmanager
+def _listening(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("no_proxy", "*")

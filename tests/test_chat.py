@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from srum.chat import Ask, NoReply, Reply, Server, ServerError, assistant, system, user
-from tests.servers import chat_server
+from tests.servers import chat_server, refusing_server
 
 RED, BLUE = Image.new("RGB", (4, 4), "red"), Image.new("RGB", (4, 4), "blue")
 QUESTION = Ask([user("hello")])
@@ -81,6 +81,15 @@ def test_what_stays_busy_is_told_from_what_is_refused() -> None:
         with chat_server(lambda _, status=status: (status, {}, {})) as url:  # type: ignore[misc]
             reply = Server(url, "m", retries=0).ask(QUESTION)
             assert isinstance(reply, NoReply) and reply.busy == busy
+
+
+def test_a_body_that_is_refused_half_read_is_a_question_without_a_reply() -> None:
+    """As a proxy refuses a large image."""
+    with refusing_server() as url:
+        reply = Server(url, "m", retries=0).ask(Ask([user("x" * 2**24)]))
+    assert isinstance(reply, NoReply) and reply.busy
+    with pytest.raises(ServerError, match="cannot be reached"):
+        Server(url, "m", retries=0).ask(QUESTION)
 
 
 @pytest.mark.parametrize("status", [400, 422, 500, 503])

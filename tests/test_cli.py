@@ -359,6 +359,7 @@ def test_a_users_method_with_stages_and_examples_of_its_own() -> None:
         (["rollout", "new", "--set", "prompts=bad.jsonl"], "bad.jsonl:2: not JSON"),
         (["rollout", "new", "--set", "model=nowhere"], "no model 'nowhere': give a checkpoint folder"),
         (["rollout", "other"], "other is not empty and has no config.yaml"),
+        (["rollout", "other/file"], "other/file is a file"),
     ],
 )
 def test_errors_are_one_line(arguments: list[str], message: str) -> None:
@@ -441,3 +442,14 @@ def test_the_shell_completes_fields_and_methods() -> None:
     for words, completed in {"srum run --set train.lr": "train.lr=", "srum run --method region": "region_nft"}.items():
         result = CliRunner().invoke(app, [], env=asked | {"COMP_WORDS": words}, prog_name="srum")
         assert result.output.split() == [completed]
+
+
+@pytest.mark.parametrize("command", ["chain", "strokes"])
+def test_prompts_of_another_world_are_drawn_and_not_checked(command: str) -> None:
+    """GenEval's own file has the layout of the embedded world's metadata, whose prompts are checked."""
+    asked = {"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"}
+    Path("geneval.jsonl").write_text(json.dumps(asked))
+    for prompts, checked in (("geneval.jsonl", False), ("held_out", True)):
+        result = srum(command, prompts.partition(".")[0], f"--set=eval.prompts={prompts}", "--set=eval.count=1")
+        assert result.exit_code == 0, result.output
+        assert "1 prompts drawn, ended by" in result.output and ("right, %" in result.output) == checked

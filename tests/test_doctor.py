@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
-from srum import models
+from srum import doctor, models
 from srum.cli import app
 from srum.doctor import Machine, _fits_shared, self_check, tables
 from srum.errors import ModelError, SrumError
@@ -153,6 +153,29 @@ def test_the_device_of_a_name(monkeypatch: pytest.MonkeyPatch, gpus: int) -> Non
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="tells glibc what to do")
+@pytest.mark.parametrize(
+    ("place", "limit", "used", "dropped"),
+    [
+        (".", "memory.max", "memory.current", "inactive_file"),
+        ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ],
+)
+def test_what_a_container_has_used_is_not_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, limit: str, used: str, dropped: str
+) -> None:
+    """Of a limit of 1,000 bytes 700 are used, 200 of them by files that the system drops when memory is wanted."""
+    monkeypatch.setattr(doctor, "CONTAINER", tmp_path)
+    folder = tmp_path / place
+    folder.mkdir(exist_ok=True)
+    (folder / "memory.stat").write_text(f"cache 300\n{dropped} 200\n")
+    (folder / used).write_text("700\n")
+    for limited, free in (("1000\n", 500), ("400\n", 0)):
+        (folder / limit).write_text(limited)
+        assert Machine.here("cpu").memory == free
+    (folder / limit).write_text("max\n")
+    assert Machine.here("cpu").memory > 10**6
+
+
 def test_the_memory_of_freed_tensors_is_kept_and_that_of_shapes_bounded() -> None:
     """Once there is enough, no page is asked for again; left alone, all are every time, 16,384 of them. Of the first
     256 shapes of bfloat16 products each keeps half a megabyte, where these run in hardware; later ones take its place.

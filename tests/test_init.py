@@ -81,8 +81,9 @@ def test_it_asks_writes_and_checks(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     Path("mine.txt").write_text("# mine\na red circle\n")
     run = CliRunner().invoke
-    typed = run(app, ["init", "a.yaml", "--grounder", "grid"], input="\n2\nmine.txt\n\nppo\nsrum\n")
+    typed = run(app, ["init", "a.yaml", "--grounder", "grid"], input="\ntwo\n-1\n2\nmine.txt\n\nppo\nsrum\n")
     assert typed.exit_code == 0, typed.output
+    assert all(f"{wrong!r} is no whole number" in typed.output for wrong in ("two", "-1"))
     assert "no method 'ppo'" in typed.output and "torchrun --nproc-per-node 2" in typed.output
     made = load_config("a.yaml")
     assert (made.method, made.prompts, made.ground.grounder) == ("srum", "mine.txt", "grid")

@@ -230,6 +230,12 @@ def test_a_stage_needs_the_one_before_it(tmp_path: Path) -> None:
         perform(Run(tmp_path, load_config(None, SMALL)), "ground", 0)
 
 
+def test_no_error_of_the_report_hides_what_went_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "write_report", lambda folder: {}["no such key"])
+    with pytest.raises(RunError, match="a full disk"), loop._ending(Run(tmp_path, load_config(None, SMALL))):
+        raise RunError("a full disk")
+
+
 @pytest.mark.parametrize(
     "override",
     [
@@ -242,6 +248,7 @@ def test_a_stage_needs_the_one_before_it(tmp_path: Path) -> None:
         "device=spread",
         "rollout.size=[60, 64]",
         "eval.size=[60, 64]",
+        "eval.size=[32, 32]",
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_written(tmp_path: Path, override: str) -> None:

@@ -16,6 +16,7 @@ import yaml
 import srum
 from srum import models, provenance
 from srum.config import load_config
+from srum.json_files import JsonError
 from srum.loop import run_loop
 from srum.provenance import LIBRARIES, described, device_name, made_with, read_entries
 from srum.report import write_report
@@ -93,6 +94,13 @@ def test_a_run_from_before_this_was_recorded(tmp_path: Path) -> None:
     claim_run(tmp_path, load_config(), resume=True)
     (entry,) = read_entries(tmp_path / "made_with.json")
     assert entry["notes"] == ["what it was begun with was not recorded"]
+
+
+@pytest.mark.parametrize("content", ["", "{", "{}", "[1]"])
+def test_a_file_that_is_no_list_of_entries_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "made_with.json").write_text(content)
+    with pytest.raises(JsonError, match=r"made_with\.json"):
+        read_entries(tmp_path / "made_with.json")
 
 
 def test_the_commit_is_that_of_the_checkout_that_holds_the_code(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from benchmarks.report import ask, chromium, write_run
 from srum import report
 from srum.config import load_config
 from srum.evaluation.benchmark import Drawn
+from srum.json_files import JsonError
 from srum.outcomes import count_outcomes
 from srum.records import (
     Candidate,
@@ -459,6 +460,16 @@ def test_a_metrics_line_that_is_being_written_is_left_out(run: Path) -> None:
     with (run / "round-001/train/region_nft/metrics.jsonl").open("a") as file:
         file.write('{"step": 40, "lo')
     assert "loss" in parse(write_report(run)).text
+    with (run / "round-001/train/region_nft/metrics.jsonl").open("a") as file:
+        file.write("\n")
+    with pytest.raises(JsonError, match=r"metrics\.jsonl: line \d+ is not whole JSON"):
+        write_report(run)
+
+
+def test_a_file_that_somebody_has_cut_is_named(run: Path) -> None:
+    (run / "timings.json").write_text("{")
+    with pytest.raises(JsonError, match=r"timings\.json is not whole JSON"):
+        write_report(run)
 
 
 # --- in a browser

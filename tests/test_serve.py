@@ -29,7 +29,7 @@ from srum.judging.remote import Server as RemoteJudge
 from srum.loop import perform
 from srum.models.base import Decoding, Generated, Sampling, Segment, Written, to_edit
 from srum.run import Run
-from srum.serve import Http, Limits, ServeError, Service
+from srum.serve import Http, Job, Limits, Line, ServeError, Service, Shown
 from tests.fakes import FakeModel
 from tests.servers import serving
 
@@ -127,10 +127,17 @@ def test_a_form_with_a_file_is_an_edit_too() -> None:
         b'Content-Disposition: form-data; name="image"; filename="a.png"\r\nContent-Type: image/png\r\n\r\n'
         + data.getvalue(),
     ]
-    form = b"".join(b"--edge\r\n" + part + b"\r\n" for part in parts) + b"--edge--\r\n"
+
+    def form(*parts: bytes) -> bytes:
+        return b"".join(b"--edge\r\n" + part + b"\r\n" for part in parts) + b"--edge--\r\n"
+
     with serving(Editing()) as address:
         kind = {"Content-Type": "multipart/form-data; boundary=edge"}
-        status, body = post(address, "/v1/images/edits", form, **kind)
+        status, body = post(address, "/v1/images/edits", form(*parts), **kind)
+        two = [part.replace(b'"image"', b'"image[]"') for part in [*parts, parts[-1]]]
+        for again, why in ((two, "one image is changed"), ([*parts, parts[0]], "prompt: ")):
+            refused, said = post(address, "/v1/images/edits", form(*again), **kind)
+            assert refused == 400 and why in said["error"]["message"]
         _, same = post(address, "/v1/images/edits", {"prompt": "make it blue", "seed": 3, "image": data_uri(RED)})
     assert status == 200 and body == same
 
@@ -190,6 +197,36 @@ def test_two_hundred_requests_at_once_of_all_kinds_are_all_answered() -> None:
     texts = {answers[n][1]["choices"][0]["message"]["content"] for n in range(0, 200, 10)}
     assert texts == {"a plan of hello"}
     assert Counting.calls < 60 + 21  # those that were waiting together went together; the broken batch one by one
+
+
+def test_a_model_that_gives_too_few_results_does_not_end_the_line() -> None:
+    class Short(FakeModel):
+        def write(self, contexts: Any, *rest: Any) -> list[Written]:
+            return super().write(contexts, *rest)[: len(contexts) - 1 or 1]
+
+    line = Line(Short(), Limits())
+    said: list[Any] = []
+    jobs = [Job(("write", Decoding()), seed, [Segment("text", text="hello")]) for seed in range(3)]
+    asking = threading.Thread(target=lambda: said.extend(line.add(jobs)), daemon=True)
+    asking.start()
+    asking.join(30)
+    assert [one.text for one in said] == ["a plan of hello"] * 3
+    line.close()
+
+
+def test_images_that_were_shown_last_are_kept_up_to_so_many_bytes() -> None:
+    looked: list[str] = []
+
+    def look(url: str) -> Segment:
+        looked.append(url)
+        return Segment("seen", image=Image.new("RGB", (4, 4)))
+
+    shown = Shown(look, most=2 * 48)
+    first = shown("a")
+    for url in ("b", "a", "c", "a", "b"):  # c takes the place of b
+        shown(url)
+    assert looked == ["a", "b", "c", "b"] and shown("a") is first
+    Shown(look, most=47)("larger than what is kept")
 
 
 def test_a_batch_is_made_of_what_waits_and_is_alike() -> None:

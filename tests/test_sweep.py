@@ -33,7 +33,7 @@ def test_settings_are_all_combinations() -> None:
     assert list(found.values()) == [
         [f"train.lr={lr}", f"compare={arms}"] for lr in ("1e-3", "0.1") for arms in ("[]", "[sft, srum]")
     ]
-    for wrong in ("train.lr", "=1", "train.lr=", "train.lr=[1"):
+    for wrong in ("train.lr", "=1", "train.lr=", "train.lr=[1", "train.lr=2026-13-45"):
         with pytest.raises(ConfigError, match="expected field=value,value"):
             settings([wrong])
 
@@ -80,8 +80,13 @@ def test_a_sweep_makes_every_run_and_its_table_is_crossed(tmp_path: Path, monkey
     assert [(row["setting"], row["arm"]) for row in rows] == [
         (f"method={method}", arm) for method in folders for arm in ("base", method)
     ]
-    assert rows[1]["accuracy"] == crossed(correct["sft"]) and rows[1]["accuracy"].covers == "2 seeds, 8 prompts"
-    assert rows[3]["to first"] == difference(correct["region_nft"], correct["sft"]) and "to first" not in rows[1]
+    assert (
+        rows[1]["accuracy"] == crossed(correct["sft"]).times(100) and rows[1]["accuracy"].covers == "2 seeds, 8 prompts"
+    )
+    assert (
+        rows[3]["to first"] == difference(correct["region_nft"], correct["sft"]).times(100)
+        and "to first" not in rows[1]
+    )
     assert json.loads((tmp_path / "sweep.json").read_text())[3]["accuracy"]["value"] == rows[3]["accuracy"].value
     assert sweep_table(rows).row_count == 4
     assert sweep(config, varied, [0, 1], tmp_path) == rows

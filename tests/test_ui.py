@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from benchmarks.report import chromium, told
 from srum import models
 from srum.cli import app
-from srum.config import load_config
+from srum.config import changed, load_config
 from srum.evaluation.accuracy import drawn
 from srum.records import LayoutJudgement, Prompt, RegionJudgement
 from srum.reward_map import sample_score
@@ -29,6 +29,7 @@ from srum.ui import (
     Look,
     Session,
     UiError,
+    _about,
     open_session,
     page,
     strip,
@@ -116,7 +117,14 @@ def test_prompts_of_the_list_have_the_checkers_verdict(session: Session) -> None
     assert len({prompt.metadata["tag"] for prompt in session.offered.values()}) == 7
     said, (look,) = last(session.looks(next(iter(session.offered)), 0, False, [BASE]))
     assert look.verdict is not None and said.endswith("right" if look.verdict.correct else "wrong")
-    assert session.verdict("a cat", look.image) is None
+    text = next(iter(session.offered))
+    assert session.verdict("a cat", look.image) is None is session.verdict(text, look.image.resize((32, 32)))
+
+
+def test_a_map_is_promised_as_it_is_shown(session: Session) -> None:
+    assert "would get. " in _about(session)
+    session.config = changed(session.config, ["reward.centred=true"])
+    assert "would get, but not centred" in _about(session)
 
 
 def test_what_is_said_is_shown_as_text(session: Session) -> None:

@@ -30,7 +30,7 @@ def own_inspections(
 ) -> list[Example]:
     """Examples [prompt, plan, seen draft, inspection*] of the prompts' drawings, wrong ones first, then as many right
     ones as there are of these. Raises RunError for a prompt that cannot be checked."""
-    require_metadata(prompts)
+    require_metadata(prompts, settings.drawing.size)
     decoding = replace(settings.decoding, temperature=1.0)
     settings = replace(settings, form="compact", max_refinements=0, decoding=decoding)
     wrong, right = list[Example](), list[Example]()

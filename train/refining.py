@@ -15,7 +15,7 @@ from srum.config import RunConfig
 from srum.drawing import Chain, Draw, Shot
 from srum.evaluation.accuracy import CheckedImage, drawn
 from srum.grounding.stage import load_proposer
-from srum.images import ImageError, open_image, save_image
+from srum.images import ImageError, image_size, open_image, save_image
 from srum.judging.stage import load_judging
 from srum.models.base import TrainableModel
 from srum.processes import Processes
@@ -27,7 +27,7 @@ from srum.run import Run, console, load_model
 from srum.run_dir import RunError, claim_settings, finished, read_records, run_stage
 from srum.seeding import seed_for
 from srum.shapes.checker import is_right
-from srum.shapes.prompts import from_metadata
+from srum.shapes.prompts import is_checkable
 from srum.tensors import read_tensor
 
 ImageJudge = Callable[
@@ -165,8 +165,9 @@ def refinement_rows(items: Mapping[str, Item], place: Path, made: Sequence[Refin
     """After 0, 1, ... rounds: the share that was drawn again, the judge's mean score, and where the checker can tell
     the accuracy, wrong images made right (mended) and right ones made wrong (broken), in percent of all."""
     longest = max((len(one.turns) for one in made), default=1)
-    checkable = bool(made) and all(_is_checkable(items[one.id].metadata) for one in made)
-    right = [_verdicts(place / "refined", items[one.id], one) for one in made] if checkable else []
+    folder = place / "refined"
+    checkable = bool(made) and all(_is_checkable(folder, items[one.id], one) for one in made)
+    right = [_verdicts(folder, items[one.id], one) for one in made] if checkable else []
     rows = []
     for number in range(longest):
         stays = [kept_of(one.turns[: number + 1], whole=number + 1 >= len(one.turns), kept=one.kept) for one in made]
@@ -192,12 +193,9 @@ def kept_of(turns: Sequence[Turn], whole: bool, kept: int) -> int:
     return kept if whole else best_of([turn.score for turn in turns])
 
 
-def _is_checkable(metadata: Mapping[str, Any]) -> bool:
-    try:
-        from_metadata(dict(metadata))
-    except ValueError:
-        return False
-    return True
+def _is_checkable(folder: Path, item: Item, made: Refinement) -> bool:
+    width, height = image_size(folder / made.turns[0].image)
+    return is_checkable(item.metadata, (height, width))
 
 
 def _verdicts(folder: Path, item: Item, made: Refinement) -> list[bool]:

@@ -18,6 +18,7 @@ from srum.records import Failure, Grounding, Judgement, Prompt
 from srum.reward_map import Skipped, rasterize, sample_score
 from srum.run import Run, load_model
 from srum.shapes.checker import is_right
+from srum.shapes.prompts import is_checkable
 from srum.train.refining import as_candidate, image_judge
 from srum.train.reinforced import Opinion, PolicyConfig
 
@@ -102,10 +103,10 @@ def rounded(value: float, right_at: float) -> float:
 
 def checker_value(images: Sequence[Image], prompts: Sequence[Prompt]) -> list[Value]:
     """V = 1 where the exact checker finds what was asked for, else 0: a second opinion that is the truth. The image of
-    a prompt that is not of the embedded world has no value."""
+    a prompt that is not of the embedded world, or of another size, has no value."""
     return [
         Value(float(is_right(image, prompt.metadata)))
-        if "include" in prompt.metadata
+        if is_checkable(prompt.metadata, (image.height, image.width))
         else Value(None, failure=NO_FACTS)
         for image, prompt in zip(images, prompts, strict=True)
     ]

@@ -24,6 +24,7 @@ from srum.run_dir import RunError, run_stage
 from srum.seeding import seed_for
 from srum.shapes.checker import check, is_right
 from srum.shapes.prompts import from_metadata
+from srum.shapes.scenes import IMAGE_SIZE
 
 
 class CheckedShot(Record):
@@ -89,9 +90,9 @@ def evaluate(
     ``draw``: how, where it is not once; the images on the way are then kept in ``shots/`` and checked, too.
 
     The noise of an image depends on ``seed`` and the prompt's id alone, so that models compare image by image. Raises
-    RunError for a prompt without the embedded world's metadata, before any image is made.
+    RunError as ``require_metadata``, before any image is made.
     """
-    require_metadata(prompts)
+    require_metadata(prompts, config.size)
 
     def once(batch: Mapping[str, Prompt]) -> list[Chain]:
         return [Chain([Shot(made.image)], 0) for made in drawn(model, batch, config, seed)]
@@ -146,8 +147,12 @@ def drawn_planned(
     return draw_planned(model, texts, Sampling(**config.sampling()), noise, plans, path)
 
 
-def require_metadata(prompts: Sequence[Prompt]) -> None:
-    """Raises RunError, naming the prompt, where the exact checker could not read what is asked for."""
+def require_metadata(prompts: Sequence[Prompt], size: tuple[int, int]) -> None:
+    """Raises RunError, naming the prompt, where the exact checker could not read what is asked for, and where it could
+    not read images of ``size`` (H, W)."""
+    if prompts and size != (IMAGE_SIZE, IMAGE_SIZE):
+        height, width = size
+        raise RunError(f"eval.size: the exact checker reads images of {IMAGE_SIZE}x{IMAGE_SIZE}, not {height}x{width}")
     for prompt in prompts:
         try:
             from_metadata(prompt.metadata)

@@ -50,7 +50,7 @@ def summarize(results: Mapping[str, EvalResult]) -> dict[str, Any]:
     }
     for arm, result in results.items():
         if arm != BASE:
-            gain = difference(result.correct, results[BASE].correct)
+            gain = difference(result.correct, results[BASE].correct).times(100)
             summary[arm]["difference_to_base"] = {"points": gain.value, "interval": gain.interval}
     return summary
 

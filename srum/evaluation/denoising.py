@@ -71,11 +71,11 @@ def judge_steps(
 ) -> list[JudgedSteps]:
     """Every step towards the image that ``evaluate`` makes of each prompt; ``steps.jsonl`` in ``folder``.
 
-    It resumes by batches. Raises ValueError for metadata that the checker cannot read, and MissingAbility, before any
-    image is made.
+    It resumes by batches. Raises RunError for metadata or a size that the checker cannot read, and MissingAbility,
+    before any image is made.
     """
     require(model, {"path"}, "looking at every step")
-    require_metadata([prompt for prompt in prompts if prompt.metadata])
+    require_metadata([prompt for prompt in prompts if prompt.metadata], config.size)
 
     def work(batch: Mapping[str, Prompt]) -> list[JudgedSteps]:
         asked = list(batch.values())

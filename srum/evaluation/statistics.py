@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,8 +20,7 @@ RESAMPLES = 10_000
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its 95% interval: in percent, or points where it is a difference (``over_seeds``: in the unit of its
-    argument).
+    """A value with its 95% interval, in the unit of what it is of (``wilson``: in percent).
 
     ``seeds`` and ``prompts`` are how many of them the interval treats as drawn; None: it takes them as they are, and
     says nothing about others.
@@ -37,6 +36,10 @@ class Estimate:
     def interval(self) -> tuple[float, float]:
         """Both ends."""
         return self.low, self.high
+
+    def times(self, factor: float) -> Estimate:
+        """In another unit: 100 times a share is in percent, and a difference of shares in points."""
+        return replace(self, value=factor * self.value, low=factor * self.low, high=factor * self.high)
 
     @property
     def covers(self) -> str:
@@ -70,7 +73,7 @@ def over_seeds(per_seed: Sequence[float]) -> Estimate:
 
 
 def crossed(values: ArrayLike, seed: int = 0) -> Estimate:
-    """100 times the mean of ``values`` (seeds, prompts), or (prompts,) of one seed, with a crossed bootstrap interval.
+    """The mean of ``values`` (seeds, prompts), or (prompts,) of one seed, with a crossed bootstrap interval.
 
     Seeds and prompts are drawn again independently of one another, and the mean moves by what those drawn deviate by;
     the percentiles of all such means are the interval. It is corrected three times. Few seeds understate their spread:
@@ -90,12 +93,12 @@ def crossed(values: ArrayLike, seed: int = 0) -> Estimate:
     through_seeds = _widening(seeds) * _resampled(rng, by_seed)
     if (floor := _noise_of_mean(noise)) > through_seeds.std():
         through_seeds = rng.normal(0.0, floor, RESAMPLES)
-    low, high = np.percentile(100 * (mean + through_prompts + through_seeds), [2.5, 97.5])
-    return Estimate(100 * mean, float(low), float(high), seeds if seeds > 1 else None, prompts)
+    low, high = np.percentile(mean + through_prompts + through_seeds, [2.5, 97.5])
+    return Estimate(mean, float(low), float(high), seeds if seeds > 1 else None, prompts)
 
 
 def difference(a: ArrayLike, b: ArrayLike, seed: int = 0) -> Estimate:
-    """``a`` less ``b`` in points, paired: verdicts (seeds, prompts) or (prompts,), on the same prompts in one order.
+    """``a`` less ``b``, paired: verdicts (seeds, prompts) or (prompts,), on the same prompts in one order.
 
     It is ``crossed`` of the differences. Raises ValueError where the shapes differ, and as ``crossed`` does.
     """

@@ -6,7 +6,7 @@ Every wording is unambiguous: the text alone says which facts hold (``scenes.can
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from srum.records import Prompt
 from srum.shapes.scenes import (
     CATEGORIES,
     COLOURS,
+    IMAGE_SIZE,
     INVERSE,
     RELATIONS,
     SHAPES,
@@ -179,6 +180,16 @@ def from_metadata(metadata: dict[str, Any]) -> Spec:
         return Spec(wants, str(metadata.get("tag")), relations[0] if relations else None)
     except ValueError as error:
         raise ValueError(f"metadata (tag, include): {error}") from None
+
+
+def is_checkable(metadata: Mapping[str, Any], size: tuple[int, int]) -> bool:
+    """Whether the exact checker can say if an image of (H, W) pixels is what the metadata asks for. GenEval's own files
+    have the same layout, and ask for things of another world."""
+    try:
+        from_metadata(dict(metadata))
+    except ValueError:
+        return False
+    return size == (IMAGE_SIZE, IMAGE_SIZE)
 
 
 def _read_want(index: int, entry: object) -> Want:

@@ -28,8 +28,8 @@ def simulated(rng: np.random.Generator, seeds: int, seed_effect: float) -> np.nd
 
 
 def coverage(estimates: list[Estimate]) -> float:
-    """How many of the intervals hold 50%."""
-    return float(np.mean([estimate.low <= 50 <= estimate.high for estimate in estimates]))
+    """How many of the intervals hold a half."""
+    return float(np.mean([estimate.low <= 0.5 <= estimate.high for estimate in estimates]))
 
 
 # --- Wilson
@@ -90,8 +90,7 @@ def test_with_many_prompts_it_is_students() -> None:
     verdicts = np.arange(2000) < 2000 * np.array(shares)[:, None]
     shuffled = np.random.default_rng(0).permuted(verdicts, axis=1)
     width, student = (
-        low_high[1] - low_high[0]
-        for low_high in (crossed(shuffled).interval, over_seeds([100 * share for share in shares]).interval)
+        low_high[1] - low_high[0] for low_high in (crossed(shuffled).interval, over_seeds(shares).interval)
     )
     assert width == pytest.approx(student, rel=0.1)
 
@@ -100,13 +99,13 @@ def test_seeds_that_agree_by_chance_leave_the_noise_of_single_images() -> None:
     """Three seeds of one accuracy each, right at places of their own: the interval is that of 3 x 400 images."""
     verdicts = np.stack([np.random.default_rng(seed).permutation([1.0, 0.0] * 200) for seed in range(3)])
     low, high = crossed(verdicts).interval
-    assert low < 50 < high and high - low == pytest.approx(100 * 2 * 1.96 * (0.25 / 1200) ** 0.5, rel=0.15)
+    assert low < 0.5 < high and high - low == pytest.approx(2 * 1.96 * (0.25 / 1200) ** 0.5, rel=0.15)
 
 
 def test_copies_of_a_prompt_in_other_seeds_tell_nothing_new() -> None:
     """Ten prompts right in all of 3 seeds, ten wrong: the interval is that of one seed, about 50 +- 22."""
     one = np.array([[1.0] * 10 + [0.0] * 10])
-    alone, thrice = crossed(one), crossed(np.repeat(one, 3, axis=0))
+    alone, thrice = (crossed(np.repeat(one, times, axis=0)).times(100) for times in (1, 3))
     assert thrice.interval == pytest.approx(alone.interval) and thrice.value == alone.value == 50.0
     assert 25 <= alone.low <= 35 and 65 <= alone.high <= 75
     assert (alone.covers, thrice.covers) == ("20 prompts", "3 seeds, 20 prompts")
@@ -115,7 +114,7 @@ def test_copies_of_a_prompt_in_other_seeds_tell_nothing_new() -> None:
 @given(VERDICTS)
 def test_the_mean_lies_in_its_interval_and_seeds_and_prompts_have_no_order(verdicts: np.ndarray) -> None:
     estimate = crossed(verdicts)
-    assert estimate.value == pytest.approx(100 * verdicts.mean())
+    assert estimate.value == pytest.approx(verdicts.mean())
     assert estimate.low <= estimate.value + 1e-9 and estimate.value - 1e-9 <= estimate.high
     turned = crossed(verdicts[::-1, ::-1])
     assert turned.value == pytest.approx(estimate.value)
@@ -124,7 +123,7 @@ def test_the_mean_lies_in_its_interval_and_seeds_and_prompts_have_no_order(verdi
 
 @pytest.mark.parametrize("right", [0.0, 1.0])
 def test_where_all_verdicts_are_the_same_there_is_no_width(right: float) -> None:
-    assert crossed(np.full((3, 50), right)).interval == (100 * right, 100 * right)
+    assert crossed(np.full((3, 50), right)).interval == (right, right)
 
 
 def test_what_is_not_there_is_refused() -> None:
@@ -141,7 +140,7 @@ def test_a_paired_difference_by_hand() -> None:
     """30 prompts gained and 10 lost of 100: 20 points, standard error sqrt(0.4 - 0.04) / 10 = 6 points."""
     a = [True] * 30 + [False] * 10 + [True] * 60
     b = [False] * 30 + [True] * 10 + [True] * 60
-    gain = difference(a, b)
+    gain = difference(a, b).times(100)
     assert gain.value == pytest.approx(20.0) and gain.covers == "100 prompts"
     assert gain.interval == pytest.approx((20 - 1.96 * 6, 20 + 1.96 * 6), abs=1.0)
     assert difference(a, a).interval == (0.0, 0.0)
@@ -153,7 +152,7 @@ def test_pairing_takes_out_what_both_share() -> None:
     b = np.arange(100) < 100 * shares
     a = np.arange(100) < 100 * (shares + 0.05)
     assert difference(a, b).interval[0] > 0 > difference(a, b[::-1]).low
-    assert crossed(a).high - crossed(a).low > 20
+    assert crossed(a).high - crossed(a).low > 0.2
 
 
 @given(VERDICTS)
@@ -166,3 +165,7 @@ def test_a_difference_is_that_of_the_means_and_turns_its_sign(verdicts: np.ndarr
 def test_verdicts_on_other_prompts_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\(3,\) and \(2,\) are not on the same"):
         difference([True] * 3, [True] * 2)
+
+
+def test_an_estimate_in_points_is_that_of_points() -> None:
+    assert Estimate(0.5, -0.25, 0.75, seeds=3, prompts=8).times(100) == Estimate(50, -25, 75, seeds=3, prompts=8)

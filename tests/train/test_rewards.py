@@ -71,7 +71,8 @@ def test_questions_are_asked_of_the_weights_that_entered(tmp_path: Path) -> None
     reward = QuestionReward(Run(tmp_path, config), 0, config, 0.9, hard=True)
     blank, unasked = reward([BLANK] * 2, [PROMPTS[0], Prompt(id="x", text="a city at night")])
     assert blank.value is not None and 0 < blank.value < 0.9 and unasked.failure == "no_questions"
-    assert [one.value for one in checker_value([BLANK] * 2, [PROMPTS[0], Prompt(id="x", text="a city")])] == [0.0, None]
+    of_geneval = Prompt(id="x", text="a city", metadata={"tag": "single_object", "include": [{"class": "city"}]})
+    assert [one.value for one in checker_value([BLANK] * 2, [PROMPTS[0], of_geneval])] == [0.0, None]
 
 
 @pytest.mark.parametrize("wrong", ["value=questions credit=region", "second=judge"])
