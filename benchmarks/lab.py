@@ -50,6 +50,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from srum.config import EvalConfig, RunConfig, changed, config_class, load_config
+from srum.drawing.refining import best_of as best
 from srum.evaluation.accuracy import drawn, evaluate
 from srum.evaluation.activation import find_clusters, mean_activations, strength
 from srum.evaluation.compute import passes_of
@@ -63,11 +64,10 @@ from srum.judging.stage import load_judge
 from srum.loop import evaluate_arms, perform, run_loop
 from srum.models.base import Sampling
 from srum.records import Candidate, Grounding, Judgement, Prompt, RewardMap
-from srum.refining import best_of as best
-from srum.rollout import choose_prompts
 from srum.run import BASE, Run, console, load_model
 from srum.run_dir import atomic, claim_run, read_records, write_json, write_records
 from srum.shapes.checker import is_right
+from srum.stages.rollout import choose_prompts
 from srum.train.methods.region_nft import RegionNftConfig
 
 DEVELOPMENT = 280  # prompts; no more than there are for the evaluation

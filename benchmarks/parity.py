@@ -59,7 +59,7 @@ from srum.models.bagel.positions import grid_ids, interpolated_grid_ids, rotary,
 from srum.models.bagel.sequence import Batch, Span, Split, lay_out, sight_of
 from srum.models.base import Decoding, FlowForward, Sampling, Segment, to_edit
 from srum.models.precision import Precision
-from srum.reward_map import reference_grid
+from srum.stages.reward_map import reference_grid
 from srum.train.methods.srum import Srum, SrumConfig
 from srum.train.objective import Terms, Tokens
 

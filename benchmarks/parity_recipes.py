@@ -35,6 +35,7 @@ from benchmarks.parity import (
 )
 from srum import flow
 from srum.config import RefineConfig
+from srum.drawing.refining import refine_context
 from srum.models.bagel import Bagel
 from srum.models.bagel.config import ResizeLimits
 from srum.models.bagel.images import resize, to_tensor
@@ -48,7 +49,6 @@ from srum.models.base import (
     without_images,
     without_text,
 )
-from srum.refining import refine_context
 
 NORMS = 1e-5  # relative tolerance of gradient norms
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from benchmarks import parity
 from benchmarks.parity import Deviation, Facts, Tensors, equal
 from srum import flow
-from srum.chains import parse_reflection, template
+from srum.drawing.chains import parse_reflection, template
 from srum.models.bagel.sampler import guide
 from srum.models.base import Sampling
 from srum.train import policy

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from srum.records import Candidate, Grounding, Judgement, LayoutJudgement, Region, RegionJudgement
-from srum.reward_map import cut, rasterize
+from srum.stages.reward_map import cut, rasterize
 
 Sample = tuple[Candidate, Grounding, Judgement]
 

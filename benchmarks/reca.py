@@ -29,9 +29,9 @@ from srum.evaluation.accuracy import evaluate
 from srum.evaluation.statistics import crossed, difference
 from srum.fork import fork_run
 from srum.loop import perform
-from srum.rollout import choose_prompts
 from srum.run import Run, console, load_model
 from srum.run_dir import claim_run, read_records, write_json
+from srum.stages.rollout import choose_prompts
 from srum.train.methods.reca import OF_THE_ROUND
 from srum.train.reconstructing import Reconstruction, reconstruct_images
 

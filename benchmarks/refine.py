@@ -38,14 +38,13 @@ from rich.table import Table
 
 from srum.config import RefineConfig, changed, load_config
 from srum.drawing import Chain, Shot
+from srum.drawing.refining import Score, kept, refine
 from srum.evaluation.accuracy import drawn
 from srum.evaluation.compute import passes_of
 from srum.evaluation.statistics import Estimate, crossed, difference
 from srum.images import open_image, save_image
 from srum.models.base import Segment, TrainableModel
 from srum.records import Prompt
-from srum.refining import Score, kept, refine
-from srum.rollout import choose_prompts
 from srum.run import Run, console, load_model
 from srum.run_dir import claim_run, write_json
 from srum.seeding import seed_for
@@ -54,6 +53,7 @@ from srum.shapes.hard_negatives import perturb
 from srum.shapes.prompts import sample_prompt
 from srum.shapes.render import render
 from srum.shapes.scenes import sample_scene
+from srum.stages.rollout import choose_prompts
 from srum.train.examples import Example
 from srum.train.feed import Mix, Part
 from srum.train.methods.rvr import Rvr

@@ -37,8 +37,8 @@ from PIL.Image import Image
 from rich.table import Table
 
 from benchmarks.refine import estimate_cell, right
-from srum.chains import ChainSettings, ChainState, run_chains, template
 from srum.config import EvalConfig, RunConfig, load_config
+from srum.drawing.chains import ChainSettings, ChainState, run_chains, template
 from srum.evaluation.accuracy import drawn
 from srum.evaluation.compute import passes_of
 from srum.evaluation.statistics import crossed, difference
@@ -47,10 +47,10 @@ from srum.images import open_image, save_image
 from srum.loop import perform
 from srum.models.base import Decoding, Generated, Sampling, TrainableModel
 from srum.records import Prompt
-from srum.rollout import choose_prompts
 from srum.run import BASE, Run, console, load_model
 from srum.run_dir import claim_run, write_json
 from srum.seeding import seed_for
+from srum.stages.rollout import choose_prompts
 from srum.train.refining import score_and_blame
 
 BEST, DRAWINGS = "best_of", 2

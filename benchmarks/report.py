@@ -41,11 +41,11 @@ from srum.records import (
     RegionJudgement,
     RewardMap,
 )
-from srum.report import write_report
 from srum.run_dir import CONFIG, round_dir, write_records, write_text
 from srum.shapes.prompts import from_metadata, prompt_set
 from srum.shapes.render import render
 from srum.shapes.scenes import IMAGE_SIZE, sample_scene
+from srum.views.report import write_report
 
 ROUNDS = 4
 PER_PROMPT = 4

@@ -33,7 +33,6 @@ from srum.config import RunConfig, dump, load_config
 from srum.grounding.stage import ground_stage
 from srum.judging.stage import judge_stage
 from srum.models.base import Generated
-from srum.rasterize import rasterize_stage
 from srum.records import (
     Candidate,
     Grounding,
@@ -45,11 +44,12 @@ from srum.records import (
     RegionJudgement,
     RewardMap,
 )
-from srum.report import write_report
-from srum.rollout import rollout
 from srum.run import Run
 from srum.run_dir import CONFIG, write_records, write_text
+from srum.stages.rasterize import rasterize_stage
+from srum.stages.rollout import rollout
 from srum.train.stage import train_stage
+from srum.views.report import write_report
 
 SIZE = (16, 16)
 GRID = (2, 2)  # latent tokens of srum-tiny

@@ -36,10 +36,10 @@ from srum.evaluation import accuracy
 from srum.flow import Transition
 from srum.models.base import Generated, RandomStep, Written
 from srum.processes import Processes
-from srum.rollout import round_prompts
 from srum.run import Run, console, load_model
 from srum.shapes.checker import is_right
 from srum.shapes.prompts import prompt_set
+from srum.stages.rollout import round_prompts
 from srum.train import lora
 from srum.train.examples import Example
 from srum.train.methods.flow_grpo import FlowGrpo, FlowGrpoConfig

@@ -27,9 +27,9 @@ from srum.config import changed
 from srum.evaluation.accuracy import CheckedImage, evaluate
 from srum.evaluation.compute import passes_of
 from srum.evaluation.statistics import crossed, difference
-from srum.rollout import choose_prompts
 from srum.run import Run, load_model
 from srum.run_dir import read_records, write_json
+from srum.stages.rollout import choose_prompts
 from srum.train.refining import drawn_again
 
 ARMS: dict[str, Sequence[str]] = {

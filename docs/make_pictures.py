@@ -13,9 +13,9 @@ from statistics import fmean
 from typing import NamedTuple
 
 from srum import open_run
-from srum.plots import BeforeAfter, loop_figure, rounds_figure, steps_figure
-from srum.reading import CandidateView, RunView
 from srum.run import BASE
+from srum.views.plots import BeforeAfter, loop_figure, rounds_figure, steps_figure
+from srum.views.reading import CandidateView, RunView
 
 OUT = Path(__file__).parent / "images"
 

@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 from PIL.Image import Image
 from torch import Tensor
 
-from srum.chat import NoReply
+from srum.exchange.chat import NoReply
 from srum.models.base import Decoding, Segment, Written
 from srum.records import LayoutJudgement, Region, RegionJudgement
 

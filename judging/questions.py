@@ -13,8 +13,8 @@ import torch
 from PIL.Image import Image
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 
-from srum.chat import NoReply
 from srum.errors import SrumError, first_fault
+from srum.exchange.chat import NoReply
 from srum.judging.base import Scorer, Writer
 from srum.models.base import Decoding, Segment
 from srum.records import Failure

@@ -1,4 +1,4 @@
-"""A judge on a server that speaks OpenAI's chat completions (``srum.chat``)."""
+"""A judge on a server that speaks OpenAI's chat completions (``srum.exchange.chat``)."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from PIL.Image import Image
 
-from srum import chat
-from srum.chat import Ask, NoReply, Reply, ServerError
+from srum.exchange import chat
+from srum.exchange.chat import Ask, NoReply, Reply, ServerError
 from srum.models.base import Decoding, Segment, Written
 
 __all__ = ["Server", "ServerError"]
 
 
 class Server:
-    """Replies of a server, whose settings are those of ``srum.chat.Server``. Meets ``Writer``."""
+    """Replies of a server, whose settings are those of ``srum.exchange.chat.Server``. Meets ``Writer``."""
 
     def __init__(self, url: str, model: str, **options: Any) -> None:
         self.server = chat.Server(url, model, **options)

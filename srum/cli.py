@@ -27,11 +27,11 @@ from srum.stages import SHIPPED, Stage
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from srum.chains import ChainSettings
     from srum.config import RunConfig
+    from srum.drawing.chains import ChainSettings
+    from srum.drawing.strokes import StrokeSettings
     from srum.processes import Processes
     from srum.run import Run
-    from srum.strokes import StrokeSettings
 
 
 # The commands by group, in the order of `srum --help`.
@@ -196,8 +196,8 @@ def eval_(
     wanted = _check_config(run, config, overrides or [], new=False)
 
     from srum import loop
-    from srum.rollout import own_prompts
     from srum.run_dir import RunError
+    from srum.stages.rollout import own_prompts
 
     with _sharing(wanted) as processes, _opened(run, config, overrides) as opened:
         held_out = processes.once(lambda: own_prompts(opened.pinned))
@@ -217,7 +217,7 @@ def eval_(
 def report(run: RunFolder) -> None:
     """Write report.html from what the run has so far."""
     from srum import open_run
-    from srum.report import write_report
+    from srum.views.report import write_report
 
     typer.echo(f"open {write_report(open_run(run).folder)}")
 
@@ -240,7 +240,7 @@ def show(
     from rich.console import Console
 
     from srum import open_run
-    from srum.show import candidate_tables
+    from srum.views.show import candidate_tables
 
     view = open_run(run).candidate(candidate, round_)
     Console().print(*candidate_tables(view))
@@ -263,8 +263,8 @@ def compare(
 
     from srum import open_run
     from srum.evaluation.compute import compute_tables
-    from srum.plots import before_after_figure
-    from srum.show import changed_images, comparison_tables
+    from srum.views.plots import before_after_figure
+    from srum.views.show import changed_images, comparison_tables
 
     if other is None:
         Console().print(*compute_tables([open_run(run)]))
@@ -291,7 +291,7 @@ def ui(
     overrides: Overrides = None,
 ) -> None:
     """Open a page: type a prompt, see what base and trained weights draw, how it is judged, and draw it again."""
-    from srum.ui import open_session, serve
+    from srum.views.ui import open_session, serve
 
     serve(open_session(what, config, overrides or []), what, port)
 
@@ -306,7 +306,7 @@ def export(
     from srum import open_run
 
     if pairs:
-        from srum.pair_interchange import write_pairs
+        from srum.exchange.pair_interchange import write_pairs
 
         if out.suffix != ".parquet":
             raise SrumError(f"{out}: pairs are exported to a .parquet file")
@@ -314,7 +314,7 @@ def export(
         return
 
     if out.suffix == ".jsonl":
-        from srum.interchange import write_lines
+        from srum.exchange.interchange import write_lines
 
         written, left_out = write_lines(open_run(run), out)
         typer.echo(f"{out}: {written} candidates, {left_out} without the scores that the format needs were left out")
@@ -322,7 +322,7 @@ def export(
     if out.suffix != ".parquet":
         raise SrumError(f"{out}: an export is a .parquet or a .jsonl file")
     try:
-        from srum.export import write_export
+        from srum.exchange.export import write_export
     except ModuleNotFoundError as error:
         raise SrumError(f"{error.name} is missing: pip install 'srum[export]'") from None
     written, unreadable = write_export(open_run(run), out)
@@ -425,8 +425,8 @@ def import_(
 ) -> None:
     """Make a round of the authors' files: up to its judgements of SRUM's JSON lines, of pairs of RvR's parquet."""
     from srum import models
-    from srum.interchange import import_round
-    from srum.pair_interchange import import_pairs
+    from srum.exchange.interchange import import_round
+    from srum.exchange.pair_interchange import import_pairs
 
     paired = lines.is_dir() or lines.suffix == ".parquet"
     with _opened(run, config, overrides) as opened:
@@ -579,7 +579,7 @@ def init(
 
     from srum import models
     from srum.loop import check_inputs
-    from srum.rollout import choose_prompts
+    from srum.stages.rollout import choose_prompts
 
     here = is_here(model, models.EMBEDDED)
     if here:
@@ -691,8 +691,8 @@ def refine(
     from srum.loop import console
     from srum.run import Run, newest_weights
     from srum.run_dir import alone_in
-    from srum.show import rows_table
     from srum.train.refining import items_of, refine_run, refinement_rows
+    from srum.views.show import rows_table
 
     with _sharing(wanted) as processes, alone_in(run):
         opened = Run(run, load_config(run / CONFIG))
@@ -748,9 +748,9 @@ def chain(
 
     Where the prompts are the embedded world's, print how accurate the images are after each refinement.
     """
-    from srum.chaining import samplings
-    from srum.chains import ChainSettings
-    from srum.chains import template as words
+    from srum.drawing.chaining import samplings
+    from srum.drawing.chains import ChainSettings
+    from srum.drawing.chains import template as words
     from srum.models.base import Decoding
 
     def settings(wanted: RunConfig) -> ChainSettings:
@@ -780,8 +780,8 @@ def strokes(
     image: Annotated[Path | None, typer.Option(help="Save the first eight as strips, .png, .svg or .pdf.")] = None,
 ) -> None:
     """Draw the evaluation's prompts in strokes: plan, draft, inspect, correct; print what the checker says of each."""
-    from srum.chaining import samplings
-    from srum.strokes import StrokeSettings
+    from srum.drawing.chaining import samplings
+    from srum.drawing.strokes import StrokeSettings
 
     def settings(wanted: RunConfig) -> StrokeSettings:
         drawing, changing = samplings(wanted, edit_guidance)
@@ -805,10 +805,10 @@ def _draw_on(
     image: Path | None,
 ) -> None:
     """Draw the evaluation's prompts in more than one step, and print what came of it."""
-    from srum.chaining import draw_evaluation, endings, tables
+    from srum.drawing.chaining import draw_evaluation, endings, tables
     from srum.loop import console
-    from srum.plots import strips_figure
     from srum.run_dir import locked
+    from srum.views.plots import strips_figure
 
     with _sharing(_check_config(out, config, overrides or [])) as processes:
         wanted = processes.once(lambda: _config(out, config, overrides or []))
@@ -900,7 +900,7 @@ def serve(
 ) -> None:
     """Serve a model by OpenAI's protocol: chat completions with images, images/generations, images/edits."""
     from srum import models
-    from srum.serve import Http, ServeError, Service
+    from srum.exchange.serve import Http, ServeError, Service
 
     key = os.environ.get(key_variable, "") if key_variable else ""
     if key_variable and not key:
@@ -928,9 +928,9 @@ def _opened(folder: Path, config: Path | None, overrides: list[str] | None) -> I
     model exist."""
     from srum import models
     from srum.processes import Processes
-    from srum.rollout import round_prompts
     from srum.run import Run
     from srum.run_dir import CONFIG, alone_in, claim_run
+    from srum.stages.rollout import round_prompts
 
     def wanted_config() -> RunConfig:
         wanted = _config(folder, config, overrides or [])

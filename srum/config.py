@@ -79,7 +79,7 @@ class ImageConfig(Section):
 
 
 class ServerConfig(Section):
-    """A server that judges, or draws, in place of a model in this process, by OpenAI's protocol (``srum.chat``)."""
+    """A server that judges, or draws, not a model of this process, by OpenAI's protocol (``srum.exchange.chat``)."""
 
     url: str = ""  # such as http://localhost:8000/v1; empty: no server
     model: str = ""  # its name there
@@ -216,7 +216,7 @@ class RewardConfig(Section):
 
 
 class ImagesConfig(Section):
-    """The images that are reconstructed (``srum.pictures``)."""
+    """The images that are reconstructed (``srum.stages.pictures``)."""
 
     source: str = "rendered"  # rendered, candidates, good (those scored so), a path, a pattern, or datasets:NAME
     column: str = "image"  # of a parquet file or data set; a field of JSON lines
@@ -227,7 +227,7 @@ class ImagesConfig(Section):
 
 
 class PairConfig(Section):
-    """Pairs of a candidate that misses its prompt and one that meets it (``srum.pairs``); scores in [-1, 1]."""
+    """Pairs of a candidate that misses its prompt and one that meets it (``srum.stages.pairs``); scores in [-1, 1]."""
 
     select: Literal["threshold", "relative"] = "threshold"  # relative: the best and the worst of a prompt
     aligned: Signed = 0.5  # scores from here on meet the prompt
@@ -237,7 +237,7 @@ class PairConfig(Section):
 
 
 class RefineConfig(ImageConfig):
-    """Drawing again after an image was seen (``srum.refining``)."""
+    """Drawing again after an image was seen (``srum.drawing.refining``)."""
 
     way: Literal["regenerate", "regenerate_clean", "edit", "infill", "prompt"] = "regenerate"
     # RvR; RvR with a clean latent; RvE; what is blamed alone, the rest stays; once more from the prompt, the control

@@ -30,19 +30,19 @@ from srum.judging.drift import judge_again
 from srum.judging.stage import load_judging
 from srum.models.base import UnifiedModel, require
 from srum.plan import Plan, foresee
-from srum.plots import side_by_side
 from srum.plugins import resolve
 from srum.processes import Processes
 from srum.progress import after_first_batch, expecting, part
-from srum.report import OFF, is_done, judge_of, write_report
-from srum.rollout import own_prompts, round_prompts
 from srum.run import BASE, Run, console, find_method, load_model
 from srum.run_dir import RunError, alone_in, claim_run, write_json, write_text
 from srum.stages import ROLLOUT, SHIPPED, Stage
+from srum.stages.rollout import own_prompts, round_prompts
 from srum.train.optimizer import make_optimizer
 from srum.train.own import judge_own
 from srum.train.stage import require_trainable, subject_of
 from srum.train.tracking import require_tracker, tracked
+from srum.views.plots import side_by_side
+from srum.views.report import OFF, is_done, judge_of, write_report
 
 PAIRS = 12  # that a tracker shows
 

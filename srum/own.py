@@ -80,7 +80,7 @@ def _with_interval(row: Mapping[str, Any], name: str) -> str:
 
 
 def lowest(said: Sequence[tuple[str, float | None, str]]) -> str:
-    """What the judge found lowest, of what ``srum.plots.said_of`` says: "2 red triangle: not asked for"."""
+    """What the judge found lowest, of what ``srum.views.plots.said_of`` says: "2 red triangle: not asked for"."""
     known = [one for one in said if one[1] is not None]
     if not known:
         return "; ".join(f"{name}: {reason}" for name, _, reason in said)

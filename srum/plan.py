@@ -42,11 +42,11 @@ from srum.plugins import resolve
 from srum.processes import Processes, alone
 from srum.progress import Timed, in_words, part, timing
 from srum.records import Judgement
-from srum.report import write_report
-from srum.rollout import choose_prompts, own_prompts, round_prompts
 from srum.run import BASE, Arm, Run, console
 from srum.run_dir import RunError, claim_run, read_records
 from srum.stages import GROUND, IMAGES, JUDGE, ROLLOUT, TRAIN
+from srum.stages.rollout import choose_prompts, own_prompts, round_prompts
+from srum.views.report import write_report
 
 FEW = 4  # candidates of the first miniature, at least
 STEPS = 3  # of a training in a miniature; the first is warming up

@@ -196,7 +196,7 @@ class RewardMap(Record):
 
     ``alpha`` = (layout + 1) / 2 in [0, 1]. ``mapping`` is the range of the array: ``signed`` [-1, 1], ``unit`` [0, 1].
     ``sample_score`` is the candidate's one score in [-1, 1]: the minimum over its judged regions and its layout, whose
-    scores up to 0.4, neutral, are first stretched to [-1, 1] (``srum.reward_map.sample_score``).
+    scores up to 0.4, neutral, are first stretched to [-1, 1] (``srum.stages.reward_map.sample_score``).
     """
 
     candidate_id: Name

@@ -11,8 +11,8 @@
         imported.json                     only of srum import: the lines and the folder of images that it is from
         images/ latents/ rewards/         PNG and safetensors, addressed by candidate id
         pictures.jsonl pictures/          images read for reconstruction and their latents, linked to RUN/latent_cache/
-                                          (srum/pictures.py)
-        pairs.jsonl                       which candidate is learned from which (srum/pairs.py)
+                                          (srum/stages/pictures.py)
+        pairs.jsonl                       which candidate is learned from which (srum/stages/pairs.py)
         train/ARM/                        metrics.jsonl, checkpoints/, model/ (official layout), adapter/ (LoRA)
 
 A stage cuts the items that it has no record of into batches, in order. A finished batch is one shard,

@@ -17,9 +17,9 @@ from srum.evaluation.statistics import Estimate, crossed, difference
 from srum.explain import plain
 from srum.loop import run_loop
 from srum.processes import Processes
-from srum.reading import RunView
 from srum.run import BASE, Run
 from srum.run_dir import write_json
+from srum.views.reading import RunView
 from srum.yaml_files import YamlError, parse_yaml
 
 ONLY = "as configured"  # the name of the setting where nothing is varied

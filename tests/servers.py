@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from srum.serve import Http, Limits, Service
+from srum.exchange.serve import Http, Limits, Service
 
 Reply = str | tuple[int, dict[str, str], Any]
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from srum import models
-from srum.chaining import accuracy_table, claim, draw_chains, endings, verdicts
-from srum.chains import (
+from srum.drawing.chaining import accuracy_table, claim, draw_chains, endings, verdicts
+from srum.drawing.chains import (
     TEMPLATES,
     ChainSettings,
     ChainState,
@@ -26,10 +26,10 @@ from srum.chains import (
 )
 from srum.errors import ModelError
 from srum.models.base import Decoding, Generated, Sampling
-from srum.plots import strips_figure
 from srum.records import Candidate
-from srum.rollout import choose_prompts
 from srum.run_dir import RunError, read_by_id
+from srum.stages.rollout import choose_prompts
+from srum.views.plots import strips_figure
 
 DRAWING = Sampling(size=(64, 64), timesteps=5, timestep_shift=5.0, guidance=1.0)
 IMAGE = Image.new("RGB", (64, 64))

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from srum.chat import Ask, NoReply, Reply, Server, ServerError, assistant, system, user
+from srum.exchange.chat import Ask, NoReply, Reply, Server, ServerError, assistant, system, user
 from tests.servers import chat_server, refusing_server
 
 RED, BLUE = Image.new("RGB", (4, 4), "red"), Image.new("RGB", (4, 4), "blue")

@@ -10,15 +10,16 @@ import pytest
 from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
 
-from srum import chat, disk, models
-from srum.chat import Reply
+from srum import disk, models
 from srum.config import EvalConfig, TrainConfig, load_config
 from srum.disk import DiskFullError, require_room, writing
 from srum.evaluation.accuracy import evaluate
+from srum.exchange import chat
+from srum.exchange.chat import Reply
 from srum.loop import perform
-from srum.rollout import choose_prompts
 from srum.run import Run, StageTimer
 from srum.run_dir import atomic, write_text
+from srum.stages.rollout import choose_prompts
 from srum.train.checkpoint import room
 from tests.fakes import FakeModel
 

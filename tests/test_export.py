@@ -17,15 +17,15 @@ from typer.testing import CliRunner
 from srum import open_run
 from srum.cli import app
 from srum.config import load_config
-from srum.interchange import import_round
+from srum.exchange.interchange import import_round
 from srum.records import Candidate, ContextPart, Prompt
-from srum.rollout import rollout
 from srum.run_dir import RunError, claim_run, read_records, write_records
+from srum.stages.rollout import rollout
 from tests.fakes import FakeModel, run_on_fakes
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
-from srum.export import ROWS, read_export, write_export  # noqa: E402
+from srum.exchange.export import ROWS, read_export, write_export  # noqa: E402
 
 FILES = ("image", "latent")
 STAGES = ("prompts", "candidates", "regions", "judgements", "rewards")
@@ -54,7 +54,7 @@ def contents(run: Path) -> dict[str, bytes]:
 def test_there_and_back_every_byte_is_equal(
     folder: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int
 ) -> None:
-    monkeypatch.setattr("srum.export.ROWS", rows)
+    monkeypatch.setattr("srum.exchange.export.ROWS", rows)
     write_export(open_run(folder), tmp_path / "again.parquet")
     run = read_export(tmp_path / "again.parquet", tmp_path / "back")
     expected = contents(folder)
@@ -97,7 +97,7 @@ def test_candidates_whose_image_cannot_be_read_are_left_out(folder: Path, tmp_pa
 
 
 def test_a_round_in_sub_folders_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("srum.rollout.CROWD", 4)
+    monkeypatch.setattr("srum.stages.rollout.CROWD", 4)
     config, run = load_config(None, ["candidates_per_prompt=2"]), tmp_path / "run"
     claim_run(run, config)
     prompts = [Prompt(id=f"p{number}", text="a cat") for number in range(3)]

@@ -15,8 +15,10 @@ FLOORS = {  # of a module: that of the longest of these names that it is under
     "srum.judging": 1,
     "srum.train": 2,
     "srum.loop": 3,
+    "srum.plan": 3,
     "srum.sweep": 3,
-    "srum.ui": 3,
+    "srum.views.report": 3,
+    "srum.views.ui": 3,
     "srum.cli": 4,
 }
 HOUSES = {"srum": "srum", "srum.grounding": "grounding", "srum.judging": "judging", "srum.train": "train"}

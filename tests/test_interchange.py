@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 
 from srum import open_run
 from srum.evaluation.released import GLOBAL_ENTRY, reference_record
-from srum.interchange import import_round, read_lines, write_lines
+from srum.exchange.interchange import import_round, read_lines, write_lines
 from srum.models.pixels import crop_box, cropped
 from srum.records import Candidate, Failure, Grounding, Judgement, Prompt
-from srum.reward_map import Skipped, rasterize
 from srum.run_dir import RunError, read_records
+from srum.stages.reward_map import Skipped, rasterize
 from tests.fakes import FakeModel, run_on_fakes
 
 GOOD: dict[str, Any] = {

@@ -23,16 +23,16 @@ from srum.judging.self_judge import SelfJudge
 from srum.judging.stage import load_judge
 from srum.loop import evaluate_arms, perform, run_loop
 from srum.models.base import MissingAbility
-from srum.outcomes import count_outcomes
-from srum.reading import read_round
 from srum.records import Candidate, Failure, Grounding, Judgement, LayoutJudgement, Region, RegionJudgement, RewardMap
-from srum.report import to_come
-from srum.reward_map import Skipped, centred, usual_scores
 from srum.run import Run
 from srum.run_dir import RunError, claim_run, read_records
 from srum.stages import ROLLOUT
+from srum.stages.outcomes import count_outcomes
+from srum.stages.reward_map import Skipped, centred, usual_scores
 from srum.train import tracking
 from srum.train.trainer import train as train_arm
+from srum.views.reading import read_round
+from srum.views.report import to_come
 from tests.fakes import FakeModel, run_on_fakes
 
 METHODS = "give one of sft, srum, region_nft, reca, rvr, flow_grpo, r3, process or module:Name"
@@ -377,7 +377,7 @@ def test_no_field_of_grounding_and_rasterizing_is_lost_on_the_way(
         return Skipped.NOTHING_JUDGED
 
     monkeypatch.setattr("srum.grounding.stage.ground", grounding)
-    monkeypatch.setattr("srum.rasterize.rasterize", rasterizing)
+    monkeypatch.setattr("srum.stages.rasterize.rasterize", rasterizing)
     for stage in ("rollout", "ground", "judge", "rasterize"):
         perform(run, stage, 0)
     assert len(limits) == 3

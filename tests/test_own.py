@@ -14,10 +14,10 @@ from srum.fork import fork_run
 from srum.loop import run_loop
 from srum.own import JudgedImage, gain, lowest, mean_score, summary
 from srum.records import Candidate
-from srum.report import OFF, to_come
-from srum.rollout import own_prompts, round_prompts
 from srum.run import Run
 from srum.run_dir import RunError, claim_run, read_records
+from srum.stages.rollout import own_prompts, round_prompts
+from srum.views.report import OFF, to_come
 from tests.fakes import FakeModel
 
 

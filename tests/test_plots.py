@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from srum import plots
 from srum.geometry import rle_encode
 from srum.records import Failure, Judgement, LayoutJudgement, Region, RegionJudgement
+from srum.views import plots
 
 IMAGE = Image.new("RGB", (64, 48), "#cccccc")
 REGIONS = [

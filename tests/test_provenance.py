@@ -19,8 +19,8 @@ from srum.config import load_config
 from srum.json_files import JsonError
 from srum.loop import run_loop
 from srum.provenance import LIBRARIES, described, device_name, made_with, read_entries
-from srum.report import write_report
 from srum.run_dir import RunError, claim_run
+from srum.views.report import write_report
 from tests.fakes import FakeModel
 
 SMALL = ["prompt_count=3", "candidates_per_prompt=2", "reward.on_failure=keep", "eval.count=3"]

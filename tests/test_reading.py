@@ -15,10 +15,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import srum
-from srum.reading import Candidates, RunView
 from srum.records import Candidate, Grounding, Judgement, Prompt, RewardMap
 from srum.run_dir import RunError, read_records
 from srum.train.data import load_training_records
+from srum.views.reading import Candidates, RunView
 from tests.fakes import run_on_fakes
 
 MIDDLE = -0.2  # a score with some on either side
@@ -156,7 +156,7 @@ def test_a_candidate_shows_its_picture(run: RunView) -> None:
 
 def test_a_gallery_keeps_the_ends_of_a_long_ranking(run: RunView, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[float | None] = []
-    monkeypatch.setattr("srum.plots.gallery_figure", lambda tiles: shown.extend(tile.score for tile in tiles))
+    monkeypatch.setattr("srum.views.plots.gallery_figure", lambda tiles: shown.extend(tile.score for tile in tiles))
     scored = run.candidates().filter(lambda c: c.score is not None)
     ranked = sorted((c.score for c in scored if c.score is not None), reverse=True)
     for limit in (1, 5, len(ranked), 100):

@@ -16,11 +16,9 @@ from safetensors.numpy import save_file
 from skimage.data import astronaut
 
 from benchmarks.report import ask, chromium, write_run
-from srum import report
 from srum.config import load_config
 from srum.evaluation.benchmark import Drawn
 from srum.json_files import JsonError
-from srum.outcomes import count_outcomes
 from srum.records import (
     Candidate,
     Failure,
@@ -32,9 +30,11 @@ from srum.records import (
     RegionJudgement,
     RewardMap,
 )
-from srum.report import judge_of, to_come, write_report
 from srum.run import Run
 from srum.run_dir import RunError, claim_run, write_json, write_records, write_text
+from srum.stages.outcomes import count_outcomes
+from srum.views import report
+from srum.views.report import judge_of, to_come, write_report
 
 ARMS = ("base", "sft", "srum", "region_nft")
 CATEGORIES = ("single_object", "counting", "color_attr")

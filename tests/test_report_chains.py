@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from srum.evaluation.accuracy import CheckedImage, CheckedShot
-from srum.report import _rounds_of
+from srum.views.report import _rounds_of
 
 
 def verdict(name: str, *shots: tuple[bool, float | None]) -> CheckedImage:

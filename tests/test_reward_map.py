@@ -12,8 +12,17 @@ from torch import Tensor
 from srum.evaluation.released import reference_map
 from srum.geometry import rle_encode
 from srum.records import Box, Candidate, Failure, Grounding, Judgement, LayoutJudgement, Region, RegionJudgement, Size
-from srum.reward_map import Overlap, Skipped, binarized, centred, rasterize, reference_grid, sample_score, usual_scores
 from srum.run import find_method
+from srum.stages.reward_map import (
+    Overlap,
+    Skipped,
+    binarized,
+    centred,
+    rasterize,
+    reference_grid,
+    sample_score,
+    usual_scores,
+)
 from srum.train.objective import Tokens
 from tests.train.ranks import config_of
 
@@ -95,7 +104,7 @@ some_boxes = st.lists(boxes_of(), min_size=1, max_size=4)
 
 
 def test_by_hand() -> None:
-    """The example of srum/reward_map.py: of two regions of equal area, the later one wins the shared column."""
+    """The example of srum/stages/reward_map.py: of two regions of equal area, the later one wins the shared column."""
     boxes: list[Box] = [(0, 0, 2, 2), (1, 0, 3, 2)]
     assert reward(boxes, {1: 1.0, 2: -1.0}, size=(4, 4), grid=(2, 2)).tolist() == [[0.0, -0.5], [0.0, 0.0]]
 

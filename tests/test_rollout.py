@@ -15,20 +15,20 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from srum.chat import ServerError
 from srum.config import ConfigError, EvalConfig, RunConfig, load_config
 from srum.drawing import contexts_of
 from srum.evaluation.accuracy import evaluate
+from srum.exchange.chat import ServerError
 from srum.images import open_image
 from srum.judging.self_judge import SelfJudge
 from srum.models.base import Decoding, Generated, MissingAbility, Sampling, Written
 from srum.records import Candidate, Prompt
-from srum.rollout import choose_prompts, rollout
 from srum.run_dir import RunError, read_records
 from srum.seeding import seed_for
 from srum.shapes.prompts import from_metadata
 from srum.shapes.render import render
 from srum.shapes.scenes import sample_scene
+from srum.stages.rollout import choose_prompts, rollout
 from tests.fakes import FakeModel, texts_of
 from tests.servers import chat_server, serving
 
@@ -52,7 +52,7 @@ def test_candidates_are_in_order_and_their_files_are_there(tmp_path: Path) -> No
 
 
 def test_files_of_many_candidates_are_in_sub_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("srum.rollout.CROWD", 4)
+    monkeypatch.setattr("srum.stages.rollout.CROWD", 4)
     candidates = rollout(FakeModel(), PROMPTS, config(), 0, tmp_path)
     assert [c.image for c in candidates][3:5] == ["images/0000/p1-1.png", "images/0001/p2-0.png"]
     assert all((tmp_path / name).exists() for c in candidates for name in c.files())

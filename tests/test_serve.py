@@ -21,15 +21,15 @@ import pytest
 from PIL import Image
 
 from srum import models
-from srum.chat import Ask, Reply, Server, ServerError, assistant, system, user
 from srum.config import load_config
 from srum.drawing import contexts_of, draw_prompts
+from srum.exchange.chat import Ask, Reply, Server, ServerError, assistant, system, user
+from srum.exchange.serve import Http, Job, Limits, Line, ServeError, Service, Shown
 from srum.images import data_uri
 from srum.judging.remote import Server as RemoteJudge
 from srum.loop import perform
 from srum.models.base import Decoding, Generated, Sampling, Segment, Written, to_edit
 from srum.run import Run
-from srum.serve import Http, Job, Limits, Line, ServeError, Service, Shown
 from tests.fakes import FakeModel
 from tests.servers import serving
 

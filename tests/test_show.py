@@ -15,7 +15,7 @@ from srum import open_run
 from srum.cli import app
 from srum.evaluation.accuracy import CheckedImage
 from srum.run_dir import read_records, write_records
-from srum.show import changed_images
+from srum.views.show import changed_images
 from tests.fakes import run_on_fakes
 
 
@@ -90,7 +90,7 @@ def test_export_writes_a_parquet_file(folder: Path, tmp_path: Path) -> None:
 
 
 def test_export_names_the_extra_that_is_missing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "srum.export", raising=False)
+    monkeypatch.delitem(sys.modules, "srum.exchange.export", raising=False)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     result = srum("export", folder, tmp_path / "run.parquet")
     assert result.exit_code == 2 and "pyarrow is missing: pip install 'srum[export]'" in result.stderr

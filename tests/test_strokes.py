@@ -13,14 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from srum import models
-from srum.chaining import draw_strokes
-from srum.evaluation.strokes import looks, strokes_table
-from srum.models.base import Decoding, Sampling
-from srum.rollout import choose_prompts
-from srum.shapes.prompts import from_metadata, sample_prompt
-from srum.shapes.scenes import sample_scene
-from srum.shapes.strokes import inspect, strokes
-from srum.strokes import (
+from srum.drawing.chaining import draw_strokes
+from srum.drawing.strokes import (
     Drawing,
     Inspection,
     Plan,
@@ -30,6 +24,12 @@ from srum.strokes import (
     parse_inspection,
     parse_plan,
 )
+from srum.evaluation.strokes import looks, strokes_table
+from srum.models.base import Decoding, Sampling
+from srum.shapes.prompts import from_metadata, sample_prompt
+from srum.shapes.scenes import sample_scene
+from srum.shapes.strokes import inspect, strokes
+from srum.stages.rollout import choose_prompts
 
 DRAWING = Sampling(size=(64, 64), timesteps=5, timestep_shift=5.0, guidance=1.0)
 

@@ -16,11 +16,11 @@ from srum.evaluation.comparison import of_base
 from srum.evaluation.compute import Compute, compute_tables, passes_of, points, spent
 from srum.evaluation.statistics import crossed, difference
 from srum.fork import share_folder
-from srum.reading import RunView
 from srum.records import Candidate, Judgement
 from srum.run import Run
 from srum.run_dir import claim_run, read_records, write_records
 from srum.sweep import folder_of, settings, sweep, sweep_table
+from srum.views.reading import RunView
 from tests.fakes import FakeModel, run_on_fakes
 
 SMALL = ["rounds=1", "prompt_count=3", "candidates_per_prompt=2", "reward.on_failure=keep", "compare=[]"]

@@ -17,10 +17,10 @@ from srum.cli import app
 from srum.config import changed, load_config
 from srum.evaluation.accuracy import drawn
 from srum.records import LayoutJudgement, Prompt, RegionJudgement
-from srum.reward_map import sample_score
 from srum.run import BASE, Run, find_method
 from srum.shapes.prompts import prompt_set
-from srum.ui import (
+from srum.stages.reward_map import sample_score
+from srum.views.ui import (
     AGAIN,
     CHAIN,
     CSS,

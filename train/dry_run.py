@@ -1,4 +1,4 @@
-"""``srum doctor --dry-run``: a step of each stage at its real size, on weights without numbers (``srum.ledger``).
+"""``srum doctor --dry-run``: a step of each stage at its real size, on weights without numbers (``srum.train.ledger``).
 
 The product's own code runs: rollout, judge and trainer, packs, LoRA, recomputation, FSDP2 among any number of
 processes, of which this one is the first and the others are imagined. What a GPU does otherwise than the CPU, on which
@@ -29,7 +29,6 @@ from srum.config import RunConfig, TrainConfig, ValidationConfig, load_config
 from srum.drawing import contexts_of, write_plans
 from srum.errors import ModelError
 from srum.judging.self_judge import SelfJudge
-from srum.ledger import Ledger
 from srum.models import EMBEDDED
 from srum.models.bagel import decoding, images, network
 from srum.models.bagel.autoencoder import build_autoencoder
@@ -48,6 +47,7 @@ from srum.train import lora
 from srum.train.dry_examples import PROMPT, examples_of
 from srum.train.examples import Example
 from srum.train.feed import ExampleFeed, Mix, Step
+from srum.train.ledger import Ledger
 from srum.train.optimizer import start_optimizer
 from srum.train.packs import Pack, Sample
 from srum.train.reinforced import PolicyMethod

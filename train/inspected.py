@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from srum.drawing.strokes import Drawing, StrokeSettings, draw_in_strokes
 from srum.evaluation.accuracy import require_metadata
 from srum.models.base import Segment, UnifiedModel
 from srum.records import Prompt
@@ -19,7 +20,6 @@ from srum.shapes.edits import apply
 from srum.shapes.prompts import from_metadata
 from srum.shapes.scenes import Scene, Spec, Thing
 from srum.shapes.strokes import Inspection, Plan, conflict, inspect, parse_plan
-from srum.strokes import Drawing, StrokeSettings, draw_in_strokes
 from srum.train.examples import Example
 from srum.train.tasks.base import Picture, recognised
 from srum.train.tasks.editing import MOST_EDITS, repaired

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from srum import plots
 from srum.evaluation.accuracy import drawn
 from srum.images import open_image, save_image
 from srum.own import OWN, Drawn, JudgedImage, lowest
 from srum.progress import part
 from srum.records import Prompt
-from srum.reward_map import reason_to_skip, sample_score
 from srum.run import BASE, Run, load_model
 from srum.run_dir import finished, read_records, run_stage
+from srum.stages.reward_map import reason_to_skip, sample_score
 from srum.train.refining import image_judge
+from srum.views import plots
 
 DRAW, JUDGE = "own prompts - draw {}", "own prompts - judge {}"
 

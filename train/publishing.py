@@ -24,10 +24,10 @@ from srum.drawing import draw_prompts
 from srum.errors import SrumError
 from srum.models.base import Sampling, TrainableModel
 from srum.records import Prompt
-from srum.rollout import choose_prompts
 from srum.run import Run, load_model
 from srum.run_dir import read_records
 from srum.seeding import seed_for
+from srum.stages.rollout import choose_prompts
 from srum.train.lora import add_adapter
 from srum.train.model_card import CARD, example_sampling, model_card
 from srum.train.trainer import DTYPES

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from srum.chains import asked, planned
 from srum.config import fixed_fields
+from srum.drawing.chains import asked, planned
 from srum.models.base import (
     Ability,
     Decoding,
@@ -24,9 +24,9 @@ from srum.models.base import (
     require,
 )
 from srum.records import Prompt
-from srum.rollout import round_prompts
 from srum.run import Run
 from srum.seeding import seed_for
+from srum.stages.rollout import round_prompts
 from srum.train.advantages import sample_advantages, spread_by_blame
 from srum.train.examples import Example, draw_order, generator_for
 from srum.train.online import (

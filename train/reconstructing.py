@@ -12,7 +12,6 @@ from srum.config import RunConfig
 from srum.evaluation.statistics import wilson
 from srum.images import ImageError, save_image
 from srum.models.base import Sampling, Segment, require
-from srum.pictures import Entry, entries_of
 from srum.processes import Processes
 from srum.records import Name, Record, RunPath
 from srum.run import Run, load_model, newest_weights
@@ -20,6 +19,7 @@ from srum.run_dir import RunError, claim_settings, run_stage
 from srum.seeding import seed_for
 from srum.shapes.checker import parse
 from srum.shapes.edits import same_things
+from srum.stages.pictures import Entry, entries_of
 from srum.train.methods.reca import RecaConfig, read_templates
 from srum.train.tasks.base import recognised
 

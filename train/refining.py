@@ -13,6 +13,7 @@ from torch import Tensor
 
 from srum.config import RunConfig
 from srum.drawing import Chain, Draw, Shot
+from srum.drawing.refining import Blame, Score, best_of, refine
 from srum.evaluation.accuracy import CheckedImage, drawn
 from srum.grounding.stage import load_proposer
 from srum.images import ImageError, image_size, open_image, save_image
@@ -20,14 +21,13 @@ from srum.judging.stage import load_judging
 from srum.models.base import TrainableModel
 from srum.processes import Processes
 from srum.records import Candidate, Grounding, Judgement, Prompt, Refinement, Turn
-from srum.refining import Blame, Score, best_of, refine
-from srum.reward_map import Skipped, rasterize, reason_to_skip, sample_score
-from srum.rollout import choose_prompts
 from srum.run import Run, console, load_model
 from srum.run_dir import RunError, claim_settings, finished, read_records, run_stage
 from srum.seeding import seed_for
 from srum.shapes.checker import is_right
 from srum.shapes.prompts import is_checkable
+from srum.stages.reward_map import Skipped, rasterize, reason_to_skip, sample_score
+from srum.stages.rollout import choose_prompts
 from srum.tensors import read_tensor
 
 ImageJudge = Callable[

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from srum.chains import (
+from srum.drawing import Chain, Draw, Shot
+from srum.drawing.chains import (
     ChainSettings,
     ChainState,
     Reflection,
@@ -19,7 +20,6 @@ from srum.chains import (
     template,
     to_change,
 )
-from srum.drawing import Chain, Draw, Shot
 from srum.evaluation.accuracy import drawn
 from srum.models.base import Decoding, Generated, Sampling, Segment, UnifiedModel, Written, require
 from srum.records import Prompt

@@ -181,7 +181,7 @@ class PolicyMethod(Method):
 
     def stop(self, rows: Sequence[Mapping[str, Any]], config: Any) -> str:
         """Once the reward has left the second opinion behind."""
-        from srum.alarms import widened
+        from srum.train.alarms import widened
 
         return widened(rows, config.stop_gap)
 

@@ -15,10 +15,10 @@ from srum.config import RunConfig
 from srum.judging.questions import answers, questions_of
 from srum.judging.stage import load_answering
 from srum.records import Failure, Grounding, Judgement, Prompt
-from srum.reward_map import Skipped, rasterize, sample_score
 from srum.run import Run, load_model
 from srum.shapes.checker import is_right
 from srum.shapes.prompts import is_checkable
+from srum.stages.reward_map import Skipped, rasterize, sample_score
 from srum.train.refining import as_candidate, image_judge
 from srum.train.reinforced import Opinion, PolicyConfig
 

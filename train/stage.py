@@ -8,18 +8,18 @@ from itertools import islice
 
 from PIL.Image import Image
 
-from srum.alarms import alarms
-from srum.plots import as_image
 from srum.processes import Processes
 from srum.progress import part
-from srum.reading import read_round
 from srum.run import Arm, Run, console, load_model
 from srum.run_dir import RunError
+from srum.train.alarms import alarms
 from srum.train.data import load_training_records
 from srum.train.feed import Source
 from srum.train.metrics import keep_rows
 from srum.train.tracking import Subject, Tracker, tracked
 from srum.train.trainer import DTYPES, train
+from srum.views.plots import as_image
+from srum.views.reading import read_round
 
 SHOWN = 6  # reward maps of a round that a tracker shows
 

@@ -21,7 +21,6 @@ from typing import Any
 from PIL import Image
 
 from srum import models
-from srum.chat import Server
 from srum.config import ConfigError, ServerConfig
 from srum.disk import require_room_for_images
 from srum.drawing import draw_planned
@@ -38,6 +37,7 @@ from srum.evaluation.bench_tables import write_table
 from srum.evaluation.benchmark import Benchmark, Drawn, Evaluator, Failure, Item, Verdict
 from srum.evaluation.judges import ChatJudge, load_evaluator
 from srum.evaluation.leakage import Leakage, leakage
+from srum.exchange.chat import Server
 from srum.images import ImageError, open_image, save_image
 from srum.models.base import Generated, Sampling, Segment, UnifiedModel, to_edit
 from srum.processes import Processes

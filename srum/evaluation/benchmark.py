@@ -18,8 +18,8 @@ from typing import Any, ClassVar, Protocol
 from PIL import Image
 from pydantic import Field
 
-from srum.chat import Message, NoReply, Reply
 from srum.evaluation.data import Data, Origin
+from srum.exchange.chat import Message, NoReply, Reply
 from srum.models.base import Sampling
 from srum.records import Name, Record, RunPath
 from srum.seeding import seed_for

@@ -13,8 +13,8 @@ from srum.config import RunConfig
 from srum.evaluation.accuracy import EvalResult, evaluate
 from srum.evaluation.statistics import difference
 from srum.records import Prompt
-from srum.rollout import choose_prompts
 from srum.run import BASE, REDRAWN, Run, load_model
+from srum.stages.rollout import choose_prompts
 
 EVAL = "held-out prompts - eval {}"  # what is done, of an arm
 

@@ -25,11 +25,11 @@ from srum.evaluation.accuracy import CheckedImage
 from srum.evaluation.statistics import wilson
 from srum.json_files import read_json
 from srum.models.base import Sampling, branch_counts
-from srum.reading import RunView
 from srum.records import Candidate, Judgement
 from srum.run import Arm, Run
 from srum.run_dir import read_records
 from srum.stages import JUDGE, ROLLOUT
+from srum.views.reading import RunView
 
 BACKWARD = 2  # forward passes that a backward pass counts as
 

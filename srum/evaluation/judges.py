@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from srum.chat import Ask, Message, NoReply, Reply, Server, ServerError
 from srum.config import ConfigError
 from srum.evaluation.benchmark import Benchmark, Evaluator, Failure, Verdict
+from srum.exchange.chat import Ask, Message, NoReply, Reply, Server, ServerError
 from srum.plugins import find
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from srum.records import Box
-from srum.reward_map import reference_pixels
+from srum.stages.reward_map import reference_pixels
 
 GLOBAL_ENTRY = "global_layout_reward"
 SCORE = r"score:\s*(-?\d+\.?\d*)"

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from srum.chaining import ChainRecord
+from srum.drawing.chaining import ChainRecord
+from srum.drawing.strokes import parse_inspection, parse_plan
 from srum.evaluation.statistics import wilson
 from srum.images import open_image
 from srum.records import Prompt
@@ -20,7 +21,6 @@ from srum.shapes.matching import completable
 from srum.shapes.prompts import from_metadata
 from srum.shapes.scenes import CELL, GRID, Spec, Thing
 from srum.shapes.wording import parse_things, placed
-from srum.strokes import parse_inspection, parse_plan
 
 
 @dataclass(frozen=True)

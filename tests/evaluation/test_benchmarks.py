@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 
 from srum import models
-from srum.chat import Server
 from srum.config import ConfigError, EvalConfig, ServerConfig
 from srum.evaluation import bench, bench_tables, judges
 from srum.evaluation.accuracy import evaluate
@@ -31,6 +30,7 @@ from srum.evaluation.benchmarks import (
 )
 from srum.evaluation.detection import Detection
 from srum.evaluation.tables import combined, published_rows
+from srum.exchange.chat import Server
 from srum.models.base import to_edit
 from srum.plugins import SHIPPED, find
 from srum.run_dir import RunError, read_records

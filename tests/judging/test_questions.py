@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from srum import models
-from srum.chat import NoReply
+from srum.exchange.chat import NoReply
 from srum.judging.questions import AskedFact, QuestionsError, answers, questions_of, read
 from srum.models.base import Decoding, Segment, Written
 from srum.records import Failure

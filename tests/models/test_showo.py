@@ -20,12 +20,12 @@ from torch import Tensor
 from srum import models
 from srum.config import ConfigError, RefineConfig, load_config
 from srum.drawing import Shot
+from srum.drawing.refining import refine
 from srum.errors import ModelError, SrumError
 from srum.loop import require_abilities
 from srum.models.base import Decoding, DiscreteForward, Sampling, Segment
 from srum.models.showo import Showo
 from srum.models.showo.sampler import Masks
-from srum.refining import refine
 from srum.run import find_method
 from srum.train.objective import Tokens
 from tests.showo_tiny import CLIP, VQ, small

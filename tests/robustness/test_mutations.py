@@ -24,11 +24,12 @@ from safetensors.torch import save_file
 
 from srum.config import RunConfig, dump, load_config
 from srum.errors import SrumError
-from srum.export import read_export, write_export
+from srum.exchange.export import read_export, write_export
+from srum.exchange.interchange import read_lines
+from srum.exchange.serve import Refused, Service
 from srum.grounding.base import ProposalError
 from srum.grounding.native import parse_boxes
 from srum.images import open_image
-from srum.interchange import read_lines
 from srum.judging.instructions import layout_reply, region_reply
 from srum.judging.replies import parse_layout, parse_regions
 from srum.models.bagel.checkpoint import weight_files
@@ -37,12 +38,11 @@ from srum.models.blip3o.checkpoint import read_headers
 from srum.models.blip3o.config import Blip3oConfig
 from srum.models.checkpoints import Headers
 from srum.prompt_files import read_prompts
-from srum.reading import RunView
 from srum.records import Candidate, Grounding, Judgement, LayoutJudgement, Record, Region, RegionJudgement, RewardMap
 from srum.run import StageTimer
 from srum.run_dir import read_records, write_records
-from srum.serve import Refused, Service
 from srum.tensors import read_tensors
+from srum.views.reading import RunView
 from tests.fakes import FakeModel, run_on_fakes
 
 FACTOR = float(os.environ.get("MUTATIONS", "1"))

@@ -18,7 +18,6 @@ from benchmarks.stages import UNKNOWN, _attention_operations
 from srum.cli import app
 from srum.config import RunConfig, load_config
 from srum.errors import ModelError
-from srum.ledger import Ledger, carried
 from srum.models import EMBEDDED
 from srum.models.bagel.config import PUBLISHED
 from srum.models.checkpoints import load_tokenizer
@@ -27,6 +26,7 @@ from srum.run import find_method
 from srum.train import lora
 from srum.train.data import candidate_mix
 from srum.train.dry_run import DryRun, described
+from srum.train.ledger import Ledger, carried
 from srum.train.trainer import Trainer
 from srum.train.weights import recomputed, trainable_parameters
 

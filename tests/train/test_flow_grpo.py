@@ -16,8 +16,8 @@ from srum.models.base import Exploration, Sampling, Segment
 from srum.models.blip3o import Blip3o
 from srum.processes import Processes
 from srum.records import Prompt
-from srum.rollout import choose_prompts
 from srum.run import find_method
+from srum.stages.rollout import choose_prompts
 from srum.train.checkpoint import list_checkpoints
 from srum.train.metrics import keep_rows
 from srum.train.online import OnlineSource

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from PIL.Image import fromarray
 
 from srum.config import ConfigError, config_of, load_config
+from srum.drawing.strokes import Drawing, Stage
 from srum.evaluation.accuracy import drawn as drawn_once
 from srum.models.base import Generated, Written
-from srum.rollout import choose_prompts
 from srum.run import Run, find_method
 from srum.run_dir import RunError
 from srum.shapes.checker import check, parse
@@ -27,7 +27,7 @@ from srum.shapes.render import render
 from srum.shapes.scenes import Scene, Spec, Thing, Want, sample_scene
 from srum.shapes.strokes import Plan, parse_inspection, parse_plan
 from srum.shapes.wording import placed
-from srum.strokes import Drawing, Stage
+from srum.stages.rollout import choose_prompts
 from srum.train.examples import Example
 from srum.train.feed import Mix
 from srum.train.inspected import inspected

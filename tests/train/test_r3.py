@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL.Image import Image
 
-from srum.chains import Failure, parse_reflection, template
 from srum.config import FREE, ConfigError, load_config
+from srum.drawing.chains import Failure, parse_reflection, template
 from srum.errors import TrainingError
 from srum.loop import require_abilities
 from srum.models.base import Generated, MissingAbility, Written

@@ -19,10 +19,10 @@ from srum.images import ImageError, open_image
 from srum.loop import run_loop
 from srum.models.bagel import Bagel
 from srum.models.base import MissingAbility, Segment
-from srum.pictures import blurred, from_bytes, read_entries
 from srum.records import Picture
 from srum.run import Run
 from srum.run_dir import RunError, claim_run, read_records
+from srum.stages.pictures import blurred, from_bytes, read_entries
 from srum.train.examples import Example
 from srum.train.methods.reca import FAR, SEEN, TOLD, Reca, RecaConfig, TemplateError, read_templates, told
 from srum.train.packs import opened, worded
@@ -145,7 +145,7 @@ def test_broken_pictures_are_counted_and_others_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pictures: list[Image.Image], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A picture twice: its latent is encoded once."""
-    from srum.pictures import images_stage
+    from srum.stages.pictures import images_stage
 
     folder_of(tmp_path / "data", [*pictures, pictures[0]])
     (tmp_path / "data/broken.png").write_bytes(b"no image")
@@ -162,7 +162,7 @@ def test_broken_pictures_are_counted_and_others_kept(
 
 
 def test_nothing_readable_is_an_error_and_can_be_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from srum.pictures import images_stage
+    from srum.stages.pictures import images_stage
 
     (tmp_path / "data").mkdir()
     (tmp_path / "data/broken.png").write_bytes(b"no image")
@@ -177,7 +177,7 @@ def test_nothing_readable_is_an_error_and_can_be_tried_again(tmp_path: Path, mon
 @pytest.mark.parametrize("source", ["rendered", "candidates", "good"])
 def test_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
     monkeypatch.setattr(models, "load", FakeModel.load)
-    monkeypatch.setattr("srum.pictures.GOOD", -0.5)  # the fake's judge is a random one
+    monkeypatch.setattr("srum.stages.pictures.GOOD", -0.5)  # the fake's judge is a random one
     sizes = ["images.count=6", "prompt_count=12", "candidates_per_prompt=2", "reward.on_failure=keep"]
     run_loop(load_config(None, [*SMALL, *sizes, f"images.source={source}"]), tmp_path / "run")
     assert (tmp_path / "run/round-000/train/reca/model").is_dir()

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from srum.alarms import WINDOW, alarms, widened
 from srum.config import ConfigError, load_config
 from srum.records import Failure, Grounding, Judgement, LayoutJudgement, Prompt, Region, RegionJudgement
 from srum.run import Run, find_method
 from srum.train import rewards
+from srum.train.alarms import WINDOW, alarms, widened
 from srum.train.metrics import keep_rows
 from srum.train.online import OnlineSource
 from srum.train.policy import group_advantages

@@ -17,15 +17,15 @@ from PIL import Image
 from srum import models, open_run
 from srum.config import ConfigError, PairConfig, RefineConfig, load_config
 from srum.drawing import Shot
+from srum.drawing.refining import best_of, refine, refine_context
 from srum.evaluation.accuracy import CheckedImage
+from srum.exchange.pair_interchange import import_pairs, read_rows, row_of, write_pairs
 from srum.loop import run_loop
 from srum.models.base import without_images, without_text
-from srum.pair_interchange import import_pairs, read_rows, row_of, write_pairs
-from srum.pairs import REASONS, Scored, make_pairs, pairs_of
 from srum.records import Candidate, Pair, Refinement, RewardMap
-from srum.refining import best_of, refine, refine_context
 from srum.run import Run
 from srum.run_dir import RunError, read_records
+from srum.stages.pairs import REASONS, Scored, make_pairs, pairs_of
 from srum.train.methods.rvr import Rvr, RvrConfig
 from srum.train.refining import refine_run
 from tests.fakes import FakeModel

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from srum.drawing import Chain, Draw
+    from srum.drawing.strokes import StrokeSettings
     from srum.models.base import TrainableModel, UnifiedModel
     from srum.records import Prompt
     from srum.run import Run
-    from srum.strokes import StrokeSettings
     from srum.train.examples import Example
     from srum.train.feed import Mix
 
@@ -99,8 +99,8 @@ class Process(Method):
     def draw(self, model: TrainableModel, config: ProcessConfig, seed: int) -> Draw:
         """In strokes; a prompt whose first plan cannot be read is drawn once, without a plan."""
         from srum.drawing import Chain, Shot
+        from srum.drawing.strokes import draw_in_strokes
         from srum.evaluation.accuracy import drawn
-        from srum.strokes import draw_in_strokes
 
         settings, once = _settings(config), config.eval.model_copy(update={"plan": False})
 
@@ -120,7 +120,7 @@ class Process(Method):
 
     def _own(self, model: UnifiedModel, run: Run, k: int, config: ProcessConfig) -> list[Example]:
         from srum.processes import Processes
-        from srum.rollout import choose_prompts, own_prompts
+        from srum.stages.rollout import choose_prompts, own_prompts
         from srum.train.inspected import own_inspections
 
         def chosen() -> list[Prompt]:
@@ -135,8 +135,8 @@ def _settings(config: ProcessConfig) -> StrokeSettings:
     """How a drawing in strokes is made in an evaluation."""
     from dataclasses import replace
 
+    from srum.drawing.strokes import StrokeSettings
     from srum.models.base import Sampling
-    from srum.strokes import StrokeSettings
 
     drawing = Sampling(**config.eval.sampling())
     return StrokeSettings(

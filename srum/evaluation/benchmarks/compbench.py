@@ -9,9 +9,9 @@ from typing import ClassVar
 
 from PIL import Image
 
-from srum.chat import Message, user
 from srum.evaluation.benchmark import Item, JudgedBenchmark, Unreadable, Values, equally, hashed
 from srum.evaluation.data import Origin, Template
+from srum.exchange.chat import Message, user
 
 PROMPTS, SCORER = "val_comp.json", "CompBench_eval/qwen_eval.py"
 COLUMNS = ("3d_spatial", "color", "non_spatial", "numeracy", "shape", "spatial", "texture")

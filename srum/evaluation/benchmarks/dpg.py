@@ -7,9 +7,9 @@ from typing import Any
 
 from PIL import Image
 
-from srum.chat import user
 from srum.evaluation.benchmark import Benchmark, Item, Unreadable, Values, Verdict, asked, hashed
 from srum.evaluation.data import Origin
+from srum.exchange.chat import user
 
 QUESTIONS = "dpg_bench/dpg_bench.csv"
 SUFFIX = " Answer yes or no."

@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 
 from PIL import Image
 
-from srum.chat import user
 from srum.evaluation.benchmark import Benchmark, Item, Judge, Unreadable, Values, Verdict, asked, equally, hashed
 from srum.evaluation.data import DataError, Origin
+from srum.exchange.chat import user
 from srum.images import to_rgb
 from srum.models.base import Sampling
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from PIL import Image
 
-from srum.chat import Message, system, user
 from srum.evaluation.benchmark import Item, JudgedBenchmark, Unreadable, Values, equally, hashed
 from srum.evaluation.data import Origin, Template
+from srum.exchange.chat import Message, system, user
 
 TAGS = (
     *("color_attr", "spatial_count_attr", "color_spatial_attr", "color_count_attr", "multi_object_count_attr"),

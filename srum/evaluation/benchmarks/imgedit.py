@@ -7,9 +7,9 @@ from typing import ClassVar
 
 from PIL import Image
 
-from srum.chat import Message, user
 from srum.evaluation.benchmark import BAGEL, Item, JudgedBenchmark, Unreadable, Values, equally, hashed
 from srum.evaluation.data import DataError, Origin
+from srum.exchange.chat import Message, user
 from srum.images import open_image
 from srum.models.base import Sampling
 

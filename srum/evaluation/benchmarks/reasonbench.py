@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 from PIL import Image
 
-from srum.chat import Message, NoReply, assistant, user
 from srum.evaluation.benchmark import (
     Benchmark,
     Failure,
@@ -23,6 +22,7 @@ from srum.evaluation.benchmark import (
     hashed,
 )
 from srum.evaluation.data import Origin, Template
+from srum.exchange.chat import Message, NoReply, assistant, user
 
 DIMENSIONS = {
     "idiom": ("idiom_interpretation", "evaluation_idiom", "eval_idiom", {"reason_evaluation": 1.0}),

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from srum.chat import Message, system, user
 from srum.evaluation.benchmark import Item, JudgedBenchmark, Unreadable, Values, equally, hashed
 from srum.evaluation.data import DataError, Origin
+from srum.exchange.chat import Message, system, user
 
 SCORER = "eval/eval_with_vlm.py"
 SETS = {

@@ -10,9 +10,9 @@ from typing import Any
 
 from PIL import Image
 
-from srum.chat import Message, user
 from srum.evaluation.benchmark import Item, JudgedBenchmark, Unreadable, Values, equally, hashed
 from srum.evaluation.data import DataError, Origin, Template
+from srum.exchange.chat import Message, user
 
 SCORER = "eval/qwenvl_72b_en_eval.py"
 DIMENSIONS = (

@@ -6,9 +6,9 @@ import re
 
 from PIL import Image
 
-from srum.chat import Message, system, user
 from srum.evaluation.benchmark import BAGEL, SRUM, Item, JudgedBenchmark, Unreadable, Values, equally, hashed
 from srum.evaluation.data import Origin, Template
+from srum.exchange.chat import Message, system, user
 
 FILES = ("cultural_common_sense.json", "spatio-temporal_reasoning.json", "natural_science.json")
 COLUMNS = ("culture", "time", "space", "biology", "physics", "chemistry")

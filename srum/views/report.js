@@ -1,6 +1,6 @@
 // The candidates of report.html: filters, thumbnails, details.
 //
-// Their facts are the JSON of #data (srum/report.py, _groups), their markup is in the page's <template>s. Facts enter
+// Their facts are the JSON of #data (srum/views/report.py, _groups), their markup is in the page's <template>s. Facts enter
 // the page as text and attributes alone, never as markup: prompts and replies may hold anything. The state is that of
 // the form and the opened candidate; it is kept in location.hash, so that a view can be bookmarked and shared.
 "use strict";

@@ -25,7 +25,6 @@ from matplotlib.figure import Figure
 from PIL.Image import Image
 from torch import Tensor
 
-from srum import plots
 from srum.config import load_config
 from srum.evaluation.accuracy import CheckedImage
 from srum.images import open_image
@@ -34,6 +33,7 @@ from srum.records import Candidate, Grounding, Judgement, Prompt, Record, Region
 from srum.run import find_method
 from srum.run_dir import CONFIG, RunError, read_by_id, read_records, read_so_far, round_dir, round_dirs
 from srum.tensors import read_tensor
+from srum.views import plots
 
 if TYPE_CHECKING:
     import pandas

@@ -10,12 +10,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from srum import models
-from srum.outcomes import count_outcomes, in_words
 from srum.processes import Processes
 from srum.records import Candidate, Grounding, Judgement, RewardMap
-from srum.reward_map import NEUTRAL, Skipped, binarized, centred, rasterize, sample_score, usual_scores
 from srum.run import Run, console
 from srum.run_dir import atomic, finished, read_by_id, run_stage, write_json
+from srum.stages.outcomes import count_outcomes, in_words
+from srum.stages.reward_map import NEUTRAL, Skipped, binarized, centred, rasterize, sample_score, usual_scores
 
 RASTERIZE_BATCH = 64  # candidates per shard
 

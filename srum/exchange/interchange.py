@@ -23,7 +23,6 @@ from srum.geometry import clip_box, scale_box
 from srum.images import open_image, save_image
 from srum.json_files import read_json
 from srum.models.base import UnifiedModel, crop_box
-from srum.reading import CandidateView, RunView
 from srum.records import (
     Box,
     Candidate,
@@ -37,6 +36,7 @@ from srum.records import (
     Score,
 )
 from srum.run_dir import RunError, atomic, inside, run_stage, write_json, write_records, write_text
+from srum.views.reading import CandidateView, RunView
 
 BATCH = 16  # images per shard
 

@@ -11,9 +11,9 @@ from srum.config import differing_fields
 from srum.evaluation.accuracy import CheckedImage, accuracy_of
 from srum.evaluation.compute import compute_tables
 from srum.evaluation.statistics import difference
-from srum.plots import BeforeAfter
-from srum.reading import CandidateView, RunView
 from srum.records import Judged
+from srum.views.plots import BeforeAfter
+from srum.views.reading import CandidateView, RunView
 
 # --- one candidate
 

@@ -29,18 +29,18 @@ from srum.evaluation.comparison import eval_prompts
 from srum.images import data_uri
 from srum.init import SMALL, Answers, settings, usual_side
 from srum.models.base import TrainableModel
-from srum.plots import as_image, candidate_figure, reward_maps_figure, said_of, score_colour
 from srum.records import Candidate, Grounding, Judgement, Prompt
-from srum.report import judge_of
-from srum.reward_map import Skipped, binarized, rasterize, sample_score
-from srum.rollout import own_prompts
 from srum.run import BASE, Run, load_model
 from srum.shapes.checker import Verdict, check
 from srum.shapes.prompts import is_checkable, prompt_set
+from srum.stages.reward_map import Skipped, binarized, rasterize, sample_score
+from srum.stages.rollout import own_prompts
 from srum.train.methods.base import Method
 from srum.train.methods.r3 import R3Config
 from srum.train.refining import ImageJudge, drawn_again, image_judge
 from srum.train.reflect import drawn_in_chains
+from srum.views.plots import as_image, candidate_figure, reward_maps_figure, said_of, score_colour
+from srum.views.report import judge_of
 
 if TYPE_CHECKING:
     import gradio

@@ -3,7 +3,7 @@
 Everything is inline (images as data URIs, charts as SVG), so the page opens without a server or a network. A part that
 the run has not reached yet is said to be missing. ``report.html.j2`` is the page; the candidates of all rounds are in
 it as JSON (``_groups``), of which ``report.js`` makes what is looked at. Boxes are in image pixels, reward maps on the
-latent grid, stretched over the image (``srum.plots``).
+latent grid, stretched over the image (``srum.views.plots``).
 """
 
 from __future__ import annotations
@@ -25,9 +25,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from srum import plots
-from srum.alarms import alarms
 from srum.config import CONFIG, JudgeConfig, load_config
+from srum.drawing.refining import best_of
 from srum.evaluation.accuracy import Accuracy, CheckedImage, CheckedShot, summarize
 from srum.evaluation.benchmark import Drawn
 from srum.evaluation.leakage import leakage
@@ -35,16 +34,17 @@ from srum.evaluation.statistics import Estimate, difference
 from srum.images import ImageError, data_uri, open_image
 from srum.json_files import read_json, read_json_lines
 from srum.lazy import Lazy
-from srum.outcomes import in_words, undrawn_in_words
 from srum.own import OWN, JudgedImage
 from srum.provenance import described, read_entries
-from srum.reading import CandidateView, read_round
 from srum.records import Candidate, Judged, Prompt, Region, RegionJudgement
-from srum.refining import best_of
-from srum.rollout import own_prompts
 from srum.run import BASE, Run
 from srum.run_dir import MADE_WITH, atomic, inside, read_by_id, read_records, round_dirs, write_text
 from srum.stages import TRAIN, Stage
+from srum.stages.outcomes import in_words, undrawn_in_words
+from srum.stages.rollout import own_prompts
+from srum.train.alarms import alarms
+from srum.views import plots
+from srum.views.reading import CandidateView, read_round
 
 T = TypeVar("T")
 
@@ -69,7 +69,7 @@ UNREADABLE = f"data:image/svg+xml;base64,{base64.b64encode(CROSS.encode()).decod
 
 def write_report(run_folder: Path, running: bool = False) -> Path:
     """Write ``report.html`` into ``run_folder`` and return its path; of a ``running`` run it reloads itself."""
-    loader = jinja2.PackageLoader("srum", "")
+    loader = jinja2.PackageLoader("srum.views", "")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}  # of the filter tojson, which escapes markup
     page = environment.get_template("report.html.j2").render(**_contents(run_folder, running))

@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from srum import models
-from srum.chat import NoReply, Picture, Server, Wish
 from srum.config import RunConfig
 from srum.disk import require_room_for_images
 from srum.drawing import draw_planned
+from srum.exchange.chat import NoReply, Picture, Server, Wish
 from srum.images import save_image
 from srum.models.base import Sampling, UnifiedModel
 from srum.processes import Processes

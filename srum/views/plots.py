@@ -40,7 +40,7 @@ from srum.records import Judgement, MaskRLE, Region, RegionJudgement
 if TYPE_CHECKING:
     import pathlib
 
-    from srum.chaining import ChainRecord
+    from srum.drawing.chaining import ChainRecord
 
 INK = "#262626"  # text, axes and outlines
 MISSING = "#808080"  # what has no score

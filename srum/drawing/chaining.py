@@ -19,8 +19,9 @@ from pydantic import Field, TypeAdapter
 from rich.table import Table
 from safetensors.torch import save_file
 
-from srum.chains import ChainSettings, ChainState, run_chains
 from srum.config import RunConfig
+from srum.drawing.chains import ChainSettings, ChainState, run_chains
+from srum.drawing.strokes import Drawing, StrokeSettings, draw_in_strokes
 from srum.evaluation.comparison import eval_prompts
 from srum.evaluation.statistics import wilson
 from srum.images import open_image, save_image
@@ -32,7 +33,6 @@ from srum.run_dir import RunError, atomic, claim_settings, run_stage, write_reco
 from srum.seeding import seed_for
 from srum.shapes.checker import is_right
 from srum.shapes.prompts import is_checkable
-from srum.strokes import Drawing, StrokeSettings, draw_in_strokes
 
 
 class ChainTurn(Record):

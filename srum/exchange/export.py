@@ -22,9 +22,9 @@ from safetensors.torch import save
 
 from srum.config import dump, parse_config
 from srum.images import ImageError
-from srum.reading import CandidateView, RunView
 from srum.records import Candidate, Grounding, Judgement, Prompt, Record, RewardMap
 from srum.run_dir import CONFIG, RunError, atomic, inside, make_record, record_id, round_dir, write_records, write_text
+from srum.views.reading import CandidateView, RunView
 
 T = TypeVar("T")
 
@@ -231,7 +231,7 @@ def _files(row: dict[str, Any], records: dict[str, Record], folder: Path, where:
 
 
 def _lies_in(kind: str, parts: Sequence[str]) -> bool:
-    """Whether a path is of a file in the folder ``kind``, or in a sub-folder of it (``srum.rollout.CROWD``)."""
+    """Whether a path is of a file in the folder ``kind``, or in a sub-folder of it (``srum.stages.rollout.CROWD``)."""
     return len(parts) > 1 and parts[0] == kind
 
 

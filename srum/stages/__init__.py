@@ -23,10 +23,13 @@ class Stage:
 
 
 ROLLOUT = Stage(
-    "rollout", ("prompts", "candidates"), "srum.rollout:rollout_stage", "Generate the candidates of a round."
+    "rollout", ("prompts", "candidates"), "srum.stages.rollout:rollout_stage", "Generate the candidates of a round."
 )
 IMAGES = Stage(
-    "images", ("pictures",), "srum.pictures:images_stage", "Read the images that are reconstructed, and encode them."
+    "images",
+    ("pictures",),
+    "srum.stages.pictures:images_stage",
+    "Read the images that are reconstructed, and encode them.",
 )
 GROUND = Stage("ground", ("regions",), "srum.grounding.stage:ground_stage", "Propose the regions of every candidate.")
 JUDGE = Stage(
@@ -36,9 +39,14 @@ JUDGE = Stage(
     "Let the model score regions and layout of each.",
 )
 RASTERIZE = Stage(
-    "rasterize", ("rewards",), "srum.rasterize:rasterize_stage", "Turn judgements into reward maps on the latent grid."
+    "rasterize",
+    ("rewards",),
+    "srum.stages.rasterize:rasterize_stage",
+    "Turn judgements into reward maps on the latent grid.",
 )
-PAIR = Stage("pair", ("pairs",), "srum.pairs:pair_stage", "Pair the candidates that miss their prompt with good ones.")
+PAIR = Stage(
+    "pair", ("pairs",), "srum.stages.pairs:pair_stage", "Pair the candidates that miss their prompt with good ones."
+)
 TRAIN = Stage("train", (), "srum.train.stage:train_stage", "Train every arm on the candidates of a round.")
 
 SHIPPED = (ROLLOUT, GROUND, JUDGE, RASTERIZE, IMAGES, PAIR, TRAIN)

@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 from PIL.Image import Image
 from safetensors.torch import save_file
 
+from srum.exchange.interchange import claim_import, fault
 from srum.images import open_image, save_image
-from srum.interchange import claim_import, fault
 from srum.models.base import UnifiedModel
-from srum.reading import RunView
 from srum.records import Candidate, Pair, Prompt
 from srum.run_dir import RunError, atomic, inside, read_by_id, read_records, run_stage, write_json, write_records
+from srum.views.reading import RunView
 
 BATCH = 16  # images per shard
 MISALIGNED, ALIGNED = -1.0, 1.0  # the scores of pairs that others have labelled

@@ -21,7 +21,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from srum.chains import planned
+from srum.drawing.chains import planned
 from srum.models.base import Decoding, Generated, Sampling, Segment, UnifiedModel, Written, remembering, require
 from srum.seeding import seed_for
 from srum.shapes.edits import apply, parse_edits

@@ -1,0 +1,1 @@
+"""What other programs read and say: files in others' formats, and OpenAI's protocol on both sides."""
