@@ -278,8 +278,14 @@ def test_an_image_beyond_the_largest_is_refused(size: tuple[int, int]) -> None:
             model.latent_grid(size)
 
 
-@pytest.mark.parametrize("name", ["rollout.size", "eval.size"])
-def test_a_run_names_the_size_before_it_writes_anything(tmp_path: Path, name: str) -> None:
-    with pytest.raises(SrumError, match=rf"{name}: .*\(128, 128\) is beyond the largest .*, 64x64"):
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("rollout.size", r"\(128, 128\) is beyond the largest .*, 64x64"),
+        ("eval.size", "the exact checker reads images of 64x64, not 128x128"),
+    ],
+)
+def test_a_run_names_the_size_before_it_writes_anything(tmp_path: Path, name: str, why: str) -> None:
+    with pytest.raises(SrumError, match=rf"{name}: .*{why}"):
         run_loop(load_config(None, ["method=sft", "compare=[]", f"{name}=[128,128]"]), tmp_path / "run")
     assert not (tmp_path / "run").exists()
