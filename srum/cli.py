@@ -805,7 +805,7 @@ def _draw_on(
     image: Path | None,
 ) -> None:
     """Draw the evaluation's prompts in more than one step, and print what came of it."""
-    from srum.drawing.chaining import draw_evaluation, endings, tables
+    from srum.evaluation.chains import draw_evaluation, endings, tables
     from srum.loop import console
     from srum.run_dir import locked
     from srum.views.plots import strips_figure

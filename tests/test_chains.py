@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from srum import models
-from srum.drawing.chaining import accuracy_table, claim, draw_chains, endings, verdicts
+from srum.drawing.chaining import claim, draw_chains
 from srum.drawing.chains import (
     TEMPLATES,
     ChainSettings,
@@ -25,6 +25,7 @@ from srum.drawing.chains import (
     template,
 )
 from srum.errors import ModelError
+from srum.evaluation.chains import accuracy_table, endings, verdicts
 from srum.models.base import Decoding, Generated, Sampling
 from srum.records import Candidate
 from srum.run_dir import RunError, read_by_id
