@@ -189,12 +189,13 @@ def test_an_evaluation_samples_as_its_config_says(tmp_path: Path) -> None:
             written.append(([texts_of(context) for context in contexts], *arguments))
             return super().write(contexts, *arguments)
 
+    settings = SETTINGS | {"size": (64, 64)}  # what the checker reads
     for plan in (True, False):
-        evaluate(Asked(), prompts, EvalConfig(**SETTINGS, plan=plan), tmp_path / str(plan), seed=5)
+        evaluate(Asked(), prompts, EvalConfig(**settings, plan=plan), tmp_path / str(plan), seed=5)
     noise, plans = ([seed_for(5, prompt.id, purpose) for prompt in prompts] for purpose in ("eval", "plan"))
     bare = [[prompt.text] for prompt in prompts]
     planned = [["Plan first.", prompt.text, f"a plan of {prompt.text}"] for prompt in prompts]
-    assert drawn == [(texts, Sampling(**SETTINGS), noise) for texts in (planned, bare)]
+    assert drawn == [(texts, Sampling(**settings), noise) for texts in (planned, bare)]
     assert written == [([texts[:2] for texts in planned], Decoding(temperature=0.125), plans)]
     assert not set(noise) & set(plans)
 
