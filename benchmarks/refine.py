@@ -159,7 +159,7 @@ class Ground:
     @cached_property
     def before(self) -> list[bool]:
         """The checker's verdicts on the first images."""
-        return [right(prompt, self.firsts[name].image) for name, prompt in self.prompts.items()]
+        return [is_right(self.firsts[name].image, prompt.metadata) for name, prompt in self.prompts.items()]
 
     @property
     def texts(self) -> list[str]:
@@ -330,13 +330,9 @@ def outcome(ground: Ground, chains: Sequence[Chain], config: RefineConfig | None
     others = later if config is not None else first
     return Outcome(
         before=ground.before,
-        after=[right(p, chain.image) for p, chain in zip(ground.prompts.values(), chains, strict=True)],
+        after=[is_right(chain.image, p.metadata) for p, chain in zip(ground.prompts.values(), chains, strict=True)],
         passes=[first + others * (len(chain.shots) - 1) for chain in chains],
     )
-
-
-def right(prompt: Prompt, image: Image) -> bool:
-    return is_right(image, prompt.metadata)
 
 
 # --- all seeds
@@ -370,8 +366,8 @@ def table(rows: Mapping[str, Sequence[Outcome]]) -> Table:
         mended, broken = (100 * (x > y).mean() for x, y in ((after, before), (before, after)))
         passes = np.mean([one.passes for one in outcomes])
         cells = (
-            estimate_cell(crossed(after).times(100)),
-            estimate_cell(gain.times(100), "+"),
+            estimate_cell(crossed(after)),
+            estimate_cell(gain, "+"),
             f"{mended:.1f}",
             f"{broken:.1f}",
             f"{passes:.0f}",
@@ -381,7 +377,8 @@ def table(rows: Mapping[str, Sequence[Outcome]]) -> Table:
 
 
 def estimate_cell(estimate: Estimate, sign: str = "") -> str:
-    """The value and its interval."""
+    """A share in percent, or a difference of shares in points, and its interval."""
+    estimate = estimate.times(100)
     return f"{estimate.value:{sign}.1f} ({estimate.low:{sign}.1f} to {estimate.high:{sign}.1f})"
 
 

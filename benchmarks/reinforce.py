@@ -36,7 +36,7 @@ import numpy as np
 from PIL.Image import Image
 from rich.table import Table
 
-from benchmarks.refine import estimate_cell, right
+from benchmarks.refine import estimate_cell
 from srum.config import EvalConfig, RunConfig, load_config
 from srum.drawing.chains import ChainSettings, ChainState, run_chains, template
 from srum.evaluation.accuracy import drawn
@@ -50,6 +50,7 @@ from srum.records import Prompt
 from srum.run import BASE, Run, console, load_model
 from srum.run_dir import claim_run, write_json
 from srum.seeding import seed_for
+from srum.shapes.checker import is_right
 from srum.stages.rollout import choose_prompts
 from srum.train.refining import score_and_blame
 
@@ -162,7 +163,9 @@ def chosen(base: Outcome, config: RunConfig) -> Outcome:
         tries = [[made.image for made in all_drawn(model, prompts, wanted, seed)] for seed in seeds]
         scores = [score(images, [prompt.text for prompt in prompts]) for images in tries]
         picked = [np.argmax([-2.0 if one is None else one for one in own]) for own in zip(*scores, strict=True)]
-        best[mode] = [right(p, tries[int(k)][i]) for i, (p, k) in enumerate(zip(prompts, picked, strict=True))]
+        best[mode] = [
+            is_right(tries[int(k)][i], p.metadata) for i, (p, k) in enumerate(zip(prompts, picked, strict=True))
+        ]
     return replace(base, refined=best, said={mode: ["again"] * len(prompts) for mode in MODES}, value=[])
 
 
@@ -173,7 +176,7 @@ def bare(folder: Path, arm: str, config: RunConfig, count: int) -> list[bool]:
         model = load_model(config, Run(folder / arm, config).newest(int(arm != BASE)))
         prompts = choose_prompts(config.eval.prompts, count, seed=0)
         made = all_drawn(model, prompts, config.eval.model_copy(update={"plan": False}), config.seed)
-        write_json(path, [right(prompt, one.image) for prompt, one in zip(prompts, made, strict=True)])
+        write_json(path, [is_right(one.image, prompt.metadata) for prompt, one in zip(prompts, made, strict=True)])
     return list(json.loads(path.read_text()))
 
 
@@ -187,7 +190,7 @@ def all_drawn(model: TrainableModel, prompts: Sequence[Prompt], wanted: EvalConf
 def verdicts(prompts: Sequence[Prompt], chains: Sequence[ChainState], refinements: int) -> list[bool]:
     """The exact checker's after so many refinements."""
     images: list[Image] = [chain.after(refinements).image for chain in chains]
-    return [right(prompt, image) for prompt, image in zip(prompts, images, strict=True)]
+    return [is_right(image, prompt.metadata) for prompt, image in zip(prompts, images, strict=True)]
 
 
 def values_of(run: Run) -> list[float]:
@@ -265,8 +268,7 @@ def drawing_table(rows: Mapping[str, Sequence[Outcome]]) -> Table:
             cells = []
             for name, ours in (("once", once), ("refined", refined)):
                 theirs = np.array([getattr(o, name)[mode] for o in rows[BASE][: len(ours)]])
-                gain = difference(ours, theirs).times(100)
-                cells += [estimate_cell(crossed(ours).times(100)), estimate_cell(gain, "+")]
+                cells += [estimate_cell(crossed(ours)), estimate_cell(difference(ours, theirs), "+")]
             counts = [int(one.sum()) for one in (refined & ~once, once & ~refined, edits, edits & once)]
             more = np.mean([[said in ("edit", "again") for said in o.said[mode]] for o in outcomes])
             passes = f"{(1 + more) * passes_of(EvalConfig()):.0f}"
@@ -279,7 +281,7 @@ def bare_table(rows: Mapping[str, Sequence[Sequence[bool]]]) -> Table:
     table = Table("arm", "bare, once, %", "- base", "prompts", "seeds")
     for arm, verdicts in rows.items():
         ours, theirs = np.array(verdicts), np.array(rows[BASE][: len(verdicts)])
-        cells = estimate_cell(crossed(ours).times(100)), estimate_cell(difference(ours, theirs).times(100), "+")
+        cells = estimate_cell(crossed(ours)), estimate_cell(difference(ours, theirs), "+")
         table.add_row(arm, *cells, str(ours.shape[1]), str(len(ours)))
     return table
 

@@ -99,7 +99,7 @@ def table(rows: Mapping[str, Sequence[Outcome]]) -> Table:
         cells = []
         for ours, theirs in zip((once, again), values[BASE], strict=True):
             gain = difference(ours, theirs[: len(ours)])
-            cells += [estimate_cell(crossed(ours).times(100)), estimate_cell(gain.times(100), "+")]
+            cells += [estimate_cell(crossed(ours)), estimate_cell(gain, "+")]
         passes, training = (float(np.mean([getattr(one, n) for one in rows[arm]])) for n in ("passes", "training"))
         broken = 100 * float((once > again).mean())
         shown.add_row(arm, *cells, f"{broken:.1f}", f"{passes:.0f}", f"{training / 1000:.1f}", str(len(rows[arm])))

@@ -381,7 +381,7 @@ def test_of_two_drawings_the_one_that_the_judge_prefers(monkeypatch: pytest.Monk
     monkeypatch.setattr(reinforce, "load_model", lambda *_: None)
     monkeypatch.setattr(reinforce, "score_and_blame", lambda *_: (lambda *_: next(scores), None))
     monkeypatch.setattr(reinforce, "all_drawn", drawn)
-    monkeypatch.setattr(reinforce, "right", lambda _prompt, image: image.getpixel((0, 0)) > 100)
+    monkeypatch.setattr(reinforce, "is_right", lambda image, _metadata: image.getpixel((0, 0)) > 100)
     once = {mode: [False, True, False, True] for mode in reinforce.MODES}
     best = reinforce.chosen(reinforce.Outcome(once, once, {}, [], [], [], [], [0.5]), config)
     assert best.once == once and best.value == []

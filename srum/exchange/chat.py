@@ -193,10 +193,9 @@ class Server:
                 status, headers, response = self._post(path, body)
             except (HTTPException, OSError) as error:  # broken off, or silent for too long
                 reason = error.reason if isinstance(error, URLError) else error
-                if isinstance(error, URLError) and not isinstance(reason, HUNG_UP):
-                    if attempt == self.retries:
-                        raise ServerError(f"{self.url} cannot be reached: {reason}") from None
-                    continue
+                unreachable = isinstance(error, URLError) and not isinstance(reason, HUNG_UP)
+                if unreachable and attempt == self.retries:
+                    raise ServerError(f"{self.url} cannot be reached: {reason}") from None
                 failed = NoReply(f"{type(reason).__name__}: {reason}", busy=True)
             else:
                 if status < 300:
